@@ -1,0 +1,104 @@
+#include "codec/json.h"
+
+#include "base/err.h"
+#include "codec/text.h"
+
+#include <string.h>
+
+bool utf8_valid(const uint8_t *p, size_t n)
+{
+    const uint8_t *end = n == 0 ? p : p + n;
+    while (p < end) {
+        if (*p < 0x80) {
+            p++;
+            continue;
+        }
+        unsigned more = *p >= 0xf0 ? 3 : *p >= 0xe0 ? 2 : 1;
+        uint32_t least = more == 3 ? 0x10000 : more == 2 ? 0x800 : 0x80;
+        uint32_t c = *p & (0x3fU >> more);
+        if (*p < 0xc2 || *p > 0xf4 || (size_t)(end - p) <= more) {
+            return false;
+        }
+        for (unsigned i = 1; i <= more; i++) {
+            if ((p[i] & 0xc0) != 0x80) {
+                return false;
+            }
+            c = c << 6 | (p[i] & 0x3f);
+        }
+        if (c < least || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff)) {
+            return false;
+        }
+        p += more + 1;
+    }
+    return true;
+}
+
+int json_string(struct buf *out, const uint8_t *data, size_t n)
+{
+    static const char hex[] = "0123456789abcdef";
+    static const char escaped[] = "\"\\\n\r\t";
+    static const char letters[] = "\"\\nrt";
+    if (n > SIZE_MAX / 8) {
+        return err_setf(SYM_ETOOBIG, "a string of %zu bytes", n);
+    }
+    /* Plain runs are copied whole; only what must be escaped is looked at one by one. */
+    uint8_t *to = buf_reserve(out, n + 2);
+    if (to == NULL) {
+        return SYM_ENOMEM;
+    }
+    *to = '"';
+    buf_commit(out, 1);
+    size_t from = 0;
+    for (size_t i = 0; i <= n; i++) {
+        if (i < n && data[i] >= 0x20 && data[i] != '"' && data[i] != '\\' && data[i] != 0x7f) {
+            continue;
+        }
+        if (i > from && buf_append(out, data + from, i - from) != 0) {
+            return SYM_ENOMEM;
+        }
+        from = i + 1;
+        if (i == n) {
+            break;
+        }
+        uint8_t c = data[i];
+        char text[7] = {'\\', 'u', '0', '0', hex[c >> 4], hex[c & 15], 0};
+        size_t len = 6;
+        const char *at = strchr(escaped, c);
+        if (c != 0 && at != NULL) {
+            text[1] = letters[at - escaped];
+            len = 2;
+        }
+        if (buf_append(out, text, len) != 0) {
+            return SYM_ENOMEM;
+        }
+    }
+    return buf_append(out, "\"", 1);
+}
+
+int json_bytes(struct buf *out, const char *name, const uint8_t *data, size_t n)
+{
+    bool text = utf8_valid(data, n);
+    int rv = buf_appendf(out, text ? "\"%s\":" : "\"%s_base64\":\"", name);
+    if (rv != 0 || text) {
+        return rv != 0 ? rv : json_string(out, data, n);
+    }
+    uint8_t *to = buf_reserve(out, base64_width(n) + 2);
+    if (to == NULL) {
+        return SYM_ENOMEM;
+    }
+    base64_encode(data, n, (char *)to);
+    to[base64_width(n)] = '"';
+    buf_commit(out, base64_width(n) + 1);
+    return 0;
+}
+
+int json_u64(struct buf *out, uint64_t v)
+{
+    char digits[20];
+    size_t n = 0;
+    do {
+        digits[sizeof digits - ++n] = (char)('0' + v % 10);
+        v /= 10;
+    } while (v != 0);
+    return buf_append(out, digits + sizeof digits - n, n);
+}

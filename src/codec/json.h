@@ -1,0 +1,21 @@
+/* JSON output, for answers that C writes itself. Reading JSON is Lua's (lua-cjson). */
+#ifndef SYM_CODEC_JSON_H
+#define SYM_CODEC_JSON_H
+
+#include "base/buf.h"
+
+#include <stdbool.h>
+
+/* True for well-formed UTF-8 (RFC 3629: no surrogates, no overlong forms, up to U+10FFFF). */
+bool utf8_valid(const uint8_t *data, size_t n);
+
+/* Appends @data as a quoted JSON string; it must be valid UTF-8. 0 or SYM_ENOMEM. */
+int json_string(struct buf *out, const uint8_t *data, size_t n);
+
+/* Appends "name":"text", or "name_base64":"..." when @data is not UTF-8: bytes survive the way through JSON. */
+int json_bytes(struct buf *out, const char *name, const uint8_t *data, size_t n);
+
+/* Appends a decimal number. */
+int json_u64(struct buf *out, uint64_t v);
+
+#endif
