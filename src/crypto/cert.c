@@ -1,0 +1,396 @@
+#include "crypto/ossl.h"
+
+#include "base/err.h"
+#include "codec/text.h"
+
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/x509v3.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+/* -- reading -- */
+
+int certs_read(const char *pem, size_t n, STACK_OF(X509) * *out)
+{
+    int err = 0;
+    BIO *bio = pem_open(pem, n, PEM_BUNDLE_MAX, "certificate", &err);
+    if (bio == NULL) {
+        return err;
+    }
+    X509 *x = NULL;
+    STACK_OF(X509) *certs = sk_X509_new_null();
+    if (certs == NULL) {
+        err = ossl_errf(SYM_ENOMEM, "certificate");
+        goto end;
+    }
+    while ((x = PEM_read_bio_X509(bio, NULL, pem_no_password, NULL)) != NULL) {
+        if (sk_X509_push(certs, x) <= 0) {
+            X509_free(x);
+            err = ossl_errf(SYM_ENOMEM, "certificate");
+            goto end;
+        }
+    }
+    unsigned long why = ERR_peek_last_error();
+    if (sk_X509_num(certs) > 0 && ERR_GET_LIB(why) == ERR_LIB_PEM &&
+        ERR_GET_REASON(why) == PEM_R_NO_START_LINE) {
+        ERR_clear_error();
+        *out = certs;
+        certs = NULL;
+    } else {
+        err = ossl_errf(SYM_EINVAL, "certificate");
+    }
+end:
+    certs_free(certs);
+    BIO_free(bio);
+    return err;
+}
+
+void certs_free(STACK_OF(X509) * certs)
+{
+    sk_X509_pop_free(certs, X509_free);
+}
+
+static int cert_read(const char *pem, size_t n, X509 **out)
+{
+    STACK_OF(X509) *certs = NULL;
+    int err = certs_read(pem, n, &certs);
+    if (err != 0) {
+        return err;
+    }
+    *out = sk_X509_shift(certs);
+    certs_free(certs);
+    return 0;
+}
+
+/* The one value of a field of the subject, "" if it has none. Whoever is two names at once is nobody. */
+static int read_name(X509 *x, int nid, char out[NAME_MAX_BYTES + 1])
+{
+    const X509_NAME *subject = X509_get_subject_name(x);
+    int at = X509_NAME_get_index_by_NID(subject, nid, -1);
+    out[0] = '\0';
+    if (at < 0) {
+        return 0;
+    }
+    if (X509_NAME_get_index_by_NID(subject, nid, at) >= 0) {
+        return err_setf(SYM_EINVAL, "certificate: more than one %s", OBJ_nid2sn(nid));
+    }
+    unsigned char *text = NULL;
+    int n = ASN1_STRING_to_UTF8(&text, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
+    if (n < 0) {
+        return ossl_errf(SYM_EINVAL, "certificate: %s", OBJ_nid2sn(nid));
+    }
+    int err = 0;
+    if (n > NAME_MAX_BYTES || memchr(text, '\0', (size_t)n) != NULL) {
+        err = err_setf(SYM_EINVAL, "certificate: %s is too long or not text", OBJ_nid2sn(nid));
+    } else {
+        memcpy(out, text, (size_t)n);
+        out[n] = '\0';
+        err = n == 0 ? 0 : name_check(OBJ_nid2sn(nid), out);
+    }
+    OPENSSL_free(text);
+    return err;
+}
+
+static int read_time(const ASN1_TIME *at, int64_t *out)
+{
+    struct tm tm;
+    if (at == NULL || ASN1_TIME_to_tm(at, &tm) != 1) {
+        return ossl_errf(SYM_EINVAL, "certificate: time");
+    }
+    *out = timegm(&tm);
+    return 0;
+}
+
+static int read_serial(X509 *x, char *out, size_t room)
+{
+    const ASN1_INTEGER *serial = X509_get0_serialNumber(x);
+    int n = ASN1_STRING_length(serial);
+    if (ASN1_STRING_type(serial) != V_ASN1_INTEGER || n <= 0 || (size_t)n * 2 >= room) {
+        return err_setf(SYM_EINVAL, "certificate: serial number");
+    }
+    hex_encode(ASN1_STRING_get0_data(serial), (size_t)n, out);
+    return 0;
+}
+
+static int read_fingerprint(X509 *x, uint8_t out[SHA256_LEN])
+{
+    unsigned char *der = NULL;
+    int n = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(x), &der);
+    if (n <= 0) {
+        return ossl_errf(SYM_EINVAL, "certificate: public key");
+    }
+    int err = crypto_sha256(der, (size_t)n, out);
+    OPENSSL_free(der);
+    return err;
+}
+
+int cert_describe(X509 *x, struct cert_info *out)
+{
+    struct cert_info info = {0};
+    int err;
+    if ((err = read_name(x, NID_commonName, info.cn)) != 0 ||
+        (err = read_name(x, NID_organizationalUnitName, info.ou)) != 0 ||
+        (err = read_name(x, NID_organizationName, info.o)) != 0 ||
+        (err = read_serial(x, info.serial, sizeof info.serial)) != 0 ||
+        (err = read_time(X509_get0_notBefore(x), &info.not_before)) != 0 ||
+        (err = read_time(X509_get0_notAfter(x), &info.not_after)) != 0 ||
+        (err = read_fingerprint(x, info.fingerprint)) != 0) {
+        return err;
+    }
+    if (X509_digest(x, EVP_sha256(), info.digest, NULL) != 1) {
+        return ossl_errf(SYM_ENOMEM, "certificate");
+    }
+    uint32_t flags = X509_get_extension_flags(x);
+    if (flags & EXFLAG_INVALID) {
+        return ossl_errf(SYM_EINVAL, "certificate: extensions");
+    }
+    info.is_ca = X509_check_ca(x) == 1;
+    info.is_server = (flags & EXFLAG_XKUSAGE) && (X509_get_extended_key_usage(x) & XKU_SSL_SERVER);
+    *out = info;
+    return 0;
+}
+
+int cert_info(const char *pem, size_t n, struct cert_info *out)
+{
+    X509 *x = NULL;
+    int err = cert_read(pem, n, &x);
+    if (err != 0) {
+        return err;
+    }
+    err = cert_describe(x, out);
+    X509_free(x);
+    return err;
+}
+
+int cert_check_issuer(const char *pem, size_t n, const char *ca_pem, size_t ca_n)
+{
+    X509 *x = NULL;
+    STACK_OF(X509) *cas = NULL;
+    int err = cert_read(pem, n, &x);
+    if (err != 0) {
+        return err;
+    }
+    err = certs_read(ca_pem, ca_n, &cas);
+    if (err != 0) {
+        goto free_cert;
+    }
+    err = SYM_EAUTH;
+    for (int i = 0; err != 0 && i < sk_X509_num(cas); i++) {
+        X509 *ca = sk_X509_value(cas, i);
+        if (X509_check_ca(ca) == 1 && X509_check_issued(ca, x) == X509_V_OK &&
+            X509_verify(x, X509_get0_pubkey(ca)) == 1) {
+            err = 0;
+        }
+    }
+    if (err != 0) {
+        err = ossl_errf(SYM_EAUTH, "the certificate is not signed by this CA");
+    }
+    certs_free(cas);
+free_cert:
+    X509_free(x);
+    return err;
+}
+
+int cert_check_key(const char *pem, size_t n, const struct key *k)
+{
+    X509 *x = NULL;
+    int err = cert_read(pem, n, &x);
+    if (err != 0) {
+        return err;
+    }
+    if (X509_check_private_key(x, k->pkey) != 1) {
+        err = ossl_errf(SYM_EINVAL, "the certificate is not this key's");
+    }
+    X509_free(x);
+    return err;
+}
+
+/* -- signing -- */
+
+int cert_append_pem(X509 *x, struct buf *out)
+{
+    int err;
+    BIO *bio = BIO_new(BIO_s_mem());
+    if (bio == NULL || PEM_write_bio_X509(bio, x) != 1) {
+        err = ossl_errf(SYM_ENOMEM, "certificate");
+    } else {
+        err = pem_append(bio, out);
+    }
+    BIO_free(bio);
+    return err;
+}
+
+static int set_serial(X509 *x)
+{
+    uint8_t bytes[16];
+    int err = crypto_random(bytes, sizeof bytes);
+    if (err != 0) {
+        return err;
+    }
+    BIGNUM *n = BN_bin2bn(bytes, sizeof bytes, NULL);
+    if (n == NULL || BN_to_ASN1_INTEGER(n, X509_get_serialNumber(x)) == NULL) {
+        err = ossl_errf(SYM_ENOMEM, "serial number");
+    }
+    BN_free(n);
+    return err;
+}
+
+static int set_times(X509 *x, int64_t not_before, int64_t not_after)
+{
+    const int64_t end_of_9999 = 253402300799;
+    if (not_before < 0 || not_after <= not_before || not_after > end_of_9999) {
+        return err_setf(
+            SYM_EINVAL, "validity from %lld to %lld", (long long)not_before, (long long)not_after);
+    }
+    if (ASN1_TIME_set(X509_getm_notBefore(x), (time_t)not_before) == NULL ||
+        ASN1_TIME_set(X509_getm_notAfter(x), (time_t)not_after) == NULL) {
+        return ossl_errf(SYM_ENOMEM, "validity");
+    }
+    return 0;
+}
+
+static int add_extension(X509 *x, X509 *issuer, int nid, const char *value)
+{
+    X509V3_CTX ctx;
+    X509V3_set_ctx(&ctx, issuer, x, NULL, NULL, 0);
+    X509_EXTENSION *extension = X509V3_EXT_conf_nid(NULL, &ctx, nid, value);
+    int ok = extension != NULL && X509_add_ext(x, extension, -1) == 1;
+    X509_EXTENSION_free(extension);
+    return ok ? 0 : ossl_errf(SYM_ENOMEM, "extension %s", OBJ_nid2sn(nid));
+}
+
+struct extension {
+    int nid;
+    const char *value;
+};
+
+static int add_extensions(X509 *x, X509 *issuer, const struct extension *list, size_t n)
+{
+    int err = 0;
+    for (size_t i = 0; err == 0 && i < n; i++) {
+        err = add_extension(x, issuer, list[i].nid, list[i].value);
+    }
+    return err;
+}
+
+static int add_subject(X509 *x, const char *cn, const char *ou, const char *o)
+{
+    X509_NAME *subject = X509_get_subject_name(x);
+    int err = name_add(subject, "O", o);
+    if (err == 0 && ou != NULL) {
+        err = name_add(subject, "OU", ou);
+    }
+    return err != 0 ? err : name_add(subject, "CN", cn);
+}
+
+/* What a CA and a leaf have alike. */
+static int start_cert(X509 *x, EVP_PKEY *pkey, int64_t not_before, int64_t not_after)
+{
+    int err = set_serial(x);
+    if (err == 0) {
+        err = set_times(x, not_before, not_after);
+    }
+    if (err == 0 && (X509_set_version(x, X509_VERSION_3) != 1 || X509_set_pubkey(x, pkey) != 1)) {
+        err = ossl_errf(SYM_ENOMEM, "certificate");
+    }
+    return err;
+}
+
+static int finish_cert(X509 *x, EVP_PKEY *signer, struct buf *out)
+{
+    return X509_sign(x, signer, EVP_sha256()) <= 0 ? ossl_errf(SYM_ENOMEM, "signing the certificate")
+                                                   : cert_append_pem(x, out);
+}
+
+int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t not_after, struct buf *out)
+{
+    /* The subject key identifier comes before what refers to it. */
+    static const struct extension extensions[] = {
+        {NID_basic_constraints, "critical,CA:TRUE,pathlen:0"},
+        {NID_key_usage, "critical,keyCertSign,cRLSign"},
+        {NID_subject_key_identifier, "hash"},
+        {NID_authority_key_identifier, "keyid:always"},
+    };
+    int err = name_check("O", o);
+    if (err != 0) {
+        return err;
+    }
+    X509 *x = X509_new();
+    if (x == NULL) {
+        return ossl_errf(SYM_ENOMEM, "certificate");
+    }
+    if ((err = start_cert(x, k->pkey, not_before, not_after)) != 0 ||
+        (err = add_subject(x, "symphony CA", NULL, o)) != 0) {
+        goto end;
+    }
+    if (X509_set_issuer_name(x, X509_get_subject_name(x)) != 1) {
+        err = ossl_errf(SYM_ENOMEM, "certificate");
+        goto end;
+    }
+    err = add_extensions(x, x, extensions, sizeof extensions / sizeof extensions[0]);
+    if (err == 0) {
+        err = finish_cert(x, k->pkey, out);
+    }
+end:
+    X509_free(x);
+    return err;
+}
+
+/* A server's name as others' TLS clients want it, who look only here: CN if it could be a host's name. */
+static int add_host_name(X509 *x, X509 *issuer, const char *cn)
+{
+    char value[NAME_MAX_BYTES + 8];
+    if (strspn(cn, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") != strlen(cn)) {
+        return 0;
+    }
+    snprintf(value, sizeof value, "DNS:%s", cn);
+    return add_extension(x, issuer, NID_subject_alt_name, value);
+}
+
+int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *csr, size_t csr_n,
+    const struct cert_spec *spec, struct buf *out)
+{
+    const struct extension extensions[] = {
+        {NID_basic_constraints, "critical,CA:FALSE"},
+        {NID_key_usage, "critical,digitalSignature,keyEncipherment"},
+        {NID_ext_key_usage, spec->server ? "serverAuth,clientAuth" : "clientAuth"},
+        {NID_subject_key_identifier, "hash"},
+        {NID_authority_key_identifier, "keyid:always"},
+    };
+    X509 *ca = NULL, *x = NULL;
+    X509_REQ *req = NULL;
+    int err;
+    if ((err = name_check("CN", spec->cn)) != 0 || (err = name_check("OU", spec->ou)) != 0 ||
+        (err = name_check("O", spec->o)) != 0 || (err = cert_read(ca_pem, ca_n, &ca)) != 0) {
+        return err;
+    }
+    if (X509_check_ca(ca) != 1 || X509_check_private_key(ca, ca_key->pkey) != 1) {
+        err = ossl_errf(SYM_EINVAL, "the certificate is not that of this CA key");
+        goto end;
+    }
+    err = csr_read(csr, csr_n, &req);
+    if (err != 0) {
+        goto end;
+    }
+    x = X509_new();
+    if (x == NULL || X509_set_issuer_name(x, X509_get_subject_name(ca)) != 1) {
+        err = ossl_errf(SYM_ENOMEM, "certificate");
+        goto end;
+    }
+    if ((err = start_cert(x, X509_REQ_get0_pubkey(req), spec->not_before, spec->not_after)) != 0 ||
+        (err = add_subject(x, spec->cn, spec->ou, spec->o)) != 0 ||
+        (err = add_extensions(x, ca, extensions, sizeof extensions / sizeof extensions[0])) != 0) {
+        goto end;
+    }
+    if (spec->server && (err = add_host_name(x, ca, spec->cn)) != 0) {
+        goto end;
+    }
+    err = finish_cert(x, ca_key->pkey, out);
+end:
+    X509_REQ_free(req);
+    X509_free(x);
+    X509_free(ca);
+    return err;
+}
