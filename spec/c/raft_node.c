@@ -1,0 +1,372 @@
+/* Managers as a whole: real folders, real sockets, real certificates, one process. */
+#include "raft_cluster.h"
+
+static void single_voter(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    put_ok(m, "a", "1");
+    put_ok(m, "b", "2");
+    read_ok(m);
+    assert_string_equal(get(m, "a"), "1");
+    assert_true(m->applied > 0);
+    assert_true(m->changes > 0);
+    assert_int_equal(rnode_bootstrap(m->raft_dir, 1, m->address), SYM_EINUSE);
+    manager_stop(m);
+    assert_int_equal(rnode_bootstrap(m->raft_dir, 1, m->address), SYM_EEXIST);
+
+    /* What was acknowledged is there again, from the log too. */
+    remove_tree(m->state_dir);
+    manager_start(m);
+    run_until(&c, 5000, rnode_is_leader(m->node));
+    read_ok(m);
+    assert_string_equal(get(m, "b"), "2");
+    put(m, "c", "3", 0, &a);
+    manager_stop(m);
+    assert_int_equal(a.n, 1);
+    cluster_close(&c);
+}
+
+static void three_voters(void **state)
+{
+    (void)state;
+    struct cluster c;
+    cluster_open(&c);
+    form(&c, 3);
+    cluster_print(&c);
+    for (unsigned i = 0; i < 3; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "k%u", i);
+        put_ok(&c.managers[i], key, key);
+        for (unsigned k = 0; k < 3; k++) {
+            read_ok(&c.managers[k]);
+            assert_string_equal(get(&c.managers[k], key), key);
+        }
+    }
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+static void status(struct manager *m, struct rnode_status *out)
+{
+    rnode_status(m->node, out);
+}
+
+static uint64_t snapshot_of(struct manager *m)
+{
+    struct rnode_status s;
+    status(m, &s);
+    return s.snapshot_index;
+}
+
+static uint64_t applied_of(struct manager *m)
+{
+    struct rnode_status s;
+    status(m, &s);
+    return s.applied_index;
+}
+
+static void snapshot_and_restart(void **state)
+{
+    (void)state;
+    struct cluster c;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    put_ok(m, "a", "1");
+    rnode_snapshot(m->node);
+    run_until(&c, 5000, snapshot_of(m) > 0);
+    put_ok(m, "b", "2");
+    rnode_snapshot(m->node);
+    uint64_t first = snapshot_of(m);
+    run_until(&c, 5000, snapshot_of(m) > first);
+    put_ok(m, "c", "3");
+    manager_stop(m);
+
+    /* The state is ahead of its snapshot: it is left alone. */
+    manager_start(m);
+    run_until(&c, 5000, rnode_is_leader(m->node));
+    read_ok(m);
+    assert_string_equal(get(m, "c"), "3");
+    manager_stop(m);
+
+    /* It is gone: snapshot, then log. */
+    remove_tree(m->state_dir);
+    manager_start(m);
+    run_until(&c, 5000, rnode_is_leader(m->node));
+    read_ok(m);
+    assert_string_equal(get(m, "a"), "1");
+    assert_string_equal(get(m, "b"), "2");
+    assert_string_equal(get(m, "c"), "3");
+    manager_stop(m);
+    cluster_close(&c);
+}
+
+/* Writes @n values of @size bytes over a few keys, so that the log grows and the state does not. */
+static void write_much(struct manager *m, unsigned n, size_t size)
+{
+    char *value = malloc(size + 1);
+    memset(value, 'v', size);
+    value[size] = '\0';
+    for (unsigned i = 0; i < n; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "big%u", i % 4);
+        put_ok(m, key, value);
+    }
+    free(value);
+}
+
+static void log_is_bounded_and_catch_up_by_snapshot(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    struct rnode_stats stats;
+    cluster_open(&c);
+    c.quota = 128 << 20;
+    form(&c, 3);
+    struct manager *lead = leader_of(&c), *away = &c.managers[2];
+    put_ok(lead, "before", "1");
+    manager_stop(away);
+    write_much(lead, 80, 1 << 20);
+    put_ok(lead, "after", "2");
+    run_until(&c, 10000, snapshot_of(lead) > 0);
+    status(lead, &st);
+    assert_true(st.log_bytes < 80 << 20);
+    rnode_stats(lead->node, &stats);
+    assert_true(stats.snapshots >= 1);
+
+    manager_start(away);
+    run_until(&c, 30000, applied_of(away) >= st.last_index);
+    assert_string_equal(get(away, "before"), "1");
+    assert_string_equal(get(away, "after"), "2");
+    assert_true(snapshot_of(away) > 0);
+    assert_int_equal(store_revision(away->store), store_revision(lead->store));
+    put_ok(away, "again", "3");
+    read_ok(away);
+    assert_string_equal(get(away, "again"), "3");
+    /* What it was given survives, too. */
+    manager_stop(away);
+    manager_start(away);
+    read_ok(away);
+    assert_string_equal(get(away, "again"), "3");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+static void without_quorum(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a;
+    struct rnode_status st;
+    cluster_open(&c);
+    form(&c, 3);
+    put_ok(&c.managers[0], "a", "1");
+    manager_stop(&c.managers[2]);
+    put_ok(&c.managers[1], "a", "2");
+    run_until(&c, 5000, leader_of(&c) != NULL);
+    struct manager *stays = leader_of(&c);
+    struct manager *goes = stays == &c.managers[0] ? &c.managers[1] : &c.managers[0];
+    /* Not by stopping it, which would hand over; it goes without a word. */
+    manager_stop(goes);
+    uint64_t begun = now_ms();
+    put(stays, "a", "3", 1500, &a);
+    run_until(&c, 3000, a.n > 0);
+    assert_true(now_ms() - begun < 2500);
+    assert_int_equal(a.status, SYM_ENOQUORUM);
+    begun = now_ms();
+    ask(&c, 3000, a, rnode_read, stays->node, 800);
+    assert_true(now_ms() - begun < 2000);
+    assert_int_equal(a.status, SYM_ENOQUORUM);
+    run_until(&c, 3000, (status(stays, &st), !st.has_quorum));
+    assert_string_equal(get(stays, "a"), "2");
+
+    /* What waits goes on by itself once another is back. */
+    put(stays, "a", "4", 10000, &a);
+    manager_start(goes);
+    run_until(&c, 10000, a.n > 0);
+    assert_int_equal(a.status, 0);
+    read_ok(goes);
+    assert_string_equal(get(goes, "a"), "4");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+static void members(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a;
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *lead = leader_of(&c), *follower = &c.managers[1];
+    assert_ptr_equal(lead, &c.managers[0]);
+
+    /* Not here, not now, not this. */
+    ask(&c, 2000, a, rnode_remove, follower->node, 3);
+    assert_int_equal(a.status, SYM_ENOTLEADER);
+    ask(&c, 2000, a, rnode_remove, lead->node, 9);
+    assert_int_equal(a.status, SYM_ENOTFOUND);
+    ask(&c, 2000, a, rnode_remove, lead->node, 1);
+    assert_int_equal(a.status, SYM_ECONFLICT);
+    ask(&c, 2000, a, rnode_add, lead->node, 3, "127.0.0.1:1");
+    assert_int_equal(a.status, SYM_EEXIST);
+    ask(&c, 2000, a, rnode_transfer, lead->node, 9);
+    assert_int_equal(a.status, SYM_ENOTFOUND);
+    ask(&c, 2000, a, rnode_assign, lead->node, 2, ROLE_VOTER);
+    assert_int_equal(a.status, 0);
+    ask(&c, 2000, a, rnode_add, lead->node, 8, "127.0.0.1:1");
+    assert_int_equal(a.status, 0);
+    ask(&c, 2000, a, rnode_assign, lead->node, 8, ROLE_VOTER);
+    assert_int_equal(a.status, SYM_ECONNECT);
+    ask(&c, 2000, a, rnode_remove, lead->node, 8);
+    assert_int_equal(a.status, 0);
+    struct answer b = {0};
+    rnode_assign(lead->node, 3, ROLE_STANDBY, on_answer, &a);
+    rnode_remove(lead->node, 2, on_answer, &b);
+    a.n = 0;
+    run_until(&c, 5000, a.n == 1 && b.n == 1);
+    assert_int_equal(a.status, 0);
+    assert_int_equal(b.status, SYM_EBUSY);
+    change_ok(&c, rnode_assign, 3, ROLE_VOTER);
+
+    /* Handing over, to one and to whoever is best; writes go on. */
+    ask(&c, 3000, a, rnode_transfer, lead->node, 2);
+    assert_int_equal(a.status, 0);
+    assert_int_equal(rnode_leader(lead->node), 2);
+    put_ok(lead, "a", "1");
+    run_until(&c, 3000, rnode_is_leader(follower->node));
+    ask(&c, 3000, a, rnode_transfer, follower->node, 0);
+    assert_int_equal(a.status, 0);
+    run_until(&c, 3000, leader_of(&c) != NULL);
+    assert_ptr_not_equal(leader_of(&c), follower);
+
+    /* A removed one is told, stays out, and the rest goes on. */
+    struct manager *gone = leader_of(&c) == lead ? &c.managers[2] : lead;
+    change_ok(&c, rnode_remove, gone->id);
+    run_until(&c, 5000, gone->removed == 1);
+    assert_int_equal(gone->removed_code, SYM_ENOTFOUND);
+    put_ok(follower, "b", "2");
+    ask(&c, 5000, a, rnode_read, gone->node, 500);
+    assert_int_equal(a.status, SYM_ENOQUORUM);
+    assert_int_equal(gone->removed, 1);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+static void older_copy_is_refused(void **state)
+{
+    (void)state;
+    struct cluster c;
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *m = &c.managers[1];
+    manager_stop(m);
+    manager_start(m);
+    run_until(&c, 5000, sees_up(leader_of(&c), m->id));
+    manager_stop(m);
+    m->starts = 0; /* as it was when it was copied */
+    manager_start(m);
+    run_until(&c, 5000, m->removed > 0);
+    assert_int_equal(m->removed_code, SYM_ECONFLICT);
+    put_ok(leader_of(&c), "a", "1");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+static void low_disk(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a;
+    struct rnode_status st;
+    cluster_open(&c);
+    form(&c, 3);
+    put_ok(&c.managers[0], "a", "1");
+    struct manager *small = &c.managers[2];
+    manager_stop(small);
+    c.disk_floor = (uint64_t)1 << 60;
+    manager_start(small);
+    c.disk_floor = 0;
+    struct manager *lead = leader_of(&c);
+    run_until(&c, 5000, (status(lead, &st), st.no_space));
+    assert_int_not_equal(st.servers[0].disk_free, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        put(&c.managers[i], "a", "2", 3000, &a);
+        run_until(&c, 5000, a.n > 0);
+        assert_int_equal(a.status, SYM_ENOSPACE);
+    }
+    read_ok(lead);       /* reading goes on */
+    manager_stop(small); /* of one that is not there nothing is known */
+    put_ok(lead, "a", "3");
+    manager_start(small);
+    run_until(&c, 5000, sees_up(lead, small->id));
+    put_ok(small, "a", "4");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+static void full_store(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a = {0};
+    cluster_open(&c);
+    c.quota = 16 << 20;
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    char *value = malloc(500001);
+    memset(value, 'v', 500000);
+    value[500000] = '\0';
+    unsigned n = 0;
+    while (a.status == 0) {
+        char key[16];
+        snprintf(key, sizeof key, "k%u", n++);
+        put(m, key, value, 5000, &a);
+        run_until(&c, 6000, a.n > 0);
+        assert_true(n < 100);
+    }
+    assert_int_equal(a.status, SYM_ENOSPACE);
+    assert_true(n > 5);
+    /* What makes room is let in. */
+    for (unsigned i = 0; i < 5; i++) {
+        char key[16];
+        struct txn *t = calloc(1, sizeof *t);
+        struct buf bytes = {0};
+        int len = snprintf(key, sizeof key, "k%u", i);
+        t->n_ops = 1;
+        t->ops[0] = (struct txn_op){OP_DELETE, {(uint8_t *)key, (size_t)len}, {NULL, 0}};
+        check_ok(txn_encode(t, &bytes));
+        memset(&a, 0, sizeof a);
+        rnode_submit(m->node, buf_data(&bytes), bytes.len, 0, on_txn_answer, &a);
+        run_until(&c, 6000, a.n > 0);
+        assert_int_equal(a.status, 0);
+        buf_free(&bytes);
+        free(t);
+    }
+    put_ok(m, "small", "1");
+    free(value);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(single_voter),
+        cmocka_unit_test(three_voters),
+        cmocka_unit_test(snapshot_and_restart),
+        cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
+        cmocka_unit_test(without_quorum),
+        cmocka_unit_test(members),
+        cmocka_unit_test(older_copy_is_refused),
+        cmocka_unit_test(low_disk),
+        cmocka_unit_test(full_store),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

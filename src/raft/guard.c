@@ -1,0 +1,647 @@
+#include "raft/guard.h"
+
+#include "base/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+unsigned guard_rules_off;
+
+static struct guard *guard_of(struct raft_io *io)
+{
+    return ((struct raft *)io->data)->data;
+}
+
+/* --- bytes of the log --- */
+
+static uint64_t *sum_at(struct guard *g, size_t i)
+{
+    return &g->sums[(g->head_sums + i) & (g->cap_sums - 1)];
+}
+
+/* Sum of the bytes up to and with @index. */
+static uint64_t sum_to(struct guard *g, raft_index index)
+{
+    if (index < g->first || g->n_sums == 0) {
+        return g->base;
+    }
+    size_t i = (size_t)(index - g->first);
+    return *sum_at(g, i < g->n_sums ? i : g->n_sums - 1);
+}
+
+static bool grow_sums(struct guard *g)
+{
+    size_t cap = g->cap_sums == 0 ? 1024 : g->cap_sums * 2;
+    uint64_t *sums = malloc(cap * sizeof *sums);
+    if (sums == NULL) {
+        return false;
+    }
+    for (size_t i = 0; i < g->n_sums; i++) {
+        sums[i] = *sum_at(g, i);
+    }
+    free(g->sums);
+    g->sums = sums;
+    g->cap_sums = cap;
+    g->head_sums = 0;
+    return true;
+}
+
+static void count_append(struct guard *g, raft_index index, const struct raft_entry *entries, size_t n)
+{
+    if (index < g->first) {
+        g->n_sums = 0;
+    } else if (index - g->first < g->n_sums) {
+        g->n_sums = (size_t)(index - g->first);
+    }
+    if (g->n_sums == 0) {
+        g->first = index;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (g->n_sums == g->cap_sums && !grow_sums(g)) {
+            g->ops->fatal(g->arg, "no memory", RAFT_NOMEM);
+            return;
+        }
+        uint64_t before = g->n_sums == 0 ? g->base : *sum_at(g, g->n_sums - 1);
+        *sum_at(g, g->n_sums++) = before + entries[i].buf.len + sizeof entries[i];
+    }
+}
+
+/* Follows libraft's own trimming of the log. */
+static void count_trim(struct guard *g)
+{
+    const struct raft_trail *trail = &g->raft->trail;
+    if (trail->snapshot.index != g->snapshot_at) {
+        g->snapshot_at = trail->snapshot.index;
+        g->snapshot_sum = sum_to(g, g->snapshot_at);
+    }
+    while (g->n_sums > 0 && g->first <= trail->offset) {
+        g->base = *sum_at(g, 0);
+        g->head_sums = (g->head_sums + 1) & (g->cap_sums - 1);
+        g->n_sums--;
+        g->first++;
+    }
+}
+
+uint64_t guard_log_bytes(struct guard *g)
+{
+    count_trim(g);
+    return g->n_sums == 0 ? 0 : *sum_at(g, g->n_sums - 1) - g->base;
+}
+
+uint64_t guard_fresh_bytes(struct guard *g)
+{
+    count_trim(g);
+    uint64_t end = g->n_sums == 0 ? g->base : *sum_at(g, g->n_sums - 1);
+    return end > g->snapshot_sum ? end - g->snapshot_sum : 0;
+}
+
+unsigned guard_trailing(struct guard *g, raft_index index, unsigned n, uint64_t bytes)
+{
+    count_trim(g);
+    uint64_t end = sum_to(g, index);
+    unsigned keep = 1;
+    while (keep < n && index > keep + g->first && end - sum_to(g, index - keep - 1) <= bytes) {
+        keep++;
+    }
+    return keep;
+}
+
+/* libraft's own look-up is not exported, its data is. Same rules: 0 outside of the log, but the snapshot's
+ * last entry. */
+raft_term guard_term_of(const struct raft *r, raft_index index)
+{
+    const struct raft_trail *t = &r->trail;
+    unsigned n = t->front <= t->back ? t->back - t->front : t->size - t->front + t->back;
+    if (index > t->offset) {
+        for (unsigned i = 0; i < n; i++) {
+            unsigned at = (t->front + i) % t->size;
+            if (index <= t->records[at].index) {
+                return t->records[at].term;
+            }
+        }
+    }
+    return index == t->snapshot.index ? t->snapshot.term : 0;
+}
+
+/* --- storage --- */
+
+static int load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
+    raft_index *start_index, struct raft_entry *entries[], size_t *n_entries)
+{
+    struct guard *g = guard_of(io);
+    int rv = g->inner.load(io, term, voted_for, snapshot, start_index, entries, n_entries);
+    if (rv == 0) {
+        g->term = *term;
+        count_append(g, *start_index, *entries, *n_entries);
+    }
+    return rv;
+}
+
+static int set_term(struct raft_io *io, raft_term term)
+{
+    struct guard *g = guard_of(io);
+    /* Rule 10: storing a term forgets the vote first. libraft stores the term with each vote; after a crash
+     * between the two the vote of this term would be given a second time. */
+    if (guard_rule(10) && term == g->term) {
+        return 0;
+    }
+    int rv = g->inner.set_term(io, term);
+    if (rv != 0) {
+        g->ops->fatal(g->arg, "storing the term", rv);
+        return rv;
+    }
+    g->term = term;
+    return 0;
+}
+
+static int set_vote(struct raft_io *io, raft_id id)
+{
+    struct guard *g = guard_of(io);
+    int rv = g->inner.set_vote(io, id);
+    if (rv != 0) {
+        g->ops->fatal(g->arg, "storing the vote", rv);
+    }
+    return rv;
+}
+
+static int truncate_log(struct raft_io *io, raft_index index)
+{
+    struct guard *g = guard_of(io);
+    int rv = g->inner.truncate(io, index);
+    if (rv != 0) {
+        g->ops->fatal(g->arg, "truncating the log", rv);
+    }
+    return rv;
+}
+
+struct append {
+    struct raft_io_append req;
+    struct guard *g;
+    struct raft_io_append *outer;
+};
+
+static void append_done(struct raft_io_append *req, int status)
+{
+    struct append *a = req->data;
+    struct guard *g = a->g;
+    struct raft_io_append *outer = a->outer;
+    free(a);
+    /* Rule 4: libraft goes on as if the entries were there. */
+    if (status != 0 && !g->closing && guard_rule(4)) {
+        g->ops->fatal(g->arg, "writing to the log", status);
+    }
+    outer->cb(outer, status);
+    g->ops->changed(g->arg);
+}
+
+static int append(struct raft_io *io, struct raft_io_append *req, const struct raft_entry entries[],
+    unsigned n, raft_io_append_cb cb)
+{
+    struct guard *g = guard_of(io);
+    int rv = RAFT_NOMEM;
+    struct append *a = malloc(sizeof *a);
+    if (a == NULL) {
+        goto fatal;
+    }
+    *a = (struct append){.g = g, .outer = req};
+    a->req.data = a;
+    req->cb = cb;
+    /* libraft has just added them to its index: they are its last. */
+    count_append(g, raft_last_index(g->raft) - n + 1, entries, n);
+    rv = g->inner.append(io, &a->req, entries, n, append_done);
+    if (rv == 0) {
+        return 0;
+    }
+    free(a);
+fatal:
+    if (guard_rule(4)) {
+        g->ops->fatal(g->arg, "writing to the log", rv);
+    }
+    return rv;
+}
+
+/* --- snapshots --- */
+
+struct guard_put {
+    struct guard_job job;
+    struct guard *g;
+    struct raft_io_snapshot_put req;
+    struct raft_io_snapshot_put *outer;
+    struct raft_snapshot snapshot; /* as given, or with the encoded bytes */
+    const struct raft_snapshot *given;
+    struct raft_buffer data;
+    unsigned trailing; /* 0: a received one is installed */
+    bool working;
+    int rv;
+};
+
+static void put_finish(struct guard_put *put, int status)
+{
+    struct guard *g = put->g;
+    struct raft_io_snapshot_put *outer = put->outer;
+    g->put = NULL;
+    raft_free(put->data.base);
+    free(put);
+    if (status != 0 && !g->closing && guard_rule(4)) {
+        g->ops->fatal(g->arg, "writing a snapshot", status);
+    }
+    outer->cb(outer, status);
+    g->ops->changed(g->arg);
+}
+
+static void put_done(struct raft_io_snapshot_put *req, int status)
+{
+    put_finish(req->data, status);
+}
+
+static void put_run(struct guard_job *job)
+{
+    struct guard_put *put = (struct guard_put *)job;
+    struct guard *g = put->g;
+    put->rv = put->trailing == 0 ? g->ops->prepare(g->arg, &put->given->bufs[0])
+                                 : g->ops->encode(g->arg, &put->data);
+}
+
+static void closed(struct guard *g)
+{
+    if (g->closing && g->inner_closed && g->put == NULL && g->holds == 0) {
+        g->close(g->raft->io);
+    }
+}
+
+static void put_worked(struct guard_job *job)
+{
+    struct guard_put *put = (struct guard_put *)job;
+    struct guard *g = put->g;
+    put->working = false;
+    if (g->closing) {
+        put_finish(put, RAFT_CANCELED);
+        closed(g);
+        return;
+    }
+    if (put->rv != 0) {
+        g->ops->fatal(
+            g->arg, put->trailing == 0 ? "preparing a received snapshot" : "encoding a snapshot", put->rv);
+    }
+    if (put->trailing != 0) {
+        put->snapshot.bufs = &put->data;
+        put->snapshot.n_bufs = 1;
+    }
+    int rv = g->inner.snapshot_put(g->raft->io, put->trailing, &put->req, &put->snapshot, put_done);
+    if (rv != 0) {
+        put_finish(put, rv);
+    }
+}
+
+/* Encoding, checking and preparing take as long as the state is large: not on the loop. */
+static int snapshot_put(struct raft_io *io, unsigned trailing, struct raft_io_snapshot_put *req,
+    const struct raft_snapshot *snapshot, raft_io_snapshot_put_cb cb)
+{
+    struct guard *g = guard_of(io);
+    struct guard_put *put = calloc(1, sizeof *put);
+    if (put == NULL) {
+        g->ops->fatal(g->arg, "writing a snapshot", RAFT_NOMEM);
+        return RAFT_NOMEM;
+    }
+    put->job = (struct guard_job){.run = put_run, .done = put_worked};
+    put->g = g;
+    put->req.data = put;
+    put->outer = req;
+    put->snapshot = *snapshot;
+    put->given = snapshot;
+    put->trailing = trailing;
+    put->working = true;
+    req->cb = cb;
+    if (trailing == 0) {
+        g->n_sums = 0; /* libraft has dropped its log */
+    }
+    g->put = put;
+    g->ops->work(g->arg, &put->job);
+    return 0;
+}
+
+bool guard_snapshotting(const struct guard *g)
+{
+    return g->put != NULL;
+}
+
+struct get {
+    struct raft_io_snapshot_get req;
+    struct guard *g;
+    struct raft_io_snapshot_get *outer;
+};
+
+static void free_snapshot(struct raft_snapshot *s)
+{
+    for (unsigned i = 0; i < s->n_bufs; i++) {
+        raft_free(s->bufs[i].base);
+    }
+    raft_free(s->bufs);
+    raft_configuration_close(&s->configuration);
+    raft_free(s);
+}
+
+static void get_done(struct raft_io_snapshot_get *req, struct raft_snapshot *snapshot, int status)
+{
+    struct get *get = req->data;
+    struct guard *g = get->g;
+    struct raft_io_snapshot_get *outer = get->outer;
+    free(get);
+    if (status != 0 && guard_rule(8)) {
+        /* Rule 8: told of a failure, libraft frees a configuration and a buffer that it never set. Not told,
+         * it would only keep its request, which is what @data points to; the follower is tried again after
+         * the timeout. */
+        if (!g->closing) {
+            log_warn("loading a snapshot to send: %s", raft_strerror(status));
+        }
+        raft_free(snapshot);
+        raft_free(outer->data);
+        return;
+    }
+    if (g->closing) {
+        free_snapshot(snapshot);
+        raft_free(outer->data);
+        return;
+    }
+    if (status == 0) {
+        g->loaded_index = snapshot->index;
+        g->loaded_term = snapshot->term;
+    }
+    outer->cb(outer, snapshot, status);
+    g->loaded_index = 0;
+}
+
+static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb)
+{
+    struct guard *g = guard_of(io);
+    int rv = RAFT_NOMEM;
+    struct get *get = malloc(sizeof *get);
+    if (get != NULL) {
+        *get = (struct get){.g = g, .outer = req};
+        get->req.data = get;
+        req->cb = cb;
+        rv = g->inner.snapshot_get(io, &get->req, get_done);
+        if (rv == 0) {
+            return 0;
+        }
+        free(get);
+    }
+    if (!guard_rule(8)) {
+        return rv;
+    }
+    /* As above; an error here would also make libraft leave out what else the event asked for. */
+    log_warn("loading a snapshot to send: %s", raft_strerror(rv));
+    raft_free(req->data);
+    return 0;
+}
+
+static int send_message(
+    struct raft_io *io, struct raft_io_send *req, const struct raft_message *m, raft_io_send_cb cb)
+{
+    struct guard *g = guard_of(io);
+    /* Rule 8: libraft corrects the index when a newer snapshot than it thought was loaded, but not the term.
+     * The message is libraft's own and not const there. */
+    if (m->type == RAFT_INSTALL_SNAPSHOT && m->install_snapshot.last_index == g->loaded_index &&
+        guard_rule(8)) {
+        ((struct raft_message *)m)->install_snapshot.last_term = g->loaded_term;
+    }
+    return g->inner.send(io, req, m, cb);
+}
+
+/* --- receiving --- */
+
+static void drop_entries(struct raft_append_entries *a)
+{
+    if (a->entries != NULL) {
+        raft_free(a->entries[0].batch);
+        raft_free(a->entries);
+    }
+    a->entries = NULL;
+    a->n_entries = 0;
+}
+
+/* Rule 9: entries that are compacted here are committed, so the leader has them too; but libraft looks for
+ * the term of the one before the message, does not find it and refuses, and the leader tries the same again.
+ * Say it from the end of our snapshot on instead. */
+static void anchor(const struct raft *r, struct raft_append_entries *a)
+{
+    raft_index at = r->trail.snapshot.index;
+    if (a->prev_log_index > r->trail.offset || a->prev_log_index == at || at == 0 || r->snapshot.installing ||
+        a->prev_log_index > at) {
+        return;
+    }
+    raft_index skip = at - a->prev_log_index;
+    if (skip >= a->n_entries) {
+        drop_entries(a);
+    } else {
+        a->n_entries -= (unsigned)skip;
+        memmove(a->entries, a->entries + skip, a->n_entries * sizeof *a->entries);
+    }
+    a->prev_log_index = at;
+    a->prev_log_term = r->trail.snapshot.term;
+}
+
+/* Entries and the bytes they point to, as a message of their own. */
+static bool copy_entries(const struct raft_entry *from, unsigned n, struct raft_append_entries *to)
+{
+    size_t size = 0;
+    for (unsigned i = 0; i < n; i++) {
+        size += from[i].buf.len;
+    }
+    uint8_t *batch = raft_malloc(size == 0 ? 8 : size);
+    to->entries = raft_malloc(n * sizeof *to->entries);
+    to->n_entries = n;
+    if (batch == NULL || to->entries == NULL) {
+        raft_free(batch);
+        raft_free(to->entries);
+        return false;
+    }
+    uint8_t *p = batch;
+    for (unsigned i = 0; i < n; i++) {
+        to->entries[i] = from[i];
+        to->entries[i].buf.base = p;
+        to->entries[i].batch = batch;
+        memcpy(p, from[i].buf.base, from[i].buf.len);
+        p += from[i].buf.len;
+    }
+    return true;
+}
+
+static void deliver_entries(struct guard *g, struct raft_message *m)
+{
+    struct raft_append_entries *a = &m->append_entries;
+    raft_index last = a->prev_log_index + a->n_entries;
+    /* Rule 5: libraft takes the smaller of both, and with a late message that is below its own commit index.
+     */
+    if (guard_rule(5) && a->leader_commit > last) {
+        a->leader_commit = last;
+    }
+    g->recv(g->raft->io, m);
+}
+
+static void recv_entries(struct guard *g, struct raft_message *m)
+{
+    struct raft *r = g->raft;
+    struct raft_append_entries *a = &m->append_entries;
+    if (guard_rule(9)) {
+        anchor(r, a);
+    }
+    /* Rule 4: libraft would answer this with an error that nobody sees, and free the batch twice. */
+    if (a->term >= r->current_term && !r->snapshot.installing) {
+        for (unsigned i = 0; i <= a->n_entries && a->prev_log_index + i <= r->commit_index; i++) {
+            raft_term mine = guard_term_of(r, a->prev_log_index + i);
+            raft_term theirs = i == 0 ? a->prev_log_term : a->entries[i - 1].term;
+            if (mine != 0 && theirs != mine && guard_rule(4)) {
+                drop_entries(a);
+                g->ops->fatal(g->arg, "the leader's log contradicts what is committed here", RAFT_SHUTDOWN);
+                return;
+            }
+        }
+    }
+    /* Rule 6: libraft notes a configuration at the index of the first new entry of the message, so it has to
+     * be that. */
+    for (unsigned i = 1; i < a->n_entries && guard_rule(6); i++) {
+        if (a->entries[i].type != RAFT_CHANGE) {
+            continue;
+        }
+        struct raft_message rest = *m;
+        if (!copy_entries(a->entries + i, a->n_entries - i, &rest.append_entries)) {
+            drop_entries(a); /* lost on the way: it will be sent again */
+            return;
+        }
+        rest.append_entries.prev_log_index = a->prev_log_index + i;
+        rest.append_entries.prev_log_term = a->entries[i - 1].term;
+        a->n_entries = i;
+        deliver_entries(g, m);
+        *m = rest;
+        i = 0;
+    }
+    deliver_entries(g, m);
+}
+
+static void receive(struct raft_io *io, struct raft_message *m)
+{
+    struct guard *g = guard_of(io);
+    switch (m->type) {
+    case RAFT_APPEND_ENTRIES:
+        if (g->closing) {
+            drop_entries(&m->append_entries);
+            return;
+        }
+        recv_entries(g, m);
+        break;
+    case RAFT_INSTALL_SNAPSHOT:
+        /* Rule 7: put off until the snapshot that is being taken is written, libraft loses it and follows a
+         * NULL pointer. The leader sends it again after its timeout. */
+        if (g->closing || (guard_rule(7) && (g->put != NULL || g->raft->legacy.snapshot_taking ||
+                                                g->raft->snapshot.installing))) {
+            raft_configuration_close(&m->install_snapshot.conf);
+            raft_free(m->install_snapshot.data.base);
+            return;
+        }
+        g->recv(io, m);
+        break;
+    default:
+        if (g->closing) {
+            return;
+        }
+        g->recv(io, m);
+        break;
+    }
+    g->ops->changed(g->arg);
+}
+
+void guard_deliver(struct guard *g, struct raft_message *m)
+{
+    receive(g->raft->io, m);
+}
+
+static void tick(struct raft_io *io)
+{
+    struct guard *g = guard_of(io);
+    if (g->closing) {
+        return;
+    }
+    /* Rule 4: raft_uv does not report a failed write of entries but tries it again later, with a pointer to
+     * something else. It leaves its message in the io first. */
+    bool write_failed =
+        strncmp(io->errmsg, "write failed", 12) == 0 || strncmp(io->errmsg, "short write", 11) == 0;
+    if (write_failed && guard_rule(4)) {
+        log_error("%s", io->errmsg);
+        g->ops->fatal(g->arg, "writing to the log", RAFT_IOERR);
+    }
+    g->tick(io);
+    if (g->raft->state == RAFT_UNAVAILABLE) {
+        g->ops->fatal(g->arg, "raft is unavailable", RAFT_SHUTDOWN);
+    }
+    g->ops->changed(g->arg);
+}
+
+void guard_tick(struct guard *g)
+{
+    tick(g->raft->io);
+}
+
+/* --- start and end --- */
+
+static int start(struct raft_io *io, unsigned msecs, raft_io_tick_cb on_tick, raft_io_recv_cb on_recv)
+{
+    struct guard *g = guard_of(io);
+    g->tick = on_tick;
+    g->recv = on_recv;
+    return g->inner.start(io, msecs, tick, receive);
+}
+
+static void inner_closed(struct raft_io *io)
+{
+    struct guard *g = guard_of(io);
+    g->inner_closed = true;
+    /* raft_uv has completed what it had; what is on another thread still needs libraft alive. */
+    closed(g);
+}
+
+static void close_io(struct raft_io *io, raft_io_close_cb cb)
+{
+    struct guard *g = guard_of(io);
+    g->closing = true;
+    g->close = cb;
+    g->inner.close(io, inner_closed);
+}
+
+void guard_wrap(struct guard *g, struct raft *raft, const struct guard_ops *ops, void *arg)
+{
+    struct raft_io *io = raft->io;
+    g->raft = raft;
+    g->ops = ops;
+    g->arg = arg;
+    g->inner = *io;
+    g->first = 1;
+    raft->data = g;
+    io->load = load;
+    io->start = start;
+    io->close = close_io;
+    io->set_term = set_term;
+    io->set_vote = set_vote;
+    io->append = append;
+    io->truncate = truncate_log;
+    io->snapshot_put = snapshot_put;
+    io->snapshot_get = snapshot_get;
+    io->send = send_message;
+}
+
+void guard_hold(struct guard *g)
+{
+    g->holds++;
+}
+
+void guard_release(struct guard *g)
+{
+    g->holds--;
+    closed(g);
+}
+
+void guard_free(struct guard *g)
+{
+    free(g->sums);
+    g->sums = NULL;
+}

@@ -1,0 +1,52 @@
+/* The control frames of a connection between managers, as bytes: who opens it and why it is refused. Pure, no
+ * I/O.
+ *
+ *   hello    u32 magic, u16 format, blob cluster id, u64 from, u64 to, u64 starts, blob address   opener,
+ * first welcome  u16 format, u64 id, u64 starts acceptor, first refusal  u8 code, blob reason acceptor,
+ * instead ping     empty    opener, when it has had nothing to say for a second alive    empty    acceptor,
+ * once a second while something arrives bye      empty    opener: it closes this connection, but lives
+ */
+#ifndef SYM_RAFT_HELLO_H
+#define SYM_RAFT_HELLO_H
+
+#include "base/buf.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum { HELLO_FORMAT = 1 };
+
+/* The kinds of control frames. */
+enum hello_kind { HELLO = 1, HELLO_WELCOME, HELLO_REFUSAL, HELLO_PING, HELLO_ALIVE, HELLO_BYE };
+
+struct hello {
+    uint16_t format;
+    char cluster_id[64];
+    uint64_t from, to;
+    uint64_t starts;
+    char address[280];
+};
+
+struct welcome {
+    uint16_t format;
+    uint64_t id;
+    uint64_t starts;
+};
+
+struct refusal {
+    int code; /* SYM_E* */
+    char reason[200];
+};
+
+/* Append to @out: 0 or SYM_ENOMEM. */
+int hello_encode(const struct hello *h, struct buf *out);
+int welcome_encode(const struct welcome *w, struct buf *out);
+int refusal_encode(const struct refusal *r, struct buf *out);
+
+/* 0 or SYM_EPROTO. Of a hello or welcome of another format only @format is filled in (its rest may look
+ * different), so that it can be refused with a reason. Texts are free of control characters. */
+int hello_decode(const uint8_t *data, size_t n, struct hello *out);
+int welcome_decode(const uint8_t *data, size_t n, struct welcome *out);
+int refusal_decode(const uint8_t *data, size_t n, struct refusal *out);
+
+#endif

@@ -1,0 +1,115 @@
+/* One member of the raft cluster: libraft with the guard, our transport, the store as its state machine, the
+ * queue of proposals (group commit) and linearizable reads. Only src/raft includes <raft.h>; here are our own
+ * names.
+ *
+ * Everything runs on the loop thread. Callbacks never fire inside the call that was given them.
+ * A fault that libraft cannot survive (rules 3 and 4) is logged and ends the process with _exit(70).
+ */
+#ifndef SYM_RAFT_NODE_H
+#define SYM_RAFT_NODE_H
+
+#include "raft/peers.h"
+#include "store/store.h"
+
+enum raft_role { ROLE_STANDBY, ROLE_VOTER, ROLE_SPARE };
+enum rnode_state { STATE_FOLLOWER, STATE_CANDIDATE, STATE_LEADER, STATE_DOWN };
+
+struct rnode;
+
+struct rnode_config {
+    uv_loop_t *loop;
+    uint64_t id;
+    const char *address; /* advertised host:port of the raft port */
+    const char *bind_addr;
+    uint16_t port;
+    const char *dir; /* raft/ folder */
+    struct store *store;
+    const struct store_config
+        *store_config; /* as store_open had it: an installed snapshot is built with it; copied */
+    const char *cluster_id;
+    const char *cert;
+    const struct key *key;
+    const char *ca;
+    uint64_t starts;       /* see peers.h */
+    unsigned election_ms;  /* 0: 400 */
+    unsigned heartbeat_ms; /* 0: 50 */
+    uint64_t
+        disk_floor; /* free bytes below which writes are refused; 0: 64 MiB. Also a reserve file of 16 MiB */
+    void *arg;
+    int (*authorize)(void *arg, uint64_t id, const struct tls_peer *peer);
+    /* Leader, term, role or membership has changed (never more often than once a loop iteration). */
+    void (*on_change)(void *arg);
+    /* Entries were applied: store_pump has been called for this. */
+    void (*on_applied)(void *arg);
+    /* We were told by a peer, or saw in the log, that we are no longer a member (SYM_ENOTFOUND), or that our
+     * folder is an older copy (SYM_ECONFLICT). At most once. */
+    void (*on_removed)(void *arg, int code, const char *reason);
+};
+
+/* First start of the first member: writes term 1 and a configuration of this one voter. SYM_EEXIST if there
+ * is a log. */
+int rnode_bootstrap(const char *dir, uint64_t id, const char *address);
+/* Offline, on one survivor: rewrites the configuration to this one voter. What is in the log stays. */
+int rnode_recover(const char *dir, uint64_t id, const char *address);
+
+/* Loads the log and starts. SYM_ECORRUPT names the file that does not check and what to do; nothing is
+ * repaired. SYM_EINUSE when another process holds the folder. */
+int rnode_start(const struct rnode_config *cfg, struct rnode **out);
+/* Hands leadership over first when it can (at most one election timeout), completes everything pending with
+ * SYM_ECANCELED, then @done; the node is freed after it. */
+void rnode_stop(struct rnode *n, void (*done)(void *arg), void *arg);
+
+typedef void (*rnode_txn_cb)(void *arg, int status, const struct txn_result *result);
+/* Proposes an encoded txn (copied). On a follower it is passed on to the leader; a leadership change in
+ * between is retried while the outcome is known, and through the txn's id also when it is not, until
+ * @timeout_ms (0: 5000). @status: 0 (see result->status), SYM_ENOQUORUM (surely not applied), SYM_EUNKNOWN
+ * (no answer in time: may have been applied), SYM_ENOSPACE, SYM_EBUSY (queue full), SYM_ECANCELED. A txn
+ * without an id is given one of this process. */
+void rnode_submit(
+    struct rnode *n, const uint8_t *txn, size_t len, uint64_t timeout_ms, rnode_txn_cb cb, void *arg);
+
+typedef void (*rnode_cb)(void *arg, int status);
+/* @status 0: the local store now holds everything that was acknowledged anywhere before this call (ReadIndex:
+ * a confirmation round that began after the call, on the leader; a follower asks it and waits to have applied
+ * that far). SYM_ENOQUORUM after @timeout_ms (0: 1500). */
+void rnode_read(struct rnode *n, uint64_t timeout_ms, rnode_cb cb, void *arg);
+
+/* Membership, on the leader only (SYM_ENOTLEADER): one at a time (SYM_EBUSY). add: as spare. */
+void rnode_add(struct rnode *n, uint64_t id, const char *address, rnode_cb cb, void *arg);
+void rnode_assign(struct rnode *n, uint64_t id, enum raft_role role, rnode_cb cb, void *arg);
+void rnode_remove(struct rnode *n, uint64_t id, rnode_cb cb, void *arg);
+/* @id 0: the most caught-up voter. Done when the new leader is known here; SYM_ETIMEOUT. */
+void rnode_transfer(struct rnode *n, uint64_t id, rnode_cb cb, void *arg);
+
+struct rnode_server {
+    uint64_t id;
+    char address[280];
+    enum raft_role role;
+    bool is_self, up;     /* our connection to it stands and it was heard of within an election timeout */
+    uint64_t match_index; /* leader only, else 0 */
+    uint64_t disk_free;   /* as it last told us; 0 unknown */
+};
+struct rnode_status {
+    enum rnode_state state;
+    uint64_t id, leader, term; /* leader 0: unknown */
+    uint64_t last_index, commit_index, applied_index, snapshot_index;
+    uint64_t log_bytes; /* untrimmed log held in memory */
+    bool has_quorum; /* leader: a majority answered within an election timeout; follower: the leader is known
+                      */
+    bool changing;   /* a membership change is under way */
+    bool no_space;   /* writes are refused for want of disk, here or on a voter */
+    unsigned n_servers;
+    struct rnode_server servers[64];
+};
+void rnode_status(const struct rnode *n, struct rnode_status *out);
+uint64_t rnode_leader(const struct rnode *n);
+bool rnode_is_leader(const struct rnode *n); /* and has applied its own term's first entry */
+struct peers *rnode_peers(struct rnode *n);
+/* Takes a snapshot now (tests, backup). */
+void rnode_snapshot(struct rnode *n);
+struct rnode_stats {
+    uint64_t submitted, forwarded, packs, pack_txns, reads, read_rounds, snapshots, elections;
+};
+void rnode_stats(const struct rnode *n, struct rnode_stats *out);
+
+#endif

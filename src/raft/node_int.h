@@ -1,0 +1,144 @@
+/* The inside of a rnode, shared by node.c, sender.c, member.c and failover.c. */
+#ifndef SYM_RAFT_NODE_INT_H
+#define SYM_RAFT_NODE_INT_H
+
+#include "raft/fsm.h"
+#include "raft/guard.h"
+#include "raft/health.h"
+#include "raft/node.h"
+#include "raft/propose.h"
+#include "raft/reads.h"
+#include "raft/submit.h"
+
+#include <raft.h>
+#include <raft/uv.h>
+
+enum {
+    NODE_TICK_MS = 25,
+    NODE_PEERS_MAX = 512,
+    NODE_SNAPSHOT_ENTRIES = 16384, /* rule 14 */
+    NODE_SNAPSHOT_BYTES = 32 << 20,
+    NODE_TRAILING_ENTRIES = 8192,
+    NODE_TRAILING_BYTES = 16 << 20,
+    NODE_LOG_BYTES_MAX = 160 << 20, /* beyond this the leader waits for its snapshot */
+    NODE_HEADROOM_FLOOR = 16 << 20, /* of the store: what still fits when writes are refused */
+};
+
+/* Another manager, as this one knows it. */
+struct other {
+    uint64_t id;
+    bool member;  /* it is, or was, in the configuration */
+    bool removed; /* it is no more: never listened to again */
+    bool disk_low, store_low;
+    uint64_t disk_free, headroom;
+    uint64_t info_at;  /* uv_now of its last KIND_INFO, 0: none */
+    uint64_t heard_at; /* and of any frame: keeps one that is in no configuration yet */
+};
+
+/* Something to be said from the loop, later. */
+struct later {
+    STAILQ_ENTRY(later) link;
+    rnode_cb cb;
+    void *arg;
+    int status;
+    char text[256];
+};
+
+/* The one membership change and the one transfer that can be under way; libraft keeps pointers to the
+ * requests. */
+struct member {
+    struct raft_change change;
+    struct raft_transfer transfer;
+    struct raft_barrier barrier;
+    bool opening; /* the barrier that opens our term is under way */
+    enum member_what { MEMBER_NONE, MEMBER_ADD, MEMBER_ASSIGN, MEMBER_REMOVE } what;
+    bool submitted; /* libraft has it */
+    uint64_t id;
+    char *address;
+    int role;
+    uint64_t deadline;
+    rnode_cb cb;
+    void *arg;
+    uint64_t target; /* of the transfer, 0: none */
+    uint64_t transfer_deadline;
+    rnode_cb transfer_cb;
+    void *transfer_arg;
+};
+
+struct rnode {
+    struct rnode_config cfg;
+    struct store_config store_config;
+    char *address, *dir, *cluster_id, *store_dir;
+    uv_loop_t *loop;
+    struct raft raft;
+    struct raft_io io;
+    struct raft_uv_transport transport;
+    struct fsm fsm;
+    struct guard guard;
+    struct propose propose;
+    struct submit submit;
+    struct reads reads;
+    struct health health;
+    struct member member;
+    struct peers *peers;
+    int lock_fd;
+
+    uv_prepare_t prepare; /* both flush, after raft_uv's own have completed libraft's requests */
+    uv_check_t check;
+    uv_idle_t idle; /* active: do not sleep, there is something to flush */
+    uv_timer_t tick;
+    uv_timer_t failover;
+    unsigned n_handles; /* open */
+    bool kicked;
+
+    struct other others[NODE_PEERS_MAX];
+    unsigned n_others;
+    STAILQ_HEAD(laters, later) laters;
+    STAILQ_HEAD(sends, send) failed_sends; /* to be answered by the next flush */
+
+    /* As they were when they were last looked at. */
+    unsigned short state;
+    uint64_t term, leader, applied;
+    uint64_t config_index, config_pending;
+    unsigned config_n;
+    bool was_member; /* this node was in the configuration */
+    bool changed;    /* tell on_change */
+    bool told_removed;
+    int may; /* of this flush: may the leader propose? */
+    bool low_disk, low_store;
+
+    uint64_t random;
+    uint64_t info_sent_at;
+    uint64_t down_since; /* failover: uv_now when the leader's connection went */
+    uint64_t elections;
+
+    enum { NODE_RUNNING, NODE_STOP_ASKED, NODE_HANDING_OVER, NODE_HANDED_OVER, NODE_CLOSING } phase;
+    bool raft_open, peers_open, health_open, failed_start;
+    void (*stopped)(void *arg);
+    void *stopped_arg;
+};
+
+/* node.c */
+void node_kick(struct rnode *n);
+void node_later(struct rnode *n, rnode_cb cb, void *arg, int status); /* with err_msg() as it is now */
+struct other *node_other(struct rnode *n, uint64_t id);
+void node_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t n_bytes);
+void node_look(struct rnode *n); /* has anything changed? */
+void node_fatal(void *arg, const char *what, int rv);
+uint64_t node_random(struct rnode *n, unsigned below);
+
+/* sender.c: raft's messages to frames and back */
+int sender_send(
+    struct raft_io *io, struct raft_io_send *req, const struct raft_message *m, raft_io_send_cb cb);
+void sender_receive(struct rnode *n, uint64_t id, uint8_t *data, size_t len);
+void sender_flush(struct rnode *n);
+
+/* member.c */
+void member_flush(struct rnode *n);
+void member_close(struct rnode *n);
+
+/* failover.c: the leader's process is gone, not just slow */
+void failover_down(struct rnode *n, uint64_t id);
+void failover_init(struct rnode *n);
+
+#endif

@@ -1,0 +1,271 @@
+#include "raft/propose.h"
+
+#include "base/err.h"
+
+#include <stdlib.h>
+
+struct pack {
+    struct raft_apply req;
+    struct propose *p;
+    struct pack *next;
+    struct props props;
+    struct raft_buffer data;
+    struct txn_result *results; /* from the state machine, before libraft's callback */
+    unsigned n, n_results;
+    bool delivered;
+};
+
+void propose_init(struct propose *p, struct raft *raft, const struct propose_ops *ops, void *arg)
+{
+    *p = (struct propose){.raft = raft, .ops = ops, .arg = arg, .max_in_flight = PROPOSE_IN_FLIGHT};
+    TAILQ_INIT(&p->waiting);
+    p->in_flight.last = &p->in_flight.first;
+}
+
+int propose_submit(
+    struct propose *p, uint8_t *txn, size_t n, bool fresh, prop_cb cb, void *arg, struct prop **out)
+{
+    if (p->closing) {
+        return err_setf(SYM_ECANCELED, "the node is stopping");
+    }
+    if (p->n_waiting >= PROPOSE_TXNS_MAX || p->bytes_waiting + n > PROPOSE_BYTES_MAX) {
+        return err_setf(SYM_EBUSY, "too many writes are waiting");
+    }
+    struct prop *prop = malloc(sizeof *prop);
+    if (prop == NULL) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    *prop = (struct prop){.txn = txn, .n = n, .fresh = fresh, .cb = cb, .arg = arg};
+    TAILQ_INSERT_TAIL(&p->waiting, prop, link);
+    p->n_waiting++;
+    p->bytes_waiting += n;
+    *out = prop;
+    return 0;
+}
+
+static void unqueue(struct propose *p, struct prop *prop)
+{
+    TAILQ_REMOVE(&p->waiting, prop, link);
+    p->n_waiting--;
+    p->bytes_waiting -= prop->n;
+}
+
+static void answer(struct prop *prop, int status, const struct txn_result *result)
+{
+    if (prop->cb != NULL) {
+        prop->cb(prop->arg, status, result);
+    }
+    free(prop);
+}
+
+bool propose_cancel(struct propose *p, struct prop *prop)
+{
+    if (prop->pack == NULL) {
+        unqueue(p, prop);
+        free(prop);
+        return true;
+    }
+    prop->cb = NULL;
+    /* In a pack that libraft has not taken it still goes out with the rest. */
+    return false;
+}
+
+static void answer_pack(struct pack *pack, int status)
+{
+    if (status == 0 && (!pack->delivered || pack->n_results != pack->n)) {
+        status = SYM_EUNKNOWN;
+    }
+    unsigned i = 0;
+    struct prop *prop;
+    while ((prop = TAILQ_FIRST(&pack->props)) != NULL) {
+        TAILQ_REMOVE(&pack->props, prop, link);
+        answer(prop, status, status == 0 ? &pack->results[i] : NULL);
+        i++;
+    }
+    free(pack->results);
+    free(pack);
+}
+
+static void applied(struct raft_apply *req, int status, void *result)
+{
+    (void)result;
+    struct pack *pack = req->data;
+    struct propose *p = pack->p;
+    /* libraft completes them in order. */
+    struct pack **at = &p->in_flight.first;
+    while (*at != pack) {
+        at = &(*at)->next;
+    }
+    *at = pack->next;
+    if (p->in_flight.last == &pack->next) {
+        p->in_flight.last = at;
+    }
+    p->n_in_flight--;
+    /* RAFT_LEADERSHIPLOST and its kind: it may be committed by the next leader, or not. */
+    answer_pack(pack, status == 0 ? 0 : p->closing ? SYM_ECANCELED : SYM_EUNKNOWN);
+}
+
+static struct pack *of_index(const struct propose *p, uint64_t index)
+{
+    struct pack *pack = p->in_flight.first;
+    while (pack != NULL && (pack->req.index != index || pack->delivered)) {
+        pack = pack->next;
+    }
+    return pack;
+}
+
+bool propose_wanted(const struct propose *p, uint64_t index)
+{
+    return of_index(p, index) != NULL;
+}
+
+void propose_deliver(struct propose *p, uint64_t index, struct txn_result *results, unsigned n)
+{
+    struct pack *pack = of_index(p, index);
+    if (pack == NULL) {
+        free(results);
+        return;
+    }
+    pack->results = results;
+    pack->n_results = n;
+    pack->delivered = true;
+}
+
+/* Takes from the queue what fits into one entry. NULL when nothing may go, or without memory. */
+static struct pack *build(struct propose *p)
+{
+    struct buf bytes = {0};
+    struct pack *pack = calloc(1, sizeof *pack);
+    if (pack == NULL || pack_begin(&bytes) != 0) {
+        goto fail;
+    }
+    pack->p = p;
+    pack->req.data = pack;
+    TAILQ_INIT(&pack->props);
+    struct prop *prop;
+    while ((prop = TAILQ_FIRST(&p->waiting)) != NULL) {
+        if (pack->n > 0 && bytes.len + prop->n > PACK_TARGET) {
+            break;
+        }
+        int rv = p->ops->may(p->arg, prop->txn, prop->n);
+        if (rv == SYM_ENOSPACE) {
+            unqueue(p, prop);
+            answer(prop, rv, NULL);
+            continue;
+        }
+        if (rv != 0) {
+            break;
+        }
+        struct txn_id id;
+        if (prop->fresh && txn_peek_id(prop->txn, prop->n, &id) == 0) {
+            id.since = p->ops->revision(p->arg);
+            txn_set_id(prop->txn, prop->n, &id);
+        }
+        if (pack_add(&bytes, prop->txn, prop->n) != 0) {
+            break;
+        }
+        unqueue(p, prop);
+        prop->pack = pack;
+        TAILQ_INSERT_TAIL(&pack->props, prop, link);
+        pack->n++;
+    }
+    if (pack->n == 0) {
+        goto fail;
+    }
+    if (pack_end(&bytes, pack->n) != 0) {
+        while ((prop = TAILQ_LAST(&pack->props, props)) != NULL) {
+            TAILQ_REMOVE(&pack->props, prop, link);
+            prop->pack = NULL;
+            TAILQ_INSERT_HEAD(&p->waiting, prop, link);
+            p->n_waiting++;
+            p->bytes_waiting += prop->n;
+        }
+        goto fail;
+    }
+    /* raft_malloc is malloc, and nothing was consumed from the front. */
+    pack->data = (struct raft_buffer){bytes.base, bytes.len};
+    return pack;
+
+fail:
+    buf_free(&bytes);
+    free(pack);
+    return NULL;
+}
+
+/* 0, or an error of raft_apply that leaves the pack as it was. */
+static int propose(struct propose *p, struct pack *pack)
+{
+    /* Rule 1: one entry in one raft_apply. */
+    int rv = raft_apply(p->raft, &pack->req, &pack->data, 1, applied);
+    if (rv != 0) {
+        return rv;
+    }
+    *p->in_flight.last = pack;
+    p->in_flight.last = &pack->next;
+    p->n_in_flight++;
+    p->packs++;
+    p->pack_txns += pack->n;
+    return 0;
+}
+
+static void unbuild(struct pack *pack, int status)
+{
+    free(pack->data.base);
+    pack->data.base = NULL;
+    answer_pack(pack, status);
+}
+
+void propose_flush(struct propose *p)
+{
+    while (!p->closing && p->raft->state == RAFT_LEADER && raft_transferee(p->raft) == 0 &&
+           p->n_in_flight < p->max_in_flight) {
+        struct pack *pack = p->stalled != NULL ? p->stalled : build(p);
+        if (pack == NULL) {
+            return;
+        }
+        p->stalled = NULL;
+        int rv = propose(p, pack);
+        if (rv == RAFT_NOSPACE) {
+            p->stalled =
+                pack; /* between two segments; or the disk is full, which the floor should have kept away */
+            return;
+        }
+        if (rv == RAFT_NOTLEADER || rv == RAFT_LEADERSHIPLOST) {
+            unbuild(pack, SYM_ENOTLEADER);
+            return;
+        }
+        if (rv != 0) {
+            /* Rule 3: what libraft holds and what it has written may be two things now. */
+            if (guard_rule(3)) {
+                p->ops->fatal(p->arg, "proposing an entry", rv);
+            }
+            return;
+        }
+    }
+}
+
+static void answer_waiting(struct propose *p, int status)
+{
+    if (p->stalled != NULL) {
+        struct pack *pack = p->stalled;
+        p->stalled = NULL;
+        unbuild(pack, status);
+    }
+    /* Only those that wait now: an answer may bring another txn. */
+    for (unsigned n = p->n_waiting; n > 0 && p->n_waiting > 0; n--) {
+        struct prop *prop = TAILQ_FIRST(&p->waiting);
+        unqueue(p, prop);
+        answer(prop, status, NULL);
+    }
+}
+
+void propose_lost(struct propose *p)
+{
+    answer_waiting(p, SYM_ENOTLEADER);
+}
+
+void propose_close(struct propose *p)
+{
+    p->closing = true;
+    answer_waiting(p, SYM_ECANCELED);
+}
