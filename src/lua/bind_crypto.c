@@ -1,0 +1,428 @@
+#include "lua/bind_crypto.h"
+
+#include "base/err.h"
+#include "codec/text.h"
+#include "lua/vm.h"
+
+#include <string.h>
+
+static const char key_type[] = "sym.crypto.key";
+static const char scratch_type[] = "sym.crypto.scratch";
+
+/* What one call may take or give: enough for the largest value, and for a chunk of a backup. */
+enum { TEXT_MAX = 16 * 1024 * 1024, RANDOM_MAX = 1024 * 1024, BASE36_MAX = 64 };
+
+static const char *check_text(lua_State *L, int idx, size_t max, size_t *n)
+{
+    const char *text = luaL_checklstring(L, idx, n);
+    luaL_argcheck(L, *n <= max, idx, "too long");
+    return text;
+}
+
+/* A text that C will take for NUL-terminated. */
+static const char *check_name(lua_State *L, int idx)
+{
+    size_t n;
+    const char *name = luaL_checklstring(L, idx, &n);
+    luaL_argcheck(L, strlen(name) == n, idx, "a NUL character");
+    return name;
+}
+
+/* -- a buffer that Lua frees if pushing its contents raises; it may hold a secret -- */
+
+static int scratch_gc(lua_State *L)
+{
+    struct buf *b = luaL_checkudata(L, 1, scratch_type);
+    if (b->base != NULL) {
+        crypto_wipe(b->base, b->cap);
+    }
+    buf_free(b);
+    return 0;
+}
+
+static struct buf *push_scratch(lua_State *L)
+{
+    struct buf *b = lua_newuserdatauv(L, sizeof *b, 0);
+    *b = (struct buf){0};
+    luaL_setmetatable(L, scratch_type);
+    return b;
+}
+
+/* The scratch buffer's contents, or nil and the error. */
+static int give_text(lua_State *L, struct buf *b, int err)
+{
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_pushlstring(L, (const char *)buf_data(b), b->len);
+    crypto_wipe(b->base, b->cap);
+    buf_free(b);
+    return 1;
+}
+
+/* -- digests and text -- */
+
+static int l_random(lua_State *L)
+{
+    lua_Integer n = luaL_checkinteger(L, 1);
+    luaL_argcheck(L, n >= 0 && n <= RANDOM_MAX, 1, "out of range");
+    luaL_Buffer b;
+    char *to = luaL_buffinitsize(L, &b, (size_t)n);
+    int err = crypto_random(to, (size_t)n);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    luaL_pushresultsize(&b, (size_t)n);
+    return 1;
+}
+
+static int l_sha256(lua_State *L)
+{
+    size_t n;
+    const char *data = luaL_checklstring(L, 1, &n);
+    uint8_t out[SHA256_LEN];
+    int err = crypto_sha256(data, n, out);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_pushlstring(L, (const char *)out, sizeof out);
+    return 1;
+}
+
+static int encode(
+    lua_State *L, size_t max, size_t (*width)(size_t), void (*to)(const uint8_t *, size_t, char *))
+{
+    size_t n;
+    const char *data = check_text(L, 1, max, &n);
+    luaL_Buffer b;
+    char *out = luaL_buffinitsize(L, &b, width(n) + 1);
+    to((const uint8_t *)data, n, out);
+    luaL_pushresultsize(&b, width(n));
+    return 1;
+}
+
+static size_t hex_width(size_t n)
+{
+    return 2 * n;
+}
+
+static size_t base32_width(size_t n)
+{
+    return (8 * n + 4) / 5;
+}
+
+static int l_hex(lua_State *L)
+{
+    return encode(L, TEXT_MAX, hex_width, hex_encode);
+}
+
+static int l_base32(lua_State *L)
+{
+    return encode(L, TEXT_MAX, base32_width, base32_encode);
+}
+
+static int l_base36(lua_State *L)
+{
+    return encode(L, BASE36_MAX, base36_width, base36_encode);
+}
+
+static int l_base64(lua_State *L)
+{
+    return encode(L, TEXT_MAX, base64_width, base64_encode);
+}
+
+static int l_unhex(lua_State *L)
+{
+    size_t n;
+    const char *text = check_text(L, 1, 2 * (size_t)TEXT_MAX, &n);
+    luaL_Buffer b;
+    char *out = luaL_buffinitsize(L, &b, n / 2);
+    int err = hex_decode(text, n, (uint8_t *)out, n / 2);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    luaL_pushresultsize(&b, n / 2);
+    return 1;
+}
+
+static int l_unbase36(lua_State *L)
+{
+    size_t n;
+    const char *text = luaL_checklstring(L, 1, &n);
+    lua_Integer bytes = luaL_checkinteger(L, 2);
+    luaL_argcheck(L, bytes >= 0 && bytes <= BASE36_MAX, 2, "out of range");
+    uint8_t out[BASE36_MAX];
+    int err = base36_decode(text, n, out, (size_t)bytes);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_pushlstring(L, (const char *)out, (size_t)bytes);
+    return 1;
+}
+
+static int l_unbase64(lua_State *L)
+{
+    size_t n, bytes;
+    const char *text = check_text(L, 1, 2 * (size_t)TEXT_MAX, &n);
+    luaL_Buffer b;
+    char *out = luaL_buffinitsize(L, &b, n / 4 * 3);
+    int err = base64_decode(text, n, (uint8_t *)out, &bytes);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    luaL_pushresultsize(&b, bytes);
+    return 1;
+}
+
+static int l_equal(lua_State *L)
+{
+    size_t na, nb;
+    const char *a = luaL_checklstring(L, 1, &na);
+    const char *b = luaL_checklstring(L, 2, &nb);
+    lua_pushboolean(L, na == nb && crypto_equal(a, b, na));
+    return 1;
+}
+
+/* -- keys -- */
+
+struct key *bind_crypto_check_key(lua_State *L, int idx)
+{
+    struct key **k = luaL_checkudata(L, idx, key_type);
+    luaL_argcheck(L, *k != NULL, idx, "the key is closed");
+    return *k;
+}
+
+static struct key **push_key(lua_State *L)
+{
+    struct key **k = lua_newuserdatauv(L, sizeof(struct key *), 0);
+    *k = NULL;
+    luaL_setmetatable(L, key_type);
+    return k;
+}
+
+static int l_key_generate(lua_State *L)
+{
+    int err = key_generate(push_key(L));
+    return err == 0 ? 1 : vm_fail(L, err);
+}
+
+static int l_key_load(lua_State *L)
+{
+    size_t n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    int err = key_from_pem(pem, n, push_key(L));
+    return err == 0 ? 1 : vm_fail(L, err);
+}
+
+static int key_pem(lua_State *L)
+{
+    const struct key *k = bind_crypto_check_key(L, 1);
+    struct buf *b = push_scratch(L);
+    return give_text(L, b, key_to_pem(k, b));
+}
+
+static void push_hex(lua_State *L, const uint8_t digest[SHA256_LEN])
+{
+    char text[2 * SHA256_LEN + 1];
+    hex_encode(digest, SHA256_LEN, text);
+    lua_pushstring(L, text);
+}
+
+static int key_print(lua_State *L)
+{
+    uint8_t out[SHA256_LEN];
+    int err = key_fingerprint(bind_crypto_check_key(L, 1), out);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    push_hex(L, out);
+    return 1;
+}
+
+static int key_close(lua_State *L)
+{
+    struct key **k = luaL_checkudata(L, 1, key_type);
+    key_free(*k);
+    *k = NULL;
+    return 0;
+}
+
+/* -- requests and certificates -- */
+
+static int l_csr(lua_State *L)
+{
+    const struct key *k = bind_crypto_check_key(L, 1);
+    const char *cn = check_name(L, 2);
+    struct buf *b = push_scratch(L);
+    return give_text(L, b, csr_new(k, cn, b));
+}
+
+static int l_csr_check(lua_State *L)
+{
+    size_t n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    uint8_t out[SHA256_LEN];
+    int err = csr_check(pem, n, out);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    push_hex(L, out);
+    return 1;
+}
+
+static int l_ca_new(lua_State *L)
+{
+    const struct key *k = bind_crypto_check_key(L, 1);
+    const char *o = check_name(L, 2);
+    int64_t not_before = luaL_checkinteger(L, 3), not_after = luaL_checkinteger(L, 4);
+    struct buf *b = push_scratch(L);
+    return give_text(L, b, cert_new_ca(k, o, not_before, not_after, b));
+}
+
+/* A field of the table at @idx; it stays on the stack, which keeps it alive. */
+static const char *text_field(lua_State *L, int idx, const char *name)
+{
+    if (lua_getfield(L, idx, name) != LUA_TSTRING) {
+        luaL_error(L, "%s: a string is expected", name);
+    }
+    const char *text = lua_tostring(L, -1);
+    if (strlen(text) != lua_rawlen(L, -1)) {
+        luaL_error(L, "%s: a NUL character", name);
+    }
+    return text;
+}
+
+static int64_t time_field(lua_State *L, int idx, const char *name)
+{
+    int is_integer;
+    lua_getfield(L, idx, name);
+    lua_Integer at = lua_tointegerx(L, -1, &is_integer);
+    if (!is_integer) {
+        luaL_error(L, "%s: an integer is expected", name);
+    }
+    lua_pop(L, 1);
+    return at;
+}
+
+static int l_cert_sign(lua_State *L)
+{
+    size_t ca_n, csr_n;
+    const struct key *k = bind_crypto_check_key(L, 1);
+    const char *ca = luaL_checklstring(L, 2, &ca_n);
+    const char *csr = luaL_checklstring(L, 3, &csr_n);
+    luaL_checktype(L, 4, LUA_TTABLE);
+    struct cert_spec spec = {
+        .cn = text_field(L, 4, "cn"),
+        .ou = text_field(L, 4, "ou"),
+        .o = text_field(L, 4, "o"),
+        .not_before = time_field(L, 4, "not_before"),
+        .not_after = time_field(L, 4, "not_after"),
+    };
+    lua_getfield(L, 4, "server");
+    spec.server = lua_toboolean(L, -1);
+    lua_pop(L, 1);
+    struct buf *b = push_scratch(L);
+    return give_text(L, b, cert_sign(k, ca, ca_n, csr, csr_n, &spec, b));
+}
+
+void bind_crypto_push_info(lua_State *L, const struct cert_info *info)
+{
+    lua_createtable(L, 0, 10);
+    lua_pushstring(L, info->cn);
+    lua_setfield(L, -2, "cn");
+    lua_pushstring(L, info->ou);
+    lua_setfield(L, -2, "ou");
+    lua_pushstring(L, info->o);
+    lua_setfield(L, -2, "o");
+    lua_pushstring(L, info->serial);
+    lua_setfield(L, -2, "serial");
+    lua_pushinteger(L, info->not_before);
+    lua_setfield(L, -2, "not_before");
+    lua_pushinteger(L, info->not_after);
+    lua_setfield(L, -2, "not_after");
+    push_hex(L, info->digest);
+    lua_setfield(L, -2, "digest");
+    push_hex(L, info->fingerprint);
+    lua_setfield(L, -2, "fingerprint");
+    lua_pushboolean(L, info->is_ca);
+    lua_setfield(L, -2, "is_ca");
+    lua_pushboolean(L, info->is_server);
+    lua_setfield(L, -2, "is_server");
+}
+
+static int l_cert_info(lua_State *L)
+{
+    size_t n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    struct cert_info info;
+    int err = cert_info(pem, n, &info);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    bind_crypto_push_info(L, &info);
+    return 1;
+}
+
+static int give_true(lua_State *L, int err)
+{
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int l_cert_check_key(lua_State *L)
+{
+    size_t n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    return give_true(L, cert_check_key(pem, n, bind_crypto_check_key(L, 2)));
+}
+
+static int l_cert_check_issuer(lua_State *L)
+{
+    size_t n, ca_n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    const char *ca = luaL_checklstring(L, 2, &ca_n);
+    return give_true(L, cert_check_issuer(pem, n, ca, ca_n));
+}
+
+int luaopen_sym_crypto(lua_State *L)
+{
+    static const luaL_Reg key_methods[] = {
+        {"pem", key_pem}, {"fingerprint", key_print}, {"close", key_close}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"random", l_random},
+        {"sha256", l_sha256},
+        {"hex", l_hex},
+        {"unhex", l_unhex},
+        {"base32", l_base32},
+        {"base36", l_base36},
+        {"unbase36", l_unbase36},
+        {"base64", l_base64},
+        {"unbase64", l_unbase64},
+        {"equal", l_equal},
+        {"key_generate", l_key_generate},
+        {"key_load", l_key_load},
+        {"csr", l_csr},
+        {"csr_check", l_csr_check},
+        {"ca_new", l_ca_new},
+        {"cert_sign", l_cert_sign},
+        {"cert_info", l_cert_info},
+        {"cert_check_key", l_cert_check_key},
+        {"cert_check_issuer", l_cert_check_issuer},
+        {NULL, NULL},
+    };
+    luaL_newmetatable(L, scratch_type);
+    lua_pushcfunction(L, scratch_gc);
+    lua_setfield(L, -2, "__gc");
+
+    luaL_newmetatable(L, key_type);
+    lua_pushcfunction(L, key_close);
+    lua_setfield(L, -2, "__gc");
+    luaL_newlib(L, key_methods);
+    lua_setfield(L, -2, "__index");
+
+    luaL_newlib(L, functions);
+    return 1;
+}
