@@ -1,0 +1,299 @@
+--- The client's side: what needs no daemon is done here, all else is sent to it and what comes back is printed. Most
+--- calls are short, so nothing is loaded that they do not need.
+local http = require "sym.http"
+local sys = require "sym.sys"
+local commands = require "symphony.cli.commands"
+local errors = require "symphony.errors"
+local json = require "symphony.json"
+
+local M = {}
+
+local SOCKET_HINT = "start a daemon with `symphonyd manager --config-dir DIR`, or name its socket with --socket "
+  .. "DIR/control.sock or $SYMPHONY_SOCKET"
+local PATIENCE_S = 5 -- the daemon keeps --timeout itself; this is for one that does not
+
+-- Output --------------------------------------------------------------------------------------------------------------
+
+-- Nobody reads any more: end like a program that SIGPIPE has killed, without a word.
+local EPIPE, PIPE_STATUS = 32, 141
+
+-- Passes on what a call on standard output returned, unless it failed.
+local function checked(ok, err, errno)
+  if not ok then
+    if errno ~= EPIPE then
+      io.stderr:write(("symphony: standard output: %s\n"):format(err))
+    end
+    sys.exit(errno == EPIPE and PIPE_STATUS or 1)
+  end
+end
+
+local function out(text)
+  checked(io.stdout:write(text))
+end
+
+local function err_out(text)
+  checked(io.stdout:flush())
+  io.stderr:write(text)
+end
+
+local function finish(code)
+  checked(io.stdout:flush())
+  sys.exit(code)
+end
+
+-- Asks the person; a Ctrl-C meanwhile ends the program (the signal has its usual effect here).
+local function ask(question)
+  io.stdout:flush()
+  io.stderr:write(question, " [y/N] ")
+  io.stderr:flush()
+  local line = io.read("l")
+  local word = line and line:lower():match("^%s*(%l*)%s*$")
+  return word == "y" or word == "yes"
+end
+
+-- The command line, as far as it concerns the client ------------------------------------------------------------------
+
+-- Whether the command that @words name is one of the client's.
+local function is_local(words)
+  local ok, spec = pcall(commands.get, words[1])
+  if not ok or not spec then
+    return ok -- one that this client does not know is told so here; one that it cannot load is the daemon's
+  end
+  local where = spec.where
+  for i = 2, #words do
+    local found
+    for _, sub in ipairs(spec.commands or {}) do
+      found = found or commands.is_called(sub, words[i]) and sub
+    end
+    if not found then
+      break
+    end
+    spec, where = found, found.where or where
+  end
+  return where == "client"
+end
+
+local function terminal()
+  local tty = sys.isatty(1)
+  local colors = not sys.getenv("NO_COLOR") and sys.getenv("TERM") ~= "dumb"
+  return {
+    tty = tty,
+    interactive = sys.isatty(0),
+    color = tty and colors,
+    color_err = sys.isatty(2) and colors,
+    width = sys.winsize(),
+    cwd = require("luv").cwd(),
+  }
+end
+
+-- Talking to the daemon -----------------------------------------------------------------------------------------------
+
+-- What a failure to get any answer means to the person who called.
+local function no_answer(err, socket)
+  if err.code == "denied" then
+    return errors.new("denied", ("%s: this user may not use it"):format(socket),
+      "the daemon's user and root may, and the group given as --socket-group")
+  elseif err.code == "timeout" then
+    return errors.new("no_daemon", ("the daemon at %s does not answer"):format(socket), "is it stopped, or overloaded?")
+  elseif err.code == "closed" or err.code == "canceled" then
+    return errors.new("outcome_unknown", ("the daemon at %s closed the connection"):format(socket),
+      "its log may say why; look at the state before saying it again")
+  end
+  return errors.new("no_daemon", ("no daemon answers at %s: %s"):format(socket, err.message), SOCKET_HINT)
+end
+
+-- The error that an answer with a status of 400 or more carries.
+local function refusal(status, body)
+  local doc = json.decode(body)
+  local e = type(doc) == "table" and doc.error
+  if type(e) == "table" and type(e.code) == "string" then
+    local hint = type(e.hint) == "string" and e.hint or nil
+    return errors.new(e.code, tostring(e.message), hint)
+  end
+  return errors.new("protocol", ("the daemon answered with status %d"):format(status))
+end
+
+--- Sends @body (a table goes as JSON) and calls cb(err, body, status): the body decoded, or as text with opts.raw. More
+--- of @opts goes to sym.http: on_data (for a status below 400), idle_ms, timeout_ms, max_body.
+function M.call(socket, method, path, body, opts, cb)
+  opts = opts or {}
+  local status, refused = nil, {}
+  local handle, failed = http.request({
+    unix = socket,
+    method = method,
+    path = path,
+    body = type(body) == "table" and json.encode(body) or body,
+    headers = { ["content-type"] = opts.ctype or "application/json" },
+    timeout_ms = opts.timeout_ms,
+    idle_ms = opts.idle_ms,
+    max_body = opts.max_body,
+    on_head = function(code)
+      status = code
+    end,
+    on_data = opts.on_data and function(chunk)
+      if status < 400 then
+        opts.on_data(chunk)
+      else
+        refused[#refused + 1] = chunk
+      end
+    end or nil,
+  }, function(err, answer)
+    if err then
+      return cb(status and err or no_answer(err, socket), nil, status)
+    elseif answer.status >= 400 then
+      local text = opts.on_data and table.concat(refused) or answer.body
+      return cb(refusal(answer.status, text or ""), nil, answer.status)
+    elseif opts.raw or opts.on_data then
+      return cb(nil, answer.body, answer.status)
+    end
+    local doc, bad = json.decode(answer.body)
+    cb(bad, doc, answer.status)
+  end)
+  if not handle then
+    cb(no_answer(failed, socket))
+  end
+end
+
+--- A function that takes a stream in chunks and calls fn(message) for each of its lines of JSON.
+function M.lines(fn)
+  local parts = {} -- of the line that has not ended
+  return function(chunk)
+    local from = 1
+    local stop = chunk:find("\n", 1, true)
+    while stop do
+      parts[#parts + 1] = chunk:sub(from, stop - 1)
+      local line = table.concat(parts)
+      parts, from = {}, stop + 1
+      local message = line ~= "" and json.decode(line)
+      if type(message) == "table" then
+        fn(message)
+      end
+      stop = chunk:find("\n", from, true)
+    end
+    parts[#parts + 1] = chunk:sub(from)
+  end
+end
+
+local function fail(err, found)
+  err_out(require("symphony.cli.render").error(err, { json = found.json, color_err = found.terminal.color_err }))
+  finish(errors.exit_code(err))
+end
+
+-- Ctrl-C: the daemon sees the connection end with this process, and cancels the command.
+local function on_interrupt()
+  local signal = require("luv").new_signal()
+  signal:start("sigint", function()
+    finish(130)
+  end)
+  return signal
+end
+
+local function remote(argv, found, socket)
+  local status, signal
+
+  local function answer(question)
+    signal:stop()
+    local yes = ask(question.ask)
+    signal = on_interrupt()
+    M.call(socket, "POST", "/v1/command/answer", { id = question.id, yes = yes }, nil, function(err)
+      if err then
+        fail(err, found)
+      end
+    end)
+  end
+
+  local stream = M.lines(function(message)
+    local text = message.out or message.out64 and require("sym.crypto").unbase64(message.out64)
+    local complaint = message.err or message.err64 and require("sym.crypto").unbase64(message.err64)
+    if text then
+      out(text)
+    end
+    if complaint then
+      err_out(complaint)
+    end
+    if message.ask then
+      answer(message)
+    end
+    status = message.exit or status
+  end)
+
+  local request = found.terminal
+  request.argv = argv
+  M.call(socket, "POST", "/v1/command", request, {
+    on_data = function(chunk)
+      stream(chunk)
+      checked(io.stdout:flush())
+    end,
+  }, function(err)
+    if status then
+      finish(status)
+    elseif err and err.code == "no_daemon" then
+      -- What is wrong in the line itself should not wait until there is a daemon.
+      local _, usage = require("symphony.cli.parser").parse(argv)
+      fail(usage or err, found)
+    elseif err and err.code ~= "closed" then
+      fail(err, found)
+    end
+    fail(errors.new("outcome_unknown", "the daemon went away before the command was done",
+      "its log may say why; look at the state before saying it again"), found)
+  end)
+  signal = on_interrupt()
+  local limit = tonumber(found.timeout)
+  if limit and limit > 0 then
+    local timer = require("luv").new_timer()
+    timer:start(math.ceil((limit + PATIENCE_S) * 1000), 0, function()
+      fail(errors.new("timeout", ("not done within %g s"):format(limit)), found)
+    end)
+  end
+end
+
+-- Commands that run here ----------------------------------------------------------------------------------------------
+
+local function here(argv, found, socket)
+  local async = require "symphony.async"
+  async.spawn(function()
+    local ctx = found.terminal
+    ctx.client = { tty = ctx.tty, interactive = ctx.interactive, width = ctx.width, cwd = ctx.cwd, uid = sys.uid() }
+    ctx.socket = socket
+    ctx.out, ctx.err = out, err_out
+    function ctx.confirm(question)
+      return ctx.args.yes or ctx.args.force or (ctx.interactive and ask(question)) or false
+    end
+    --- In a task: the answer's body (true if there is none), or nil, err, status.
+    function ctx.call(method, path, body, opts)
+      local done, result = async.event(), nil
+      M.call(socket, method, path, body, opts, function(...)
+        result = table.pack(...)
+        done:set()
+      end)
+      local signal = on_interrupt()
+      done:wait()
+      signal:close()
+      if result[1] then
+        return nil, result[1], result[3]
+      end
+      return result[2] == nil and true or result[2]
+    end
+    function ctx.cancelled()
+      return false
+    end
+    function ctx.on_cancel() end
+    finish(require("symphony.cli.execute").command(argv, ctx, function(err)
+      return err
+    end))
+  end)
+end
+
+--- Called by the program with its arguments (without its name).
+function M.main(...)
+  local argv = { ... }
+  local found = commands.scan(argv)
+  found.terminal = terminal()
+  local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
+  if found.help or not found.words[1] or is_local(found.words) then
+    return here(argv, found, socket)
+  end
+  remote(argv, found, socket)
+end
+
+return M

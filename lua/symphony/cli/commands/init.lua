@@ -1,0 +1,78 @@
+--- The commands that there are, in the order in which the overview shows them. Each is a module beside this file:
+---   {name =, summary =, description =, args = function(parser), run = function(ctx)}      or
+---   {name =, summary =, commands = {sub, ...}}, where a sub is the same again
+--- A name may be followed by aliases ("ls list"). where = "client" has it run in the client instead of the daemon.
+local M = {}
+
+M.names = { "manager", "token", "node", "kv", "txn", "cluster", "lua", "help", "version" }
+
+local function module_of(name)
+  return "symphony.cli.commands." .. name
+end
+
+--- Whether there is a command @name. One of a part that is not installed is none.
+function M.has(name)
+  for _, known in ipairs(M.names) do
+    if known == name then
+      local module = module_of(name)
+      return package.loaded[module] ~= nil or package.searchpath(module, package.path) ~= nil
+    end
+  end
+  return false
+end
+
+--- The module of command @name; nil if there is none.
+function M.get(name)
+  return M.has(name) and require(module_of(name)) or nil
+end
+
+--- All modules.
+function M.all()
+  local list = {}
+  for _, name in ipairs(M.names) do
+    list[#list + 1] = M.get(name)
+  end
+  return list
+end
+
+--- What can be said of a command line without lua-argparse (which takes longer to load than most commands take to run),
+--- in agreement with it: {words = what is no option, help =, json =, version =, socket =, timeout =}.
+function M.scan(argv)
+  local found, options = { words = {} }, true
+  local i = 1
+  while i <= #argv do
+    local arg = argv[i]
+    local name, value = arg:match("^(%-%-%l+)=(.*)$")
+    if arg == "--socket" or arg == "--timeout" then
+      name, value = arg, argv[i + 1]
+      i = options and i + 1 or i
+    end
+    if not options or arg:sub(1, 1) ~= "-" then
+      table.insert(found.words, arg)
+    elseif name == "--socket" or name == "--timeout" then
+      found[name:sub(3)] = value
+    elseif arg == "--json" then
+      found.json = true
+    elseif arg == "-h" or arg == "--help" then
+      found.help = true
+    elseif arg == "--version" or arg == "-V" then
+      found.version = true
+    elseif arg == "--" then
+      options = false
+    end
+    i = i + 1
+  end
+  return found
+end
+
+--- True if @word is @spec's name or one of its aliases.
+function M.is_called(spec, word)
+  for name in spec.name:gmatch("%S+") do
+    if name == word then
+      return true
+    end
+  end
+  return false
+end
+
+return M

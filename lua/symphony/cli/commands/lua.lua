@@ -1,0 +1,15 @@
+return {
+  name = "lua",
+  summary = "Lua at a prompt in the daemon, or a piece of code",
+  description = "Without arguments and at a terminal: a prompt. Else runs the code of -e, of a file, or from "
+    .. "standard input; the exit status is 1 after an error. The code runs in the daemon: help() says what is there.",
+  where = "client",
+  args = function(parser)
+    parser:option("-e --eval", "Run this code."):argname("CODE")
+    parser:argument("script", "A file with code, - for standard input."):args("?"):argname("FILE")
+    parser:argument("arguments", "What the code finds in `...`."):args("*"):argname("ARG")
+  end,
+  run = function(ctx)
+    return require("symphony.repl.console").run(ctx)
+  end,
+}

@@ -1,0 +1,48 @@
+--- One command line from argv to exit status, the same in the daemon and in the client.
+local async = require "symphony.async"
+local commands = require "symphony.cli.commands"
+local errors = require "symphony.errors"
+local parser = require "symphony.cli.parser"
+local render = require "symphony.cli.render"
+
+local M = {}
+
+local function run(parsed, ctx)
+  local ms = parsed.timeout and parsed.timeout * 1000
+  local data, how = async.with_timeout(ms, parsed.spec.run, ctx)
+  if data == nil and how ~= nil then
+    error(errors.from(how), 0)
+  end
+  return render.result(data, how, ctx)
+end
+
+--- Runs @argv and returns its exit status. @ctx has out(text), err(text), width, color, color_err and whatever the
+--- commands of this side use; args, json and path are added to it. Must be in a task. @internal(err) is told of a bug.
+function M.command(argv, ctx, internal)
+  ctx.json = commands.scan(argv).json
+  local parsed, err = parser.parse(argv)
+  if parsed and parsed.help then
+    ctx.out(parsed.help)
+    return 0
+  elseif parsed and not parsed.spec then
+    ctx.out(parsed.version and ("symphony %s\n"):format(require("sym.sys").version) or parser.overview())
+    return 0
+  elseif parsed then
+    ctx.args, ctx.path = parsed.args, parsed.path
+    local ok, text = xpcall(run, errors.handler, parsed, ctx)
+    if ok then
+      if text ~= "" then
+        ctx.out(text)
+      end
+      return ctx.status or 0
+    end
+    err = text
+  end
+  if err.code == "internal" then
+    err = internal(err)
+  end
+  ctx.err(render.error(err, ctx))
+  return errors.exit_code(err)
+end
+
+return M

@@ -1,0 +1,169 @@
+--- What a command returns, as text for a person or as JSON.
+local errors = require "symphony.errors"
+local json = require "symphony.json"
+
+local M = {}
+
+-- A key or a name may hold anything; nothing of it may move the cursor or start a line.
+local function plain(v)
+  local text = json.clean(v == nil and "" or tostring(v))
+  return (text:gsub("[\0-\31\127]", function(char)
+    return ("\\x%02x"):format(char:byte())
+  end))
+end
+
+local function cell(v)
+  if v == nil or v == json.null then
+    return "-"
+  elseif v == true then
+    return "yes"
+  elseif v == false then
+    return "no"
+  elseif type(v) == "table" then
+    return plain(json.encode(v))
+  elseif v == "" then
+    return "-"
+  end
+  return plain(v)
+end
+
+local function paint(text, code, color)
+  return color and ("\27[%sm%s\27[0m"):format(code, text) or text
+end
+
+local function pad(text, width)
+  return text .. (" "):rep(width - utf8.len(text))
+end
+
+--- Aligned columns: @columns the headings, @rows arrays of values.
+function M.table(columns, rows, color)
+  local widths, cells = {}, {}
+  for c, name in ipairs(columns) do
+    widths[c] = utf8.len(name)
+  end
+  for r, row in ipairs(rows) do
+    cells[r] = {}
+    for c = 1, #columns do
+      cells[r][c] = cell(row[c])
+      widths[c] = math.max(widths[c], utf8.len(cells[r][c]))
+    end
+  end
+  local lines = {}
+  local function line(texts, code)
+    local out = {}
+    for c, text in ipairs(texts) do
+      out[c] = pad(text, c < #columns and widths[c] or 0)
+    end
+    lines[#lines + 1] = paint(table.concat(out, "  "), code, code and color)
+  end
+  line(columns, "1")
+  for _, row in ipairs(cells) do
+    line(row)
+  end
+  return table.concat(lines, "\n") .. "\n"
+end
+
+local function sorted_keys(t)
+  local keys = {}
+  for k in pairs(t) do
+    keys[#keys + 1] = k
+  end
+  table.sort(keys, function(a, b)
+    return tostring(a) < tostring(b)
+  end)
+  return keys
+end
+
+-- Objects without a description: a column for every key that occurs.
+local function list(items, color)
+  local seen = {}
+  for _, item in ipairs(items) do
+    for k in pairs(item) do
+      seen[k] = true
+    end
+  end
+  local keys, rows = sorted_keys(seen), {}
+  for i, item in ipairs(items) do
+    rows[i] = {}
+    for c, k in ipairs(keys) do
+      rows[i][c] = item[k]
+    end
+  end
+  local columns = {}
+  for c, k in ipairs(keys) do
+    columns[c] = tostring(k):upper()
+  end
+  return M.table(columns, rows, color)
+end
+
+local function fields(t)
+  local keys, width, lines = sorted_keys(t), 0, {}
+  for _, k in ipairs(keys) do
+    width = math.max(width, utf8.len(plain(k)))
+  end
+  for i, k in ipairs(keys) do
+    lines[i] = pad(plain(k), width) .. "  " .. cell(t[k]) .. "\n"
+  end
+  return table.concat(lines)
+end
+
+local function ended(text)
+  return (text == "" or text:sub(-1) == "\n") and text or text .. "\n"
+end
+
+local function default(data, color)
+  if data == nil or data == true then
+    return ""
+  elseif type(data) ~= "table" then
+    return ended(tostring(data))
+  elseif type(data[1]) == "table" then
+    return list(data, color)
+  elseif data[1] ~= nil then
+    local lines = {}
+    for i, item in ipairs(data) do
+      lines[i] = cell(item) .. "\n"
+    end
+    return table.concat(lines)
+  end
+  return fields(data)
+end
+
+--- The text of a command's @data. @how: nil, {columns = {...}, row = function(item) -> {...}, empty = text for no
+--- items}, or {text = function(data, opts) -> text}. @opts: {json =, color =, width =}.
+function M.result(data, how, opts)
+  if opts.json then
+    return json.encode((data == nil or data == true) and {} or data) .. "\n"
+  elseif not how then
+    return default(data, opts.color)
+  elseif how.text then
+    return ended(how.text(data, opts))
+  end
+  local rows = {}
+  for i, item in ipairs(data) do
+    rows[i] = how.row(item)
+  end
+  if #rows == 0 and how.empty then
+    return ended(how.empty)
+  end
+  return M.table(how.columns, rows, opts.color)
+end
+
+-- Lines after the first are indented as far as the first one's text.
+local function indented(text, by)
+  return (text:gsub("\n", "\n" .. (" "):rep(by)))
+end
+
+--- The text for an error, for standard error. @opts: {json =, color_err =}.
+function M.error(err, opts)
+  if opts.json then
+    return json.encode(errors.body(err)) .. "\n"
+  end
+  local message = plain(err.message:gsub("%s+$", "")):gsub("\\x0a", "\n")
+  local text = ("%s %s (%s)\n"):format(paint("symphony:", "1;31", opts.color_err), indented(message, 2), err.code)
+  if err.hint then
+    text = text .. "  hint: " .. indented(plain(err.hint):gsub("\\x0a", "\n"), 8) .. "\n"
+  end
+  return text
+end
+
+return M

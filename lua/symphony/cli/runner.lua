@@ -1,0 +1,185 @@
+--- Commands in the daemon: POST /v1/command runs one and streams what it prints, as lines of JSON.
+---   {"out": text} {"err": text}           for the two outputs; {"out64": base64} when it is not UTF-8
+---   {"ask": question, "id": id}           wants POST /v1/command/answer {id, yes}
+---   {"exit": status}                      the last one
+--- An empty line says that it is still at work. When the client goes away, the command is canceled.
+local log = require "sym.log"
+local async = require "symphony.async"
+local errors = require "symphony.errors"
+local execute = require "symphony.cli.execute"
+local json = require "symphony.json"
+
+local M = {}
+
+local ALIVE_MS = 15000
+local CHUNK = 65536
+local ARGS_MAX = 1024
+
+local questions = {} -- id -> {event, who, yes}
+
+local function check_argv(argv)
+  if type(argv) ~= "table" or #argv > ARGS_MAX then
+    errors.raise("invalid", "argv must be an array of strings")
+  end
+  for _, arg in ipairs(argv) do
+    if type(arg) ~= "string" then
+      errors.raise("invalid", "argv must be an array of strings")
+    end
+  end
+  return argv
+end
+
+local function encode(kind, text)
+  if utf8.len(text) then
+    return json.encode { [kind] = text }
+  end
+  return json.encode { [kind .. "64"] = require("sym.crypto").base64(text) }
+end
+
+-- Text in pieces that neither side has to hold many of, cut between characters where it has any.
+local function pieces(text)
+  local at = 1
+  return function()
+    if at > #text then
+      return nil
+    end
+    local to = math.min(at + CHUNK - 1, #text)
+    local cut = to < #text and utf8.offset(text, 0, to + 1) or to + 1
+    if cut <= at then
+      cut = to + 1
+    end
+    local piece = text:sub(at, cut - 1)
+    at = cut
+    return piece
+  end
+end
+
+local function same(a, b)
+  return a.kind == b.kind and a.id == b.id and a.uid == b.uid
+end
+
+-- What a command may do with the person at the other end.
+local function context(req, who, body)
+  local ctx = {
+    who = who,
+    client = {
+      uid = who.uid, gid = who.gid, pid = who.pid,
+      tty = body.tty == true, interactive = body.interactive == true,
+      width = math.type(body.width) == "integer" and body.width or nil,
+      cwd = type(body.cwd) == "string" and body.cwd or nil,
+    },
+    color = body.color == true,
+    color_err = body.color_err == true,
+  }
+  local on_cancel, gone = {}, false
+
+  local function send(line)
+    if not gone then
+      async.await(req.write, req, line .. "\n")
+    end
+  end
+  function ctx.out(text)
+    for piece in pieces(text) do
+      send(encode("out", piece))
+    end
+  end
+  function ctx.err(text)
+    for piece in pieces(text) do
+      send(encode("err", piece))
+    end
+  end
+  function ctx.confirm(question)
+    if ctx.args.yes or ctx.args.force then
+      return true
+    elseif not ctx.client.interactive then
+      return false
+    end
+    local crypto = require "sym.crypto"
+    local id = crypto.hex(crypto.random(16))
+    local asked = { event = async.event(), who = who }
+    local _ <close> = setmetatable({}, {
+      __close = function()
+        questions[id] = nil
+      end,
+    })
+    questions[id] = asked
+    send(json.encode { ask = question, id = id })
+    asked.event:wait()
+    return asked.yes
+  end
+  function ctx.call()
+    errors.raise("usage", "this command runs in the client")
+  end
+  function ctx.cancelled()
+    return gone
+  end
+  function ctx.on_cancel(fn)
+    on_cancel[#on_cancel + 1] = fn
+  end
+  --- The client has gone away.
+  function ctx.cancel()
+    gone = true
+    for _, fn in ipairs(on_cancel) do
+      local ok, err = xpcall(fn, errors.handler)
+      if not ok then
+        log.error("on_cancel: " .. (err.traceback or err.message))
+      end
+    end
+  end
+  return ctx
+end
+
+local function internal(err)
+  log.error("command: " .. (err.traceback or err.message))
+  return errors.new("internal", "an error in symphony itself: " .. err.message:match("[^\n]*"),
+    "the log of this daemon has the details")
+end
+
+local function command(router, req, who)
+  local body = router.json(req)
+  local argv = check_argv(body.argv)
+  local ctx = context(req, who, body)
+  local task, over = async.current(), false
+  req:on_gone(function()
+    if not over then
+      ctx.cancel()
+      task:cancel()
+    end
+  end)
+  req:start(200, "application/x-ndjson")
+  local alive <close> = setmetatable(async.every(ALIVE_MS, function()
+    async.await(req.write, req, "\n")
+  end), {
+    __close = function(handle)
+      handle.stop()
+    end,
+  })
+  local status = execute.command(argv, ctx, internal)
+  over = true
+  alive.stop()
+  req:write(json.encode { exit = status } .. "\n", function() end)
+  req:finish()
+  return router.STREAM
+end
+
+local function answer(router, req, who)
+  local body = router.json(req)
+  local asked = questions[body.id]
+  if not asked or not same(asked.who, who) then
+    errors.raise("not_found", "no such question is being asked")
+  end
+  asked.yes = body.yes == true
+  asked.event:set()
+  return 200, {}
+end
+
+function M.routes(router)
+  router.route("POST", "/v1/command", { timeout_ms = false }, function(req, _, who)
+    return command(router, req, who)
+  end)
+  router.route("POST", "/v1/command/answer", {}, function(req, _, who)
+    return answer(router, req, who)
+  end)
+end
+
+return M

@@ -1,0 +1,636 @@
+#include "daemon/api.h"
+
+#include "base/err.h"
+#include "codec/json.h"
+#include "crypto/crypto.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    PREFIX_LEN = 4, /* "/kv/": below it live the users' keys */
+    WRITE_MS = 4500,
+    READ_MS = 1500,
+    LIST_DEFAULT = 1000,
+    LIST_MAX = 10000,
+    LIST_BYTES = 8 << 20, /* an answer ends early, with "more", past this */
+    HEARTBEAT_MS = 10000,
+    IDEMPOTENCY_MAX = 256,
+    USER_KEY_MAX = 1024
+};
+
+static const uint8_t kv_folder[PREFIX_LEN] = {'/', 'k', 'v', '/'};
+
+enum access { READ = 1, WRITE = 2 };
+
+/* One request under way. It outlives the request when the peer goes first: req is NULL then. */
+struct call {
+    struct api *api;
+    struct http_req *req;
+    TAILQ_ENTRY(call) link; /* watches only */
+    enum { GET_KEY, LIST_KEYS, CHANGE_KEY, WATCH_KEYS } kind;
+    bool pending; /* an answer from raft is due */
+    bool stale_ok;
+    struct watch *watch;
+    uint64_t after; /* watch: revisions up to here are known to the client; list: limit */
+    bool has_after;
+    size_t key_len;
+    uint8_t key[PREFIX_LEN + USER_KEY_MAX + 1]; /* with the prefix */
+    size_t start_len;
+    uint8_t start[PREFIX_LEN + USER_KEY_MAX + 1]; /* list: the key to go on after */
+};
+
+struct api {
+    struct daemon *d;
+    TAILQ_HEAD(, call) watches;
+    uv_timer_t heartbeat;
+    struct buf scratch; /* answers are built here and copied out at once */
+    bool shut;
+};
+
+static void call_release(struct call *c)
+{
+    if (c->req == NULL && !c->pending) {
+        free(c);
+    }
+}
+
+static void call_gone(struct http_req *req)
+{
+    struct call *c = req->data;
+    c->req = NULL;
+    if (c->kind == WATCH_KEYS) {
+        TAILQ_REMOVE(&c->api->watches, c, link);
+        if (c->watch != NULL) {
+            watch_close(c->watch);
+            c->watch = NULL;
+        }
+    }
+    call_release(c);
+}
+
+static void fail(struct http_req *req, int code, const char *hint)
+{
+    http_respond_error(req, code, err_msg(), hint);
+}
+
+static const char *hint_for(int code)
+{
+    switch (code) {
+    case SYM_ENOQUORUM:
+        return "a majority of the managers must be up and connected: see `symphony manager members`";
+    case SYM_EUNKNOWN:
+        return "it may or may not have been carried out: read the key, or repeat it with the same "
+               "Idempotency-Key";
+    case SYM_ENOSPACE:
+        return "free disk space on the managers, or delete keys: see `symphony manager status`";
+    default:
+        return NULL;
+    }
+}
+
+/* --- answers
+ * ------------------------------------------------------------------------------------------------------ */
+
+static int put_kv(struct buf *out, const struct kv *kv)
+{
+    int rv = buf_append(out, "{", 1);
+    rv = rv != 0 ? rv : json_bytes(out, "key", kv->key.p + PREFIX_LEN, kv->key.n - PREFIX_LEN);
+    rv = rv != 0 ? rv : buf_append(out, ",", 1);
+    rv = rv != 0 ? rv : json_bytes(out, "value", kv->value.p, kv->value.n);
+    return rv != 0 ? rv
+                   : buf_appendf(out, ",\"create_revision\":%llu,\"mod_revision\":%llu",
+                         (unsigned long long)kv->create_revision, (unsigned long long)kv->mod_revision);
+}
+
+/* What an answer without a quorum adds: how old it may be and why it is. */
+static int put_stale(struct api *a, struct buf *out)
+{
+    return buf_appendf(out, ",\"stale\":true,\"revision\":%llu,\"age_ms\":%llu,\"reason\":\"no_quorum\"",
+        (unsigned long long)store_revision(a->d->store),
+        (unsigned long long)(uv_now(a->d->loop) - a->d->fresh_ms));
+}
+
+static void answer_key(struct call *c, bool stale)
+{
+    struct api *a = c->api;
+    struct kv kv;
+    int rv = store_get(a->d->store, c->key, c->key_len, &kv);
+    if (rv == SYM_ENOTFOUND && stale && store_revision(a->d->store) == 0) {
+        /* An empty store that never caught up knows nothing: that is not the same as "absent". */
+        rv = err_setf(SYM_ESTATE, "this manager has not caught up with the cluster yet");
+    }
+    if (rv != 0) {
+        if (rv == SYM_ENOTFOUND) {
+            err_setf(rv, "no such key");
+        }
+        fail(c->req, rv, NULL);
+        return;
+    }
+    struct buf *out = &a->scratch;
+    buf_clear(out);
+    rv = put_kv(out, &kv);
+    rv = rv != 0 || !stale ? rv : put_stale(a, out);
+    rv = rv != 0 ? rv : buf_append(out, "}\n", 2);
+    if (rv != 0) {
+        fail(c->req, rv, NULL);
+        return;
+    }
+    http_respond(c->req, 200, NULL, NULL, buf_data(out), out->len);
+}
+
+struct list_walk {
+    struct api *api;
+    struct buf *out;
+    uint64_t left;
+    uint64_t n;
+    bool stale, more;
+};
+
+static int list_one(void *arg, const struct kv *kv)
+{
+    struct list_walk *walk = arg;
+    if (walk->left == 0 || walk->out->len > LIST_BYTES) {
+        walk->more = true;
+        return 1;
+    }
+    walk->left--;
+    int rv = walk->n++ == 0 ? 0 : buf_append(walk->out, ",", 1);
+    rv = rv != 0 ? rv : put_kv(walk->out, kv);
+    rv = rv != 0 || !walk->stale ? rv : put_stale(walk->api, walk->out);
+    return rv != 0 ? rv : buf_append(walk->out, "}", 1);
+}
+
+static void answer_list(struct call *c, bool stale)
+{
+    struct api *a = c->api;
+    struct buf *out = &a->scratch;
+    buf_clear(out);
+    struct list_walk walk = {.api = a, .out = out, .left = c->after, .stale = stale};
+    struct slice after = {c->start, c->start_len};
+    int rv = buf_append(out, "[", 1);
+    if (rv == 0) {
+        rv = store_list(
+            a->d->store, (struct slice){c->key, c->key_len}, c->has_after ? &after : NULL, list_one, &walk);
+    }
+    rv = rv < 0 ? rv : buf_append(out, "]\n", 2);
+    if (rv < 0) {
+        fail(c->req, rv, NULL);
+        return;
+    }
+    char extra[96];
+    snprintf(extra, sizeof extra, "X-Revision: %llu\r\n%s", (unsigned long long)store_revision(a->d->store),
+        walk.more ? "X-More: true\r\n" : "");
+    http_respond(c->req, 200, NULL, extra, buf_data(out), out->len);
+}
+
+/* --- watches
+ * ------------------------------------------------------------------------------------------------------ */
+
+static int event_line(struct event *ev)
+{
+    struct buf line = {0};
+    int rv = buf_appendf(&line, "{\"type\":\"%s\",", ev->is_delete ? "delete" : "put");
+    rv = rv != 0 ? rv : json_bytes(&line, "key", ev->key.p + PREFIX_LEN, ev->key.n - PREFIX_LEN);
+    if (rv == 0 && !ev->is_delete) {
+        rv = buf_append(&line, ",", 1);
+        rv = rv != 0 ? rv : json_bytes(&line, "value", ev->value.p, ev->value.n);
+        rv = rv != 0
+                 ? rv
+                 : buf_appendf(&line, ",\"create_revision\":%llu", (unsigned long long)ev->create_revision);
+    }
+    rv = rv != 0 ? rv : buf_appendf(&line, ",\"revision\":%llu}\n", (unsigned long long)ev->revision);
+    if (rv == 0) {
+        ev->line = buf_take(&line, &ev->line_len);
+    }
+    buf_free(&line);
+    return ev->line == NULL ? SYM_ENOMEM : 0;
+}
+
+static void watch_end(struct call *c, int code)
+{
+    char text[256];
+    int n = snprintf(text, sizeof text, "{\"error\":{\"code\":\"%s\",\"message\":\"%s\"}}\n", err_name(code),
+        code == SYM_ECOMPACTED ? "the history that this watch needs is gone: list again"
+                               : "the watch has ended");
+    if (http_stream_write(c->req, text, (size_t)n) != SYM_ECLOSED && c->req != NULL) {
+        http_stream_end(c->req);
+    }
+}
+
+static bool watch_events(void *arg, int status, struct event **events, unsigned n)
+{
+    struct call *c = arg;
+    if (status != 0) {
+        c->watch = NULL; /* the hub has closed it */
+        watch_end(c, status);
+        return true;
+    }
+    bool room = true;
+    for (unsigned i = 0; i < n; i++) {
+        if (events[i]->line == NULL && event_line(events[i]) != 0) {
+            http_abort(c->req);
+            return false;
+        }
+        int rv = http_stream_write(c->req, events[i]->line, events[i]->line_len);
+        if (rv != 0 && rv != SYM_EBUSY) {
+            return false;
+        }
+        room = room && rv == 0;
+    }
+    return room;
+}
+
+static void watch_drain(struct http_req *req)
+{
+    struct call *c = req->data;
+    if (c->watch != NULL) {
+        watch_resume(c->watch);
+        daemon_pump(c->api->d);
+    }
+}
+
+static void answer_watch(struct call *c)
+{
+    struct api *a = c->api;
+    uint64_t revision = store_revision(a->d->store);
+    uint64_t after = c->has_after ? c->after : revision;
+    struct slice prefix = {c->key, c->key_len};
+    int rv = watch_open(a->d->store, prefix, after, watch_events, c, &c->watch);
+    if (rv != 0) {
+        fail(c->req, rv,
+            rv == SYM_ECOMPACTED ? "list the keys again and watch from the list's revision + 1" : NULL);
+        return;
+    }
+    char text[64];
+    int n =
+        snprintf(text, sizeof text, "{\"type\":\"sync\",\"revision\":%llu}\n", (unsigned long long)revision);
+    c->req->on_drain = watch_drain;
+    http_stream_start(c->req, 200, "application/x-ndjson");
+    http_stream_write(c->req, text, (size_t)n);
+    daemon_pump(a->d);
+}
+
+/* Tells an idle client that the line is alive, and how far the state is. */
+static void on_heartbeat(uv_timer_t *timer)
+{
+    struct api *a = timer->data;
+    if (a->d->store == NULL) {
+        return;
+    }
+    char text[64];
+    int n = snprintf(text, sizeof text, "{\"type\":\"heartbeat\",\"revision\":%llu}\n",
+        (unsigned long long)store_revision(a->d->store));
+    struct call *c, *next;
+    for (c = TAILQ_FIRST(&a->watches); c != NULL; c = next) {
+        next = TAILQ_NEXT(c, link);
+        if (c->watch != NULL) {
+            http_stream_write(c->req, text, (size_t)n);
+        }
+    }
+}
+
+/* --- raft's answers
+ * ----------------------------------------------------------------------------------------------- */
+
+static void on_read(void *arg, int status)
+{
+    struct call *c = arg;
+    struct daemon *d = c->api->d;
+    c->pending = false;
+    if (c->req == NULL) {
+        call_release(c);
+        return;
+    }
+    if (d->store == NULL) {
+        status = err_setf(SYM_ECLOSED, "this node is shutting down");
+    }
+    if (status == 0) {
+        d->fresh_ms = uv_now(d->loop);
+    }
+    bool stale = status == SYM_ENOQUORUM && c->stale_ok;
+    if (status != 0 && !stale) {
+        fail(c->req, status, hint_for(status));
+        return;
+    }
+    switch (c->kind) {
+    case GET_KEY:
+        answer_key(c, stale);
+        break;
+    case LIST_KEYS:
+        answer_list(c, stale);
+        break;
+    default:
+        answer_watch(c);
+    }
+}
+
+static void on_changed(void *arg, int status, const struct txn_result *result)
+{
+    struct call *c = arg;
+    c->pending = false;
+    if (c->req == NULL) {
+        call_release(c);
+        return;
+    }
+    if (status == 0 && result->status == TXN_CONFLICT) {
+        status = err_setf(SYM_ECONFLICT, "the key is not as the request expects it");
+    } else if (status == 0 && result->status == TXN_UNKNOWN) {
+        status = err_setf(SYM_EUNKNOWN, "the Idempotency-Key is older than what is remembered");
+    }
+    if (status != 0) {
+        fail(c->req, status, hint_for(status));
+        return;
+    }
+    char body[64];
+    int n = snprintf(body, sizeof body, "{\"revision\":%llu%s}\n", (unsigned long long)result->revision,
+        result->repeated ? ",\"repeated\":true" : "");
+    http_respond(c->req, 200, NULL, NULL, body, (size_t)n);
+}
+
+/* --- requests
+ * ----------------------------------------------------------------------------------------------------- */
+
+/* What the peer may do to the users' keys: 0, READ or READ|WRITE. A node's certificate is worth what the
+ * state says of the node now. */
+static int access_of(struct daemon *d, const struct http_req *req)
+{
+    if (!req->tls) {
+        return READ | WRITE; /* the control socket's own permissions decided */
+    }
+    const struct tls_peer *peer = req->peer;
+    if (peer == NULL || !peer->present || peer->expired) {
+        return 0;
+    }
+    if (strcmp(peer->cert.ou, "operator") == 0) {
+        return READ | WRITE;
+    }
+    if (strcmp(peer->cert.ou, "reader") == 0) {
+        return READ;
+    }
+    if (strcmp(peer->cert.ou, "manager") == 0) {
+        char key[80];
+        struct kv kv;
+        int n = snprintf(key, sizeof key, "/node/%s", peer->cert.cn);
+        return store_get(d->store, key, (size_t)n, &kv) == 0 ? READ | WRITE : 0;
+    }
+    return 0;
+}
+
+static bool parse_u64(const char *text, uint64_t *out)
+{
+    uint64_t v = 0;
+    if (*text == '\0' || strlen(text) > 19) {
+        return false;
+    }
+    for (; *text != '\0'; text++) {
+        if (*text < '0' || *text > '9') {
+            return false;
+        }
+        v = v * 10 + (uint64_t)(*text - '0');
+    }
+    *out = v;
+    return true;
+}
+
+/* 1: given, 0: absent, SYM_EINVAL. */
+static int number_param(struct http_req *req, const char *name, uint64_t *out)
+{
+    char text[24];
+    int rv = http_req_param(req, name, text, sizeof text);
+    if (rv == SYM_ENOTFOUND) {
+        return 0;
+    }
+    return rv == 0 && parse_u64(text, out) ? 1 : err_setf(SYM_EINVAL, "%s must be a number", name);
+}
+
+/* Reads @name into @to behind "/kv/"; an absent one is empty. 1, 0 or an error as above. */
+static int key_param(struct http_req *req, const char *name, uint8_t *to, size_t *len)
+{
+    char text[USER_KEY_MAX + 1];
+    int rv = http_req_param(req, name, text, sizeof text);
+    memcpy(to, kv_folder, PREFIX_LEN);
+    *len = PREFIX_LEN;
+    if (rv == SYM_ENOTFOUND) {
+        return 0;
+    }
+    if (rv != 0) {
+        return err_wrapf(rv, "%s", name);
+    }
+    size_t n = strlen(text);
+    memcpy(to + PREFIX_LEN, text, n);
+    *len += n;
+    return 1;
+}
+
+static void idempotency(struct daemon *d, struct http_req *req, const char *key, struct txn_id *id)
+{
+    uint8_t digest[SHA256_LEN];
+    const char *since = http_req_header(req, "idempotency-since");
+    if (crypto_sha256(key, strlen(key), digest) == 0) {
+        memcpy(id->bytes, digest, sizeof id->bytes);
+        if (since == NULL || !parse_u64(since, &id->since)) {
+            id->since = store_revision(d->store);
+        }
+    }
+}
+
+static int start_change(struct call *c, bool is_delete)
+{
+    struct api *a = c->api;
+    struct http_req *req = c->req;
+    struct txn t; /* 11 KiB: only what is used is set */
+    memset(&t.id, 0, sizeof t.id);
+    t.n_cmps = 0;
+    t.n_ops = 1;
+    t.ops[0].kind = is_delete ? OP_DELETE : OP_PUT;
+    t.ops[0].key = (struct slice){c->key, c->key_len};
+    t.ops[0].value =
+        (struct slice){is_delete ? (const uint8_t *)"" : req->body, is_delete ? 0 : req->body_len};
+    if (!is_delete && req->body_len > VALUE_MAX) {
+        return err_setf(SYM_ETOOBIG, "a value of %zu bytes; at most 1 MiB fits", req->body_len);
+    }
+    uint64_t revision = 0;
+    int given = *req->query == '\0' ? 0 : number_param(req, "mod_revision", &revision);
+    if (given < 0) {
+        return given;
+    }
+    if (given == 1) {
+        t.n_cmps = 1;
+        t.cmps[0].kind = revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION;
+        t.cmps[0].key = t.ops[0].key;
+        t.cmps[0].value = (struct slice){(const uint8_t *)"", 0};
+        t.cmps[0].number = revision;
+    }
+    const char *key = http_req_header(req, "idempotency-key");
+    if (key != NULL) {
+        if (*key == '\0' || strlen(key) > IDEMPOTENCY_MAX) {
+            return err_setf(SYM_EINVAL, "an Idempotency-Key has 1 to %d characters", IDEMPOTENCY_MAX);
+        }
+        idempotency(a->d, req, key, &t.id);
+    }
+    buf_clear(&a->scratch);
+    int rv = txn_encode(&t, &a->scratch);
+    if (rv != 0) {
+        return rv;
+    }
+    c->pending = true;
+    rnode_submit(a->d->raft, buf_data(&a->scratch), a->scratch.len, WRITE_MS, on_changed, c);
+    return 0;
+}
+
+static int start_read(struct call *c)
+{
+    char text[8];
+    struct http_req *req = c->req;
+    c->stale_ok = *req->query != '\0' && http_req_param(req, "stale", text, sizeof text) == 0 &&
+                  strcmp(text, "ok") == 0;
+    c->pending = true;
+    rnode_read(c->api->d->raft, READ_MS, on_read, c);
+    return 0;
+}
+
+static int start_list(struct call *c)
+{
+    uint64_t limit = LIST_DEFAULT;
+    int rv = key_param(c->req, "prefix", c->key, &c->key_len);
+    int more = key_param(c->req, "after", c->start, &c->start_len);
+    int given = number_param(c->req, "limit", &limit);
+    if (rv < 0 || more < 0 || given < 0) {
+        return rv < 0 ? rv : more < 0 ? more : given;
+    }
+    c->has_after = more == 1;
+    c->after = limit > LIST_MAX ? LIST_MAX : limit;
+    return start_read(c);
+}
+
+static int start_watch(struct call *c)
+{
+    uint64_t from = 0;
+    int rv = key_param(c->req, "prefix", c->key, &c->key_len);
+    int given = number_param(c->req, "from", &from);
+    if (rv < 0 || given < 0) {
+        return rv < 0 ? rv : given;
+    }
+    c->has_after = given == 1 && from > 0;
+    c->after = from > 0 ? from - 1 : 0;
+    return start_read(c);
+}
+
+static void healthz(struct http_req *req)
+{
+    http_respond(req, 200, NULL, NULL, "{\"ok\":true}\n", 12);
+}
+
+bool api_handle(struct api *a, struct http_req *req)
+{
+    static const char kv[] = "/v1/kv";
+    struct daemon *d = a->d;
+    if (req->path_len < sizeof kv - 1) {
+        return false;
+    }
+    bool is_kv = memcmp(req->path, kv, sizeof kv - 1) == 0;
+    bool one = is_kv && req->path_len > sizeof kv && req->path[sizeof kv - 1] == '/';
+    bool list =
+        is_kv && (req->path_len == sizeof kv - 1 || (req->path_len == sizeof kv && req->path[6] == '/'));
+    bool watch = !is_kv && strcmp(req->path, "/v1/watch") == 0;
+    if (!is_kv && strcmp(req->path, "/healthz") == 0) {
+        healthz(req);
+        return true;
+    }
+    if (!one && !list && !watch) {
+        return false;
+    }
+    bool get = strcmp(req->method, "GET") == 0;
+    bool put = strcmp(req->method, "PUT") == 0;
+    bool del = strcmp(req->method, "DELETE") == 0;
+    if (!(get || (one && (put || del)))) {
+        static const char body[] =
+            "{\"error\":{\"code\":\"method\",\"message\":\"this route has no such method\"}}\n";
+        http_respond(
+            req, 405, NULL, one ? "Allow: GET, PUT, DELETE\r\n" : "Allow: GET\r\n", body, sizeof body - 1);
+        return true;
+    }
+    if (d->raft == NULL || a->shut) {
+        err_setf(SYM_ECLOSED, "this node is not part of a cluster");
+        fail(req, SYM_ECLOSED, "`symphony manager init` or `symphony manager join`");
+        return true;
+    }
+    int may = access_of(d, req);
+    if (!(may & (get ? READ : WRITE))) {
+        bool unknown = req->peer == NULL || !req->peer->present;
+        err_setf(
+            SYM_EDENIED, unknown ? "a client certificate is needed" : "this certificate may not do that");
+        fail(req, unknown ? SYM_EAUTH : SYM_EDENIED, NULL);
+        return true;
+    }
+    size_t key_len = one ? req->path_len - sizeof kv : 0;
+    if (key_len > USER_KEY_MAX) {
+        err_setf(SYM_ETOOBIG, "a key of %zu bytes; at most %d fit", key_len, USER_KEY_MAX);
+        fail(req, SYM_ETOOBIG, NULL);
+        return true;
+    }
+    struct call *c = malloc(sizeof *c);
+    if (c == NULL) {
+        err_setf(SYM_ENOMEM, "out of memory");
+        fail(req, SYM_ENOMEM, NULL);
+        return true;
+    }
+    *c = (struct call){.api = a, .req = req};
+    memcpy(c->key, kv_folder, PREFIX_LEN);
+    memcpy(c->key + PREFIX_LEN, req->path + sizeof kv, key_len);
+    c->key_len = PREFIX_LEN + key_len;
+    c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : get ? GET_KEY : CHANGE_KEY;
+    req->data = c;
+    req->on_gone = call_gone;
+    if (watch) {
+        TAILQ_INSERT_TAIL(&a->watches, c, link);
+    }
+    int rv = watch ? start_watch(c) : list ? start_list(c) : get ? start_read(c) : start_change(c, del);
+    if (rv != 0) {
+        fail(req, rv, NULL);
+    }
+    return true;
+}
+
+int api_new(struct daemon *d, struct api **out)
+{
+    struct api *a = calloc(1, sizeof *a);
+    if (a == NULL) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    a->d = d;
+    TAILQ_INIT(&a->watches);
+    uv_timer_init(d->loop, &a->heartbeat);
+    uv_unref((uv_handle_t *)&a->heartbeat);
+    a->heartbeat.data = a;
+    uv_timer_start(&a->heartbeat, on_heartbeat, HEARTBEAT_MS, HEARTBEAT_MS);
+    *out = a;
+    return 0;
+}
+
+void api_shut(struct api *a)
+{
+    struct call *c, *next;
+    for (c = TAILQ_FIRST(&a->watches); c != NULL; c = next) {
+        next = TAILQ_NEXT(c, link);
+        if (c->watch != NULL) {
+            watch_close(c->watch);
+            c->watch = NULL;
+            watch_end(c, SYM_ECLOSED);
+        }
+    }
+}
+
+static void heartbeat_closed(uv_handle_t *handle)
+{
+    struct api *a = handle->data;
+    buf_free(&a->scratch);
+    free(a);
+}
+
+void api_free(struct api *a)
+{
+    uv_close((uv_handle_t *)&a->heartbeat, heartbeat_closed);
+}

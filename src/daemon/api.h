@@ -1,0 +1,21 @@
+/* The routes of the users' own keys, in C because a decision is nowhere in them and speed is everything:
+ *
+ *   GET|PUT|DELETE /v1/kv/<key>     GET /v1/kv?prefix=&after=&limit=
+ *   GET /v1/watch?prefix=&from=     GET /healthz
+ *
+ * docs/api.md describes them. All other routes are Lua's.
+ */
+#ifndef SYM_DAEMON_API_H
+#define SYM_DAEMON_API_H
+
+#include "daemon/daemon.h"
+
+int api_new(struct daemon *d, struct api **out);
+/* Ends every watch, so that the doors can close. */
+void api_shut(struct api *a);
+void api_free(struct api *a);
+
+/* True if the request was one of the above: it has been, or will be, answered. */
+bool api_handle(struct api *a, struct http_req *req);
+
+#endif

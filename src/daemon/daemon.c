@@ -1,0 +1,507 @@
+#include "daemon/daemon.h"
+
+#include "base/err.h"
+#include "base/log.h"
+#include "daemon/api.h"
+#include "lua/bind_http.h"
+#include "lua/bind_store.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { GRACE_MS = 500, PATIENCE_MS = 10000 };
+
+struct store *bind_store_of(lua_State *L)
+{
+    return ((struct daemon *)vm_daemon(L))->store;
+}
+
+struct rnode *bind_raft_of(lua_State *L)
+{
+    return ((struct daemon *)vm_daemon(L))->raft;
+}
+
+char *daemon_path(const struct daemon *d, const char *name)
+{
+    char *path = NULL;
+    if (asprintf(&path, "%s/%s", d->opt.config_dir, name) < 0) {
+        err_setf(SYM_ENOMEM, "out of memory");
+        return NULL;
+    }
+    return path;
+}
+
+/* --- requests
+ * ----------------------------------------------------------------------------------------------------- */
+
+static int push_request(lua_State *L, void *arg)
+{
+    return bind_http_push_req(L, arg);
+}
+
+static void on_request(struct http_req *req, void *arg)
+{
+    struct daemon *d = arg;
+    if (api_handle(d->api, req)) {
+        return;
+    }
+    if (d->on_request.L == NULL || d->stopping) {
+        http_respond_error(
+            req, SYM_ECLOSED, d->stopping ? "this node is shutting down" : "this node is starting", NULL);
+        return;
+    }
+    vm_cb_call(&d->on_request, 0, push_request, req);
+}
+
+/* --- watches
+ * ------------------------------------------------------------------------------------------------------ */
+
+static void on_pump(uv_idle_t *idle)
+{
+    struct daemon *d = idle->data;
+    if (d->store == NULL || !store_pump(d->store)) {
+        uv_idle_stop(idle);
+    }
+}
+
+void daemon_pump(struct daemon *d)
+{
+    if (!d->stopping) {
+        uv_idle_start(&d->pump, on_pump);
+    }
+}
+
+static bool on_node_event(void *arg, int status, struct event **events, unsigned n);
+
+static void watch_nodes(struct daemon *d)
+{
+    struct slice prefix = {(const uint8_t *)"/node/", 6};
+    if (watch_open(d->store, prefix, store_revision(d->store), on_node_event, d, &d->nodes) != 0) {
+        log_error("cannot watch the nodes: %s", err_msg());
+        d->nodes = NULL;
+    }
+}
+
+/* A removed node is cut off at the revision that removed it. */
+static bool on_node_event(void *arg, int status, struct event **events, unsigned n)
+{
+    struct daemon *d = arg;
+    if (status != 0) {
+        watch_nodes(d);
+        return true;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        char id[64];
+        if (events[i]->is_delete && events[i]->key.n > 6 && events[i]->key.n < 6 + sizeof id &&
+            d->remote != NULL) {
+            memcpy(id, events[i]->key.p + 6, events[i]->key.n - 6);
+            id[events[i]->key.n - 6] = '\0';
+            http_server_drop_cn(d->remote, id);
+        }
+    }
+    return true;
+}
+
+/* --- raft's callbacks
+ * --------------------------------------------------------------------------------------------- */
+
+/* A raft connection's certificate must be of the node that owns the raft id it claims, as the state has it. A
+ * member that this node's state has not reached yet (its id is one of those still to be given out) is let in
+ * on its certificate alone: a new manager knows nobody, and the cluster's CA vouches for the role. */
+static int authorize(void *arg, uint64_t id, const struct tls_peer *peer)
+{
+    struct daemon *d = arg;
+    if (!peer->present || strcmp(peer->cert.ou, "manager") != 0) {
+        return err_setf(SYM_EDENIED, "not a manager's certificate");
+    }
+    char key[40];
+    struct kv kv;
+    int n = snprintf(key, sizeof key, "/raft/%llu", (unsigned long long)id);
+    if (store_get(d->store, key, (size_t)n, &kv) == 0) {
+        bool same = strlen(peer->cert.cn) == kv.value.n && memcmp(kv.value.p, peer->cert.cn, kv.value.n) == 0;
+        return same ? 0
+                    : err_setf(
+                          SYM_EDENIED, "the certificate is not that of raft id %llu", (unsigned long long)id);
+    }
+    uint64_t next = 0;
+    if (store_get(d->store, "/cluster/next_raft_id", 21, &kv) == 0 && kv.value.n < 20) {
+        char text[24] = {0};
+        memcpy(text, kv.value.p, kv.value.n);
+        next = strtoull(text, NULL, 10);
+    }
+    return id < next ? err_setf(SYM_ENOTFOUND, "raft id %llu has been removed from the cluster",
+                           (unsigned long long)id)
+                     : 0;
+}
+
+static void on_change(void *arg)
+{
+    struct daemon *d = arg;
+    vm_cb_call(&d->on_change, 0, NULL, NULL);
+}
+
+static void on_applied(void *arg)
+{
+    struct daemon *d = arg;
+    d->fresh_ms = uv_now(d->loop);
+    if (store_pump(d->store)) {
+        daemon_pump(d);
+    }
+}
+
+struct removal {
+    int code;
+    const char *reason;
+};
+
+static int push_removal(lua_State *L, void *arg)
+{
+    struct removal *removal = arg;
+    lua_pushstring(L, err_name(removal->code));
+    lua_pushstring(L, removal->reason);
+    return 2;
+}
+
+static void on_removed(void *arg, int code, const char *reason)
+{
+    struct daemon *d = arg;
+    struct removal removal = {code, reason};
+    vm_cb_call(&d->on_removed, 0, push_removal, &removal);
+}
+
+/* --- start and stop
+ * ----------------------------------------------------------------------------------------------- */
+
+/* The leaf, and behind it the CA: a joining node finds there the one that its token pins. */
+static int server_tls(const struct node_config *cfg, struct tls_ctx **out)
+{
+    char *chain = NULL;
+    if (asprintf(&chain, "%s%s", cfg->cert, cfg->ca) < 0) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    int rv = tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, chain, cfg->key, cfg->ca, out);
+    free(chain);
+    return rv;
+}
+
+int daemon_start(struct daemon *d, const struct node_config *cfg)
+{
+    int rv;
+    char *state = daemon_path(d, "state");
+    char *raft = daemon_path(d, "raft");
+    if (state == NULL || raft == NULL) {
+        rv = SYM_ENOMEM;
+        goto free_paths;
+    }
+    if (d->raft != NULL || d->store != NULL || d->stopping || d->node_stopping) {
+        rv = err_setf(SYM_EBUSY, "the node is already started");
+        goto free_paths;
+    }
+    rv = server_tls(cfg, &d->tls);
+    if (rv != 0) {
+        goto free_paths;
+    }
+    /* The doors first: a taken port is found before anything is written. */
+    rv = http_server_new(d->loop, NULL, on_request, d, &d->remote);
+    if (rv != 0) {
+        goto free_tls;
+    }
+    rv = http_server_listen_tcp(d->remote, d->opt.bind_addr, d->opt.remote_port, d->tls, &d->opt.remote_port);
+    if (rv != 0) {
+        rv = err_wrapf(rv, "remote port");
+        goto close_remote;
+    }
+    struct store_config store = {.dir = state, .quota = d->opt.quota};
+    rv = store_open(&store, &d->store);
+    if (rv != 0) {
+        goto close_remote;
+    }
+    if (cfg->bootstrap) {
+        rv = rnode_bootstrap(raft, cfg->raft_id, cfg->raft_address);
+        if (rv != 0) {
+            goto close_store;
+        }
+    }
+    struct rnode_config node = {
+        .loop = d->loop,
+        .id = cfg->raft_id,
+        .address = cfg->raft_address,
+        .bind_addr = d->opt.bind_addr,
+        .port = d->opt.raft_port,
+        .dir = raft,
+        .store = d->store,
+        .store_config = &store,
+        .cluster_id = cfg->cluster_id,
+        .cert = cfg->cert,
+        .key = cfg->key,
+        .ca = cfg->ca,
+        .starts = cfg->starts,
+        .election_ms = d->opt.election_ms,
+        .heartbeat_ms = d->opt.heartbeat_ms,
+        .disk_floor = d->opt.disk_floor,
+        .arg = d,
+        .authorize = authorize,
+        .on_change = on_change,
+        .on_applied = on_applied,
+        .on_removed = on_removed,
+    };
+    rv = rnode_start(&node, &d->raft);
+    if (rv != 0) {
+        goto close_store;
+    }
+    watch_nodes(d);
+    goto free_paths;
+
+close_store:
+    store_close(d->store);
+    d->store = NULL;
+close_remote:
+    http_server_close(d->remote, 0, NULL, NULL);
+    d->remote = NULL;
+free_tls:
+    tls_ctx_free(d->tls);
+    d->tls = NULL;
+free_paths:
+    free(state);
+    free(raft);
+    return rv;
+}
+
+int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, const char *ca)
+{
+    struct tls_ctx *tls;
+    struct node_config cfg = {.cert = cert, .key = key, .ca = ca};
+    if (d->raft == NULL) {
+        return err_setf(SYM_ECLOSED, "the node is not started");
+    }
+    int rv = server_tls(&cfg, &tls);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = peers_set_tls(rnode_peers(d->raft), cert, key, ca);
+    if (rv != 0) {
+        tls_ctx_free(tls);
+        return rv;
+    }
+    http_server_set_tls(d->remote, tls);
+    tls_ctx_free(d->tls);
+    d->tls = tls;
+    return 0;
+}
+
+struct stop {
+    struct daemon *d;
+    void (*done)(void *arg);
+    void *arg;
+    bool close_control;
+    unsigned waiting;
+};
+
+static void quit_now(struct daemon *d);
+
+static void stop_done(struct stop *stop)
+{
+    struct daemon *d = stop->d;
+    if (d->nodes != NULL) {
+        watch_close(d->nodes);
+        d->nodes = NULL;
+    }
+    if (d->store != NULL) {
+        store_close(d->store);
+        d->store = NULL;
+    }
+    tls_ctx_free(d->tls);
+    d->tls = NULL;
+    d->node_stopping = false;
+    if (stop->done != NULL) {
+        stop->done(stop->arg);
+    }
+    free(stop);
+    if (d->quit_waits) {
+        d->quit_waits = false;
+        quit_now(d);
+    }
+}
+
+static void raft_stopped(void *arg)
+{
+    struct stop *stop = arg;
+    stop->d->raft = NULL;
+    stop_done(stop);
+}
+
+static void door_closed(void *arg)
+{
+    struct stop *stop = arg;
+    struct daemon *d = stop->d;
+    if (--stop->waiting > 0) {
+        return;
+    }
+    if (d->raft != NULL) {
+        rnode_stop(d->raft, raft_stopped, stop);
+    } else {
+        stop_done(stop);
+    }
+}
+
+/* The doors close while raft still answers, so that what was asked before gets its answer. */
+static void close_doors(struct stop *stop)
+{
+    struct daemon *d = stop->d;
+    struct http_server *remote = d->remote;
+    struct http_server *control = stop->close_control ? d->control : NULL;
+    api_shut(d->api);
+    d->remote = NULL;
+    stop->waiting = 1 + (remote != NULL) + (control != NULL);
+    if (remote != NULL) {
+        http_server_close(remote, GRACE_MS, door_closed, stop);
+    }
+    if (control != NULL) {
+        d->control = NULL;
+        http_server_close(control, GRACE_MS, door_closed, stop);
+    }
+    door_closed(stop);
+}
+
+static void handed_over(void *arg, int status)
+{
+    (void)status;
+    close_doors(arg);
+}
+
+static int begin_stop(struct daemon *d, bool close_control, void (*done)(void *arg), void *arg)
+{
+    struct stop *stop = malloc(sizeof *stop);
+    if (stop == NULL) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    *stop = (struct stop){.d = d, .done = done, .arg = arg, .close_control = close_control};
+    d->node_stopping = true;
+    if (d->raft != NULL && rnode_is_leader(d->raft)) {
+        rnode_transfer(d->raft, 0, handed_over, stop);
+    } else {
+        close_doors(stop);
+    }
+    return 0;
+}
+
+int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg)
+{
+    if (d->node_stopping) {
+        return err_setf(SYM_EBUSY, "the node is being stopped already");
+    }
+    return begin_stop(d, false, done, arg);
+}
+
+static void on_patience_end(uv_timer_t *timer)
+{
+    (void)timer;
+    log_error("did not come to an orderly end within %d s", PATIENCE_MS / 1000);
+    _exit(1);
+}
+
+static void quit_done(void *arg)
+{
+    struct daemon *d = arg;
+    vm_cb_drop(&d->on_request);
+    vm_cb_drop(&d->on_change);
+    vm_cb_drop(&d->on_removed);
+    vm_close(d->L);
+    d->L = NULL;
+    api_free(d->api);
+    d->api = NULL;
+    uv_close((uv_handle_t *)&d->pump, NULL);
+    uv_close((uv_handle_t *)&d->deadline, NULL);
+    uv_stop(d->loop);
+}
+
+static void quit_now(struct daemon *d)
+{
+    if (begin_stop(d, true, quit_done, d) != 0) {
+        _exit(70);
+    }
+}
+
+void daemon_quit(struct daemon *d, int code)
+{
+    if (d->stopping) {
+        return;
+    }
+    d->stopping = true;
+    d->exit_code = code;
+    log_info("stopping");
+    uv_timer_start(&d->deadline, on_patience_end, PATIENCE_MS, 0);
+    if (d->node_stopping) {
+        d->quit_waits = true;
+    } else {
+        quit_now(d);
+    }
+}
+
+static int socket_gid(const char *name, gid_t *gid)
+{
+    errno = 0;
+    struct group *group = name == NULL ? NULL : getgrnam(name);
+    if (name != NULL && group == NULL) {
+        return err_setf(SYM_EINVAL, "--socket-group: no group is called %s", name);
+    }
+    *gid = group == NULL ? (gid_t)-1 : group->gr_gid;
+    return 0;
+}
+
+int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
+{
+    gid_t gid = (gid_t)-1;
+    char *path = NULL;
+    d->loop = loop;
+    uv_idle_init(loop, &d->pump);
+    d->pump.data = d;
+    uv_timer_init(loop, &d->deadline);
+    uv_unref((uv_handle_t *)&d->deadline);
+
+    static const luaL_Reg modules[] = {
+        {"sym.log", luaopen_sym_log},
+        {"sym.sys", luaopen_sym_sys},
+        {"sym.crypto", luaopen_sym_crypto},
+        {"sym.http", luaopen_sym_http},
+        {"sym.store", luaopen_sym_store},
+        {"sym.raft", luaopen_sym_raft},
+        {"sym.node", luaopen_sym_node},
+        {NULL, NULL},
+    };
+    struct vm_config vm = {.loop = loop, .lua_paths = lua_paths, .daemon = d, .modules = modules};
+    int rv = socket_gid(d->opt.socket_group, &gid);
+    rv = rv != 0 ? rv : api_new(d, &d->api);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = http_server_new(loop, NULL, on_request, d, &d->control);
+    if (rv != 0) {
+        goto free_api;
+    }
+    rv = vm_new(&vm, &d->L);
+    if (rv != 0) {
+        goto close_control;
+    }
+    path = daemon_path(d, "control.sock");
+    rv = path == NULL ? SYM_ENOMEM
+                      : http_server_listen_unix(d->control, path, gid == (gid_t)-1 ? 0600 : 0660, gid);
+    if (rv != 0) {
+        goto close_vm;
+    }
+    free(path);
+    return 0;
+
+close_vm:
+    free(path);
+    vm_close(d->L);
+close_control:
+    http_server_close(d->control, 0, NULL, NULL);
+free_api:
+    api_free(d->api);
+    return rv;
+}

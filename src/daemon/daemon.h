@@ -1,0 +1,79 @@
+/* The daemon's parts and the order in which they start and stop. Lua decides when (boot.lua); here is how.
+ *
+ *   idle      control socket and Lua: a fresh daemon that waits for init or join
+ *   started   + store, raft, remote API (daemon_start)
+ *   stopping  leadership handed over, doors closed, raft, store, Lua, loop (daemon_quit)
+ */
+#ifndef SYM_DAEMON_DAEMON_H
+#define SYM_DAEMON_DAEMON_H
+
+#include "lua/vm.h"
+#include "net/http.h"
+#include "raft/node.h"
+
+struct options {
+    const char *role; /* "manager" or "block" */
+    const char *config_dir;
+    uint16_t raft_port, remote_port, gossip_port; /* 0: a free one is taken at the start */
+    const char *advertise_addr, *bind_addr;
+    const char *lua_dirs[16];
+    unsigned n_lua_dirs;
+    const char *socket_group;
+    unsigned election_ms, heartbeat_ms; /* 0: raft's defaults */
+    uint64_t quota, disk_floor;         /* bytes; 0: the defaults of store and raft */
+};
+
+struct api;
+
+struct daemon {
+    uv_loop_t *loop;
+    struct options opt;
+    lua_State *L;
+    struct api *api;
+    struct http_server *control;
+    struct http_server *remote; /* these three are NULL until the node is started */
+    struct store *store;
+    struct rnode *raft;
+    struct tls_ctx *tls;
+    struct watch *nodes;     /* sees nodes being removed */
+    struct vm_cb on_request; /* Lua: every request that C does not answer itself */
+    struct vm_cb on_change;  /* Lua: leader, term or membership changed */
+    struct vm_cb on_removed; /* Lua: (err, code, reason) */
+    uv_idle_t pump;          /* active while watches have more to get */
+    uv_timer_t deadline;     /* the end of patience when stopping */
+    bool stopping;              /* on the way out */
+    bool node_stopping;         /* the node is; its parts go one after the other */
+    bool quit_waits;            /* for that */
+    int exit_code;
+    uint64_t fresh_ms; /* uv_now when local state was last known to be current */
+};
+
+/* Serves the control socket and runs boot.lua. 0 or SYM_E* with err_msg(); then nothing is left open. */
+int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths);
+/* Orderly end; the loop runs dry afterwards. Said twice, it is the same; after 10 s the process ends by
+ * itself. */
+void daemon_quit(struct daemon *d, int code);
+
+struct node_config {
+    uint64_t raft_id, starts;
+    const char *raft_address; /* advertised host:port */
+    const char *cluster_id, *cert, *ca;
+    const struct key *key;
+    bool bootstrap; /* first member of a new cluster: write the first configuration */
+};
+/* Store, raft and the remote API, in this order; what was opened is closed again on failure. */
+int daemon_start(struct daemon *d, const struct node_config *cfg);
+/* Back to idle: @done from the loop. SYM_EBUSY while a stop is under way. */
+int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg);
+/* New connections, to and from us, use the new certificate and CA. */
+int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, const char *ca);
+
+/* Delivers to watches, soon and until they have seen all that is there. */
+void daemon_pump(struct daemon *d);
+
+/* DIR/<name>, malloc'd; NULL without memory. */
+char *daemon_path(const struct daemon *d, const char *name);
+
+int luaopen_sym_node(lua_State *L);
+
+#endif
