@@ -1,0 +1,126 @@
+-- GET /v1/backup, and what `cluster restore` needs: POST /v1/restore/begin, GET /v1/restore/keys, POST
+-- /v1/restore/apply, POST /v1/restore/end. Administrators at the control socket only.
+local async = require "symphony.async"
+local backup = require "symphony.cluster.backup"
+local errors = require "symphony.errors"
+local restore = require "symphony.cluster.restore"
+local state = require "symphony.cluster.state"
+local store = require "sym.store"
+local sys = require "sym.sys"
+
+local M = {}
+
+local ADMIN = { control = true }
+local PAGE = 64
+local BACKLOG_MAX = 32 << 20
+local SETTLE_MS = 5000
+
+-- Follows all changes from @revision on: {lines, bytes, seen, failed, close()}.
+local function follow(revision)
+  local f = { lines = {}, bytes = 0, seen = revision }
+  local watch, err = store.watch("/", revision, function(status, events)
+    if status then
+      f.failed = status
+      return
+    end
+    for _, event in ipairs(events) do
+      f.seen = math.max(f.seen, event.revision)
+      if backup.is_covered(event.key) then
+        local line = event.deleted and backup.delete_line(event.key, event.revision)
+          or backup.put_line(event.key, event.value, event.revision)
+        f.lines[#f.lines + 1] = line
+        f.bytes = f.bytes + #line
+      end
+    end
+    if f.bytes > BACKLOG_MAX then f.failed = errors.new("busy", "the client is too slow for what changes meanwhile") end
+  end)
+  if not watch then error(errors.from(err), 0) end
+  return setmetatable(f, { __close = function() watch:close() end })
+end
+
+local function stream(req, cluster)
+  local began = store.revision()
+  local f <close> = follow(began)
+  local function send(text)
+    if f.failed then error(errors.from(f.failed), 0) end
+    local ok, err = async.await(req.write, req, text)
+    if not ok then error(err, 0) end
+  end
+  local function send_changes()
+    if #f.lines == 0 then return end
+    local text = table.concat(f.lines)
+    f.lines, f.bytes = {}, 0
+    send(text)
+  end
+  send(backup.header_line { cluster_id = cluster.id, cluster_name = cluster.name, created = math.floor(sys.now()),
+    version = sys.version })
+  for _, prefix in ipairs(backup.PREFIXES) do
+    local after
+    repeat
+      local rows = assert(state.list_raw(prefix, { after = after, limit = PAGE }))
+      local lines = {}
+      for i, row in ipairs(rows) do lines[i] = backup.put_line(row.key, row.value, row.mod_revision) end
+      if #rows > 0 then
+        after = rows[#rows].key
+        send(table.concat(lines))
+      end
+      send_changes()
+    until #rows < PAGE
+  end
+  -- Everything up to here, and nothing behind it: the state at one revision.
+  local last = store.revision()
+  local deadline = sys.mono_ms() + SETTLE_MS
+  while f.seen < last do
+    if f.failed then error(errors.from(f.failed), 0) end
+    if sys.mono_ms() > deadline then errors.raise("timeout", "the changes of the last moment did not arrive") end
+    async.sleep(1)
+  end
+  last = f.seen
+  send_changes()
+  send(backup.end_line(last))
+end
+
+local function send_backup(router, req)
+  assert(state.read())
+  local cluster = assert(state.cluster())
+  local task, over = async.current(), false
+  req:on_gone(function()
+    if not over then task:cancel() end
+  end)
+  req:start(200, "application/x-ndjson")
+  local ok, err = xpcall(stream, errors.handler, req, cluster)
+  over = true
+  if ok then
+    req:finish()
+  else
+    require("sym.log").warn("backup: " .. errors.from(err).message)
+    req:abort()
+  end
+  return router.STREAM
+end
+
+function M.routes(router)
+  router.route("GET", "/v1/backup", { auth = ADMIN, timeout_ms = false }, function(req)
+    return send_backup(router, req)
+  end)
+
+  router.route("POST", "/v1/restore/begin", { auth = ADMIN }, function(req)
+    return 200, restore.begin(router.json(req))
+  end)
+
+  router.route("GET", "/v1/restore/keys", { auth = ADMIN }, function(req)
+    assert(state.read())
+    local after = req:param("after")
+    return 200, restore.page(req:param("prefix") or "", after ~= "" and after or nil)
+  end)
+
+  router.route("POST", "/v1/restore/apply", { auth = ADMIN }, function(req)
+    return 200, restore.apply(router.json(req))
+  end)
+
+  router.route("POST", "/v1/restore/end", { auth = ADMIN }, function(req)
+    return 200, restore.finish(router.json(req))
+  end)
+end
+
+return M

@@ -1,0 +1,126 @@
+-- symphony cluster ...: backup and restore. Both run in the client, which has the file; the daemon has the data.
+local errors = require "symphony.errors"
+
+local function sha256(text)
+  return require("sym.crypto").sha256(text)
+end
+
+-- As the daemon shows the hash of a value.
+local function hash_hex(text)
+  return require("sym.crypto").hex(sha256(text))
+end
+
+local backup = {
+  name = "backup",
+  summary = "Write the users' data to a file",
+  description = [[
+Writes keys, tokens, policies, resources and assignments, as they are at one revision, to FILE (mode
+0600; - for standard output). Not in it: members, certificates and secrets.
+
+Example:
+  symphony cluster backup /var/backups/symphony.jsonl]],
+  where = "client",
+  args = function(parser)
+    parser:argument("file", "Where to write; an existing file is replaced at the end."):argname("FILE")
+  end,
+  run = function(ctx)
+    local module, sys = require "symphony.cluster.backup", require "sym.sys"
+    local chunks = {}
+    local ok, err = ctx.call("GET", "/v1/backup", nil, { on_data = function(chunk) chunks[#chunks + 1] = chunk end,
+      idle_ms = 30000 })
+    if not ok then return nil, err end
+    local header, entries = module.collect(table.concat(chunks))
+    if not header then return nil, entries end
+    local text = module.file(header, entries, sha256)
+    if ctx.args.file == "-" then
+      ctx.out(text)
+      return true, { text = function() return "" end }
+    end
+    ok, err = sys.write_file(ctx.args.file, text, tonumber("600", 8))
+    if not ok then return nil, errors.new(err.code, "cannot write the backup: " .. err.message) end
+    return { file = ctx.args.file, keys = header.keys, revision = header.revision, bytes = #text,
+      cluster_id = header.cluster_id }, { text = function(data)
+      return ("%s: %d keys at revision %d, %d bytes"):format(data.file, data.keys, data.revision, data.bytes)
+    end }
+  end,
+}
+
+-- What the cluster has below @prefixes, key by key with the hashes of the values, from the daemon a page at a time.
+local function present(ctx, prefixes)
+  local remote, values = require "symphony.cluster.remote", require "symphony.cluster.values"
+  local sorted = table.move(prefixes, 1, #prefixes, 1, {})
+  table.sort(sorted)
+  local page, i, after, more = {}, 0, nil, true
+  local p = 1
+  return function()
+    while true do
+      i = i + 1
+      if page[i] then return { key = assert(values.get_bytes(page[i], "k")), hash = page[i].h } end
+      if not more then
+        p, after, more = p + 1, nil, true
+      end
+      if not sorted[p] then return nil end
+      local path = "/v1/restore/keys?prefix=" .. remote.encode_segment(sorted[p])
+      if after then path = path .. "&after=" .. remote.encode_segment(after) end
+      local answer, err = ctx.call("GET", path)
+      if not answer then error(err, 0) end
+      page, i, more = answer.keys, 0, answer.more == true
+      if #page > 0 then after = assert(values.get_bytes(page[#page], "k")) end
+    end
+  end
+end
+
+local restore = {
+  name = "restore",
+  summary = "Bring the users' data back to what a backup holds",
+  description = [[
+Brings keys, tokens, policies, resources and assignments to what FILE holds; what is not in it is
+deleted. Members, secrets and the cluster's identity stay. The file is checked as a whole before
+anything is changed. It goes in many steps: interrupted, it is finished by saying it again. The
+revision only grows.
+
+Example:
+  symphony cluster restore /var/backups/symphony.jsonl]],
+  where = "client",
+  args = function(parser)
+    parser:argument("file", "A file of `cluster backup`."):argname("FILE")
+    parser:flag("--force", "Also a backup of another cluster (without its tokens and assignments).")
+    parser:flag("-y --yes", "Do not ask.")
+  end,
+  run = function(ctx)
+    local module, steps = require "symphony.cluster.backup", require "symphony.cluster.restore"
+    local text, err = require("sym.sys").read_file(ctx.args.file, 4 << 30)
+    if not text then return nil, errors.new(err.code, "cannot read the backup: " .. err.message) end
+    local header, entries, digest = module.parse(text, sha256)
+    if not header then return nil, entries end
+    local question = ("The data of this cluster becomes that of %s: %d keys, as they were at revision %s. What is not "
+      .. "in it is deleted. Go on?"):format(ctx.args.file, #entries, tostring(header.revision))
+    if not ctx.confirm(question) then
+      return nil, errors.new("canceled", "nothing was changed", "say yes to the question, or --yes where nobody can")
+    end
+    local function call(method, path, body)
+      local answer, why = ctx.call(method, path, body, { timeout_ms = 30000 })
+      if not answer then error(why, 0) end
+      return answer
+    end
+    local mark = { digest = digest, source = ctx.args.file:match("[^/]*$"):sub(1, 200), cluster_id = header.cluster_id,
+      force = ctx.args.force or false }
+    local begun = call("POST", "/v1/restore/begin", mark)
+    local wanted = steps.select(entries, begun.foreign)
+    local changed, deleted = 0, 0
+    for batch in steps.batches(steps.diff(wanted, present(ctx, begun.prefixes), hash_hex)) do
+      call("POST", "/v1/restore/apply", { digest = digest, ops = steps.encode(batch) })
+      for _, change in ipairs(batch) do
+        if change.value then changed = changed + 1 else deleted = deleted + 1 end
+      end
+    end
+    local done = call("POST", "/v1/restore/end", { digest = digest })
+    return { file = ctx.args.file, keys = #wanted, written = changed, deleted = deleted, epoch = done.epoch,
+      resumed = begun.resumed or false, foreign = begun.foreign }, { text = function(data)
+      return ("Restored %s: %d keys, %d of them written, %d others deleted."):format(data.file, data.keys, data.written,
+        data.deleted)
+    end }
+  end,
+}
+
+return { name = "cluster", summary = "Backup and restore", commands = { backup, restore } }

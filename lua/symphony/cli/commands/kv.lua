@@ -1,0 +1,263 @@
+-- symphony kv ...: the users' own keys.
+local errors = require "symphony.errors"
+
+-- A key for a URL: every byte but unreserved ones and inner slashes percent-encoded.
+local function encode_key(key)
+  return (key:gsub("[^%w%-%._~/]", function(c) return ("%%%02X"):format(c:byte()) end):gsub("^/", "%%2F"))
+end
+
+local function note_stale(ctx, fresh)
+  if fresh.stale and not ctx.json then
+    ctx.err(("stale: no quorum (%s): this is the manager's own state at revision %d\n"):format(fresh.reason,
+      fresh.revision))
+  end
+end
+
+local function mark(row, fresh)
+  if fresh.stale then row.stale, row.reason, row.revision = true, fresh.reason, fresh.revision end
+  return row
+end
+
+-- A removed manager's or an idle daemon's own word is better than that there is nothing here.
+local function explain(ctx, err)
+  if err.code == "closed" then
+    local _, why = ctx.call("GET", "/v1/status")
+    if errors.is(why) and why.code ~= "closed" then return why end
+  end
+  return err
+end
+
+local put = {
+  name = "put",
+  summary = "Set a key",
+  description = [[
+Sets KEY to VALUE: text, - for standard input, or the contents of a file.
+
+Example:
+  symphony kv put motd 'back at noon'
+  gzip -c big | symphony kv put blob -
+  symphony kv put config --file app.conf]],
+  where = "client",
+  args = function(parser)
+    parser:argument("key", "At most 1 KiB."):argname("KEY")
+    parser:argument("value", "At most 1 MiB; - reads standard input."):args("?"):argname("VALUE")
+    parser:option("--file", "Take the value from this file."):argname("FILE")
+    parser:option("--if-revision", "Only if the key's mod_revision is this; 0: only if there is no such key.")
+      :argname("N"):convert(function(text)
+        local n = math.tointeger(tonumber(text))
+        if not n or n < 0 then return nil, ("'%s' is no revision"):format(text) end
+        return n
+      end)
+  end,
+  run = function(ctx)
+    local kv, values = require "symphony.cluster.kv", require "symphony.cluster.values"
+    local args = ctx.args
+    if (args.value == nil) == (args.file == nil) then errors.raise("usage", "give one of VALUE, - and --file FILE") end
+    kv.check_key(args.key)
+    local value
+    if args.file then
+      local text, err = require("sym.sys").read_file(args.file, 64 << 20)
+      if not text then return nil, errors.new(err.code, "cannot read the value: " .. err.message) end
+      value = text
+    elseif args.value == "-" then
+      value = io.read(kv.VALUE_MAX + 1) or ""
+    else
+      value = args.value
+    end
+    kv.check_value(value)
+    local path = "/v1/kv/" .. encode_key(args.key)
+    if args.if_revision then path = path .. "?mod_revision=" .. args.if_revision end
+    local answer, err = ctx.call("PUT", path, value, { ctype = "application/octet-stream" })
+    if not answer then return nil, explain(ctx, err) end
+    return values.put_bytes({ revision = answer.revision }, "key", args.key), { text = function()
+      return ("revision %d"):format(answer.revision)
+    end }
+  end,
+}
+
+local get = {
+  name = "get",
+  summary = "Show a key's value",
+  description = [[
+Prints the value of KEY as it is. Without a quorum it is this manager's own, and a note says so.
+
+Example:
+  symphony kv get motd
+  symphony --json kv get motd]],
+  args = function(parser)
+    parser:argument("key", "The key."):argname("KEY")
+  end,
+  run = function(ctx)
+    local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
+    kv.check_key(ctx.args.key)
+    local fresh, err = state.read { stale = true }
+    if not fresh then return nil, err end
+    local value, row = state.text(kv.PREFIX .. ctx.args.key)
+    if not value then
+      if row then return nil, row end
+      if fresh.stale and fresh.revision == 0 then
+        return nil, errors.new("state_unknown",
+          "this manager has not caught up with the cluster yet, and there is no quorum")
+      end
+      note_stale(ctx, fresh)
+      return nil, errors.new("not_found", ("there is no key %s"):format(ctx.args.key),
+        fresh.stale and "this is this manager's own state: it may be behind" or nil)
+    end
+    note_stale(ctx, fresh)
+    if not ctx.json then
+      ctx.out(value)
+      if ctx.client.tty and value:sub(-1) ~= "\n" then ctx.out("\n") end
+    end
+    return mark(kv.shown(row), fresh), { text = function() return "" end }
+  end,
+}
+
+local ls = {
+  name = "ls list",
+  summary = "List keys",
+  description = [[
+Lists the keys that begin with PREFIX, in order.
+
+Example:
+  symphony kv ls
+  symphony kv ls app/ --limit 10]],
+  args = function(parser)
+    parser:argument("prefix", "Their beginning (default: all)."):args("?"):default(""):argname("PREFIX")
+    parser:option("--limit", "At most so many (default 1000)."):argname("N"):default("1000"):convert(function(text)
+      local n = math.tointeger(tonumber(text))
+      if not n or n < 1 or n > 100000 then return nil, ("'%s' is no number from 1 to 100000"):format(text) end
+      return n
+    end)
+    parser:option("--after", "Go on behind this key."):argname("KEY")
+  end,
+  run = function(ctx)
+    local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
+    kv.check_key(ctx.args.prefix, true)
+    local fresh, err = state.read { stale = true }
+    if not fresh then return nil, err end
+    local rows
+    rows, err = state.list_raw(kv.PREFIX .. ctx.args.prefix, { limit = ctx.args.limit + 1,
+      after = ctx.args.after and kv.PREFIX .. kv.check_key(ctx.args.after) or nil })
+    if not rows then return nil, err end
+    note_stale(ctx, fresh)
+    if #rows > ctx.args.limit then
+      rows[#rows] = nil
+      ctx.err(("there are more keys: --after %s shows them\n"):format(rows[#rows].key:sub(#kv.PREFIX + 1)))
+    end
+    local out = require("symphony.json").array {}
+    for i, row in ipairs(rows) do out[i] = mark(kv.shown(row), fresh) end
+    return out, {
+      columns = { "KEY", "BYTES", "CREATED", "MODIFIED" },
+      row = function(item)
+        local index = item.key and kv.PREFIX .. item.key
+        for _, row in ipairs(rows) do
+          if row.key == index then return { item.key, #row.value, row.create_revision, row.mod_revision } end
+        end
+        return { "(base64) " .. (item.key_base64 or ""), nil, item.create_revision, item.mod_revision }
+      end,
+      empty = "There are no such keys.",
+    }
+  end,
+}
+
+local rm = {
+  name = "rm delete",
+  summary = "Delete a key",
+  description = [[
+Deletes KEY.
+
+Example:
+  symphony kv rm motd]],
+  args = function(parser)
+    parser:argument("key", "The key."):argname("KEY")
+  end,
+  run = function(ctx)
+    local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
+    local key = kv.check_key(ctx.args.key)
+    local found, result = state.update(function()
+      local value, row = state.text(kv.PREFIX .. key)
+      if not value then errors.raise("not_found", ("there is no key %s"):format(key)) end
+      return { compare = { state.unchanged(row) }, ops = { state.delete(row.key) } }, true
+    end)
+    if not found then return nil, result end
+    return require("symphony.cluster.values").put_bytes({ revision = result.revision }, "key", key), { text = function()
+      return ("revision %d"):format(result.revision)
+    end }
+  end,
+}
+
+local function event_text(event)
+  if event.type == "delete" then return ("%d delete %s\n"):format(event.revision, event.key) end
+  return ("%d put %s %s\n"):format(event.revision, event.key, event.value or "(base64) " .. event.value_base64)
+end
+
+local watch = {
+  name = "watch",
+  summary = "Show changes of keys as they happen",
+  description = [[
+Prints each change below PREFIX until Ctrl-C; with --json one object a line.
+
+Example:
+  symphony kv watch app/
+  symphony --json kv watch --from 120]],
+  args = function(parser)
+    parser:argument("prefix", "The keys' beginning (default: all)."):args("?"):default(""):argname("PREFIX")
+    parser:option("--from", "Begin with the changes of this revision (default: with the next)."):argname("REVISION")
+      :convert(function(text)
+        local n = math.tointeger(tonumber(text))
+        if not n or n < 1 then return nil, ("'%s' is no revision"):format(text) end
+        return n
+      end)
+  end,
+  run = function(ctx)
+    local async, json, store = require "symphony.async", require "symphony.json", require "sym.store"
+    local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
+    local values = require "symphony.cluster.values"
+    kv.check_key(ctx.args.prefix, true)
+    local fresh, err = state.read { stale = true }
+    if not fresh then return nil, err end
+    note_stale(ctx, fresh)
+    local queue, wake, ended, bytes = {}, async.event(), nil, 0
+    local handle
+    handle, err = store.watch(kv.PREFIX .. ctx.args.prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),
+      function(status, events)
+        for _, e in ipairs(events or {}) do
+          local event = { type = e.deleted and "delete" or "put", revision = e.revision }
+          values.put_bytes(event, "key", e.key:sub(#kv.PREFIX + 1))
+          if not e.deleted then
+            values.put_bytes(event, "value", e.value)
+            event.create_revision = e.create_revision
+            bytes = bytes + #e.value
+          end
+          queue[#queue + 1] = event
+        end
+        if bytes > 16 << 20 then status = errors.new("busy", "the reader is too slow for what changes") end
+        ended = ended or status
+        wake:set()
+      end)
+    if not handle then
+      return nil, errors.new(err.code, err.message, err.code == "compacted" and
+        "the history does not reach back that far: `symphony kv ls`, then watch from now" or nil)
+    end
+    local _ <close> = setmetatable({}, { __close = function() handle:close() end })
+    while true do
+      local now = queue
+      queue, bytes = {}, 0
+      for _, event in ipairs(now) do
+        if ctx.json then
+          ctx.out(json.encode(event) .. "\n")
+        else
+          event.key = event.key or "(base64) " .. event.key_base64
+          ctx.out(event_text(event))
+        end
+      end
+      if ended and #queue == 0 then
+        return nil, errors.new(ended.code, ended.message or "the watch has ended", ended.code == "compacted" and
+          "changes were missed: `symphony kv ls` shows what is there now; then watch again" or nil)
+      end
+      if #queue == 0 then wake:wait() end
+    end
+  end,
+}
+
+return { name = "kv", summary = "The users' own keys: put, get, rm, ls, watch", commands = { put, get, rm, ls, watch } }

@@ -1,0 +1,306 @@
+-- The leader's side of a join: who gets in, as whom, in one txn.
+--
+-- check() and decide() are pure: a request and a view of the state give a decision. The same key is the same node: a
+-- join that died half-way is said again and gets what it was given, whatever has become of its token.
+local address = require "symphony.cluster.address"
+local cidr = require "symphony.cluster.cidr"
+local crypto = require "sym.crypto"
+local errors = require "symphony.errors"
+local ids = require "symphony.cluster.ids"
+local limiter = require "symphony.cluster.limiter"
+local log = require "sym.log"
+local members = require "symphony.cluster.members"
+local pending = require "symphony.cluster.pending"
+local pki = require "symphony.cluster.pki"
+local raft = require "sym.raft"
+local state = require "symphony.cluster.state"
+local sys = require "sym.sys"
+local token = require "symphony.cluster.token"
+local values = require "symphony.cluster.values"
+
+local M = {}
+
+local CSR_MAX = 4096
+local MANAGERS_MAX = 32
+local SUFFIXES = 1000
+
+local limit = limiter.new(8, 30, 1024) -- new requests without a token, by address
+
+local function invalid(message, hint)
+  return nil, errors.new("invalid", message, hint)
+end
+
+-- Hostile JSON to {role, csr, name, named, addresses, version, token (parsed)}; nil, err.
+function M.check(body)
+  if type(body) ~= "table" then return invalid("the request is not a JSON object") end
+  if not token.ROLES[body.role] then return invalid("role must be manager or worker") end
+  if type(body.csr) ~= "string" or #body.csr > CSR_MAX then return invalid("csr is missing or too long") end
+  local name, err = values.check_name(body.name)
+  if not name then return nil, err end
+  if type(body.addresses) ~= "table" then return invalid("addresses are missing") end
+  local addresses = {}
+  for _, kind in ipairs { "raft", "remote", "gossip" } do
+    local text = body.addresses[kind]
+    if text ~= nil or body.role == "manager" then
+      local host, why = address.parse(text)
+      if not host then return nil, why end
+      addresses[kind] = text
+    end
+  end
+  if body.version ~= nil and (type(body.version) ~= "string" or #body.version > 64) then
+    return invalid("version is no version")
+  end
+  local parsed
+  if body.token ~= nil then
+    parsed, err = token.parse(body.token)
+    if not parsed then return nil, err end
+  end
+  return { role = body.role, csr = body.csr, name = name, named = body.named == true, addresses = addresses,
+    version = body.version, token = parsed }
+end
+
+-- A free name: the wanted one; when a person chose it and it is taken, an error; else with the first free suffix.
+-- Pure: @taken(name) -> bool.
+function M.pick_name(wanted, named, taken)
+  if not taken(wanted) then return wanted end
+  if named then
+    return nil, errors.new("exists", ("a node is called %s already"):format(wanted), "choose another --name")
+  end
+  for i = 2, SUFFIXES do
+    local name = ("%s-%d"):format(wanted:sub(1, 58), i)
+    if not taken(name) then return name end
+  end
+  return nil, errors.new("exists", ("no free name like %s"):format(wanted), "choose one with --name")
+end
+
+local function existing(request, view)
+  local n = view.node
+  if n.removing then
+    return nil, errors.new("conflict", ("%s is being removed from the cluster"):format(n.name),
+      "wait until it is gone, then join again")
+  end
+  if n.role ~= request.role then
+    return nil, errors.new("exists", ("this key is that of %s %s already"):format(n.role, n.name),
+      "a node that is to have another role needs a folder of its own")
+  end
+  -- A manager that joins again says that it has no log. If raft knows its id as more than a newcomer's, that log is
+  -- lost, and an empty one must not vote under the same id; and raft's address for an id does not change either.
+  local server = view.server
+  if server and (server.role ~= "spare" or server.address ~= request.addresses.raft) then
+    if server.up then
+      return nil, errors.new("exists", ("a manager with this key is running: %s at %s"):format(n.name, server.address),
+        "a folder must not be copied: join with an empty one")
+    end
+    return { kind = "renumber", node = n }
+  end
+  return { kind = "existing", node = n }
+end
+
+-- What becomes of @request (from check, with its fingerprint) at @now. @view: cluster; node, server: who has this key;
+-- token: the record of the request's token; pending: the record of this key; pending_count; from: the caller's address.
+-- Returns {kind = "existing"|"renumber"|"create"|"pend"|"wait", via =, record =}; nil, err. Pure.
+function M.decide(request, view, now)
+  if view.node then return existing(request, view) end
+  if request.role == "manager" and view.managers >= MANAGERS_MAX then
+    return nil, errors.new("too_big", ("there are %d managers already"):format(view.managers))
+  end
+  if request.token then
+    local ok, err = token.check(view.token, request.role, view.from, now)
+    if not ok then return nil, err end
+    return { kind = "create", via = "token" }
+  end
+  if view.cluster.dev and cidr.is_loopback(view.from) then return { kind = "create", via = "dev" } end
+  local waiting = view.pending
+  if waiting and waiting.rejected then
+    return nil, errors.new("denied", "the request to join was turned down", "ask whoever runs the cluster")
+  end
+  if waiting and waiting.expires > now then
+    if waiting.role ~= request.role then
+      return nil, errors.new("conflict", ("this key asks to join as %s already"):format(waiting.role))
+    end
+    return { kind = "wait", record = waiting }
+  end
+  if not waiting and view.pending_count >= pending.MAX then
+    return nil, errors.new("busy", ("%d requests wait for approval already"):format(view.pending_count),
+      "join with a token, or have some approved or rejected (`symphony node pending`)")
+  end
+  return { kind = "pend", record = pending.record(request, view.from, now) }
+end
+
+-- The state as decide() wants it, for @request from @from; and the kvs that the txn will compare.
+local function look(request, from)
+  local view, kvs = { from = from }, {}
+  view.cluster = assert(state.cluster())
+  local rows = assert(members.planned())
+  view.managers = #rows
+  local owner = state.text("/fingerprint/" .. request.fingerprint)
+  if owner then
+    view.node, kvs.node = state.get("/node/" .. owner)
+    for _, server in ipairs(assert(raft.status()).servers) do
+      if view.node and server.id == view.node.raft_node_id then view.server = server end
+    end
+  end
+  if request.token then view.token, kvs.token = state.get("/token/" .. token.hash(request.token.secret)) end
+  view.pending, kvs.pending = state.get(pending.key(request.fingerprint))
+  view.pending_count = #assert(state.list_raw("/pending/", { limit = pending.MAX + 1 }))
+  return view, kvs
+end
+
+local function next_raft_id()
+  local text, kv = state.text("/cluster/next_raft_id")
+  local id = text and math.tointeger(tonumber(text))
+  if not id then errors.raise("corrupt", "/cluster/next_raft_id is damaged") end
+  return id, kv
+end
+
+local function take_raft_id(txn, node_id)
+  local id, kv = next_raft_id()
+  table.insert(txn.compare, state.unchanged(kv))
+  table.insert(txn.ops, state.put("/cluster/next_raft_id", tostring(id + 1)))
+  table.insert(txn.ops, state.put("/raft/" .. id, node_id))
+  return id
+end
+
+-- The txn that makes a node of @request, and its record. @labels come from its token.
+local function create(request, cluster, labels)
+  local now = sys.now()
+  local ca_key, ca_pem = assert(pki.load_ca())
+  local name = assert(M.pick_name(request.name, request.named, function(text)
+    return state.text("/name/" .. text) ~= nil
+  end))
+  local id = ids.new()
+  local n = {
+    node_id = id, name = name, role = request.role, fingerprint = request.fingerprint,
+    raft_address = request.addresses.raft, remote_address = request.addresses.remote,
+    gossip_address = request.addresses.gossip, labels = labels or {}, availability = "active",
+    version = request.version, joined = math.floor(now),
+  }
+  n.certificate = pki.sign(ca_key, ca_pem, request.csr, id, request.role, cluster.id, now)
+  n.certificate_expires = crypto.cert_info(n.certificate).not_after
+  local txn = {
+    compare = { state.absent("/node/" .. id), state.absent("/name/" .. name),
+      state.absent("/fingerprint/" .. request.fingerprint) },
+    ops = {},
+  }
+  if request.role == "manager" then n.raft_node_id = take_raft_id(txn, id) end
+  table.insert(txn.ops, state.put("/node/" .. id, n))
+  table.insert(txn.ops, state.put("/name/" .. name, id))
+  table.insert(txn.ops, state.put("/fingerprint/" .. request.fingerprint, id))
+  return txn, n
+end
+
+-- The txn that gives node @n (with @kv) a raft id that has never voted.
+local function renumber(n, kv, request)
+  local txn = { compare = { state.unchanged(kv) }, ops = {} }
+  table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
+  n.raft_node_id = take_raft_id(txn, n.node_id)
+  n.raft_address, n.remote_address = request.addresses.raft, request.addresses.remote
+  n.gossip_address = request.addresses.gossip
+  table.insert(txn.ops, state.put(kv.key, n))
+  return txn, n
+end
+
+-- What the joiner gets.
+local function welcome(n, cluster)
+  local nodes, managers = assert(state.nodes()), {}
+  for _, kv in ipairs(nodes) do managers[#managers + 1] = kv.value end
+  local gossip = state.get("/secret/gossip")
+  return {
+    node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role, cluster_id = cluster.id,
+    cluster_name = cluster.name, certificate = n.certificate, ca = cluster.ca, addresses = { raft = n.raft_address,
+    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = gossip and gossip.keys or {},
+    managers = members.addresses(managers, assert(raft.status()).leader), dev = cluster.dev or nil,
+  }
+end
+
+local function waiting(record, cluster)
+  return { pending = { id = record.id, fingerprint = record.fingerprint, expires = record.expires },
+    cluster_id = cluster.id, cluster_name = cluster.name }
+end
+
+-- Serves one request (from check): 200 and the welcome, or 202 and what it waits for. nil, err.
+function M.serve(request, from)
+  local fingerprint, err = crypto.csr_check(request.csr)
+  if not fingerprint then return nil, errors.new("invalid", "the certificate request is damaged: " .. err.message) end
+  request.fingerprint = fingerprint
+  local limited = false
+  local made
+  made, err = state.update(function()
+    local now = sys.now()
+    local view, kvs = look(request, from)
+    local decision = assert(M.decide(request, view, now))
+    local kind = decision.kind
+    if kind == "existing" then return nil, { n = decision.node, cluster = view.cluster } end
+    if kind == "wait" then return nil, { record = decision.record, cluster = view.cluster } end
+    if kind == "renumber" then
+      local txn, n = renumber(decision.node, kvs.node, request)
+      return txn, { n = n, cluster = view.cluster, new = true }
+    end
+    if kind == "pend" then
+      if not limited and not limit:allow(from or "?", sys.mono_ms() / 1000) then
+        errors.raise("busy", "too many requests to join from this address", "wait half a minute, or join with a token")
+      end
+      limited = true
+      local key = pending.key(fingerprint)
+      local before = kvs.pending and state.unchanged(kvs.pending) or state.absent(key)
+      return { compare = { before, { prefix = "/pending/", count = view.pending_count } },
+        ops = { state.put(key, decision.record) } }, { record = decision.record, cluster = view.cluster, new = true }
+    end
+    local txn, n = create(request, view.cluster, view.token and view.token.labels)
+    if decision.via == "token" then
+      table.insert(txn.compare, state.unchanged(kvs.token))
+      if view.token.uses then table.insert(txn.ops, state.put(kvs.token.key, token.used(view.token))) end
+    end
+    if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
+    return txn, { n = n, cluster = view.cluster, new = true, via = decision.via }
+  end)
+  if not made then return nil, err end
+  if made.record then
+    if made.new then
+      log.info(("join: request %s from %s waits for approval"):format(made.record.id, from or "?"))
+    end
+    return 202, waiting(made.record, made.cluster)
+  end
+  if made.new then
+    log.info(("join: %s %s (%s) from %s%s"):format(made.n.role, made.n.name, made.n.node_id, from or "?",
+      made.via == "dev" and ", let in by development mode" or ""))
+  end
+  return 200, welcome(made.n, made.cluster)
+end
+
+-- Lets a waiting request in. @opts: fingerprint (required), name, labels. nil, err.
+function M.approve(id, opts)
+  return state.update(function()
+    local kv = pending.find(id)
+    local record = kv.value
+    assert(pending.confirm(record, opts.fingerprint))
+    local request = { role = record.role, csr = record.csr, fingerprint = record.fingerprint, name = opts.name or
+      record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, version = record.version }
+    local txn, n = create(request, assert(state.cluster()), opts.labels)
+    table.insert(txn.compare, state.unchanged(kv))
+    table.insert(txn.ops, state.delete(kv.key))
+    return txn, { node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role,
+      fingerprint = n.fingerprint }
+  end)
+end
+
+-- A fresh certificate for the node whose key signed @csr: the same key, the role that the state has. nil, err.
+function M.renew(csr)
+  if type(csr) ~= "string" or #csr > CSR_MAX then return invalid("csr is missing or too long") end
+  local fingerprint, err = crypto.csr_check(csr)
+  if not fingerprint then return nil, errors.new("invalid", "the certificate request is damaged: " .. err.message) end
+  return state.update(function()
+    local owner = state.text("/fingerprint/" .. fingerprint)
+    local n, kv
+    if owner then n, kv = state.get("/node/" .. owner) end
+    if not n then errors.raise("denied", "no node of this cluster has this key", "it was removed: join again") end
+    local cluster = assert(state.cluster())
+    local ca_key, ca_pem = assert(pki.load_ca())
+    n.certificate = pki.sign(ca_key, ca_pem, csr, n.node_id, n.role, cluster.id, sys.now())
+    n.certificate_expires = crypto.cert_info(n.certificate).not_after
+    return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, n) } },
+      { certificate = n.certificate, ca = cluster.ca, expires = n.certificate_expires }
+  end)
+end
+
+return M

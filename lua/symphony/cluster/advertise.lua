@@ -1,0 +1,79 @@
+-- The addresses that others are told, and the ports behind them.
+local address = require "symphony.cluster.address"
+local cidr = require "symphony.cluster.cidr"
+local errors = require "symphony.errors"
+local sys = require "sym.sys"
+
+local M = {}
+
+-- "host" and options to {raft, remote, gossip}. Pure.
+function M.of(host, options)
+  return {
+    raft = address.format(host, options.raft_port), remote = address.format(host, options.remote_port),
+    gossip = address.format(host, options.gossip_port),
+  }
+end
+
+-- The host to advertise: @wanted (a flag of the command), else the daemon's --advertise-addr, else that of the default
+-- route; in development mode the loopback unless somebody said otherwise, and nothing but loopback. nil, err. Pure but
+-- for @default, a function.
+function M.pick(wanted, options, dev, default)
+  local host = wanted or options.advertise_addr or (dev and "127.0.0.1") or default()
+  if not address.valid_host(host) then
+    return nil, errors.new("invalid", ("\"%s\" is no address to advertise"):format(host:sub(1, 80)),
+      "give an IP address or a host name, without a port")
+  end
+  if dev and not cidr.is_loopback(host) then
+    return nil, errors.new("invalid", ("--dev is for one's own machine only, but %s would be advertised"):format(host),
+      "start symphonyd with --advertise-addr 127.0.0.1, or leave --dev out")
+  end
+  if host == "0.0.0.0" or host == "::" then
+    return nil, errors.new("invalid", host .. " is where to listen, not an address that others can reach",
+      "give the address of this machine with --advertise")
+  end
+  return host
+end
+
+-- A port that was given as 0 is fixed now: a free one, kept from then on.
+local function fix(port, bind)
+  if port ~= 0 then return port end
+  local tcp = require("luv").new_tcp()
+  local ok = tcp:bind(bind, 0) and tcp:getsockname()
+  tcp:close()
+  return ok and ok.port or 0
+end
+
+-- The daemon's options with every port fixed; @known: advertised addresses of before, whose ports are kept for 0.
+function M.options(known)
+  local options = {}
+  for k, v in pairs(sys.options()) do options[k] = v end
+  for _, kind in ipairs { "raft", "remote", "gossip" } do
+    local name = kind .. "_port"
+    if options[name] == 0 and known then
+      options[name] = select(2, address.parse(known[kind], 0))
+    else
+      options[name] = fix(options[name], options.bind_addr or "0.0.0.0")
+    end
+  end
+  return options
+end
+
+-- Are the ports free to listen on? true; nil, err. What is found free may be taken a moment later: this is for the
+-- clear message before anything has been asked of anybody.
+function M.check_ports(options)
+  local uv = require "luv"
+  for _, kind in ipairs { "raft", "remote" } do
+    local tcp = uv.new_tcp()
+    local bound, why, name = tcp:bind(options.bind_addr or "0.0.0.0", options[kind .. "_port"])
+    if bound then bound, why, name = tcp:listen(1, function() end) end
+    tcp:close()
+    if not bound then
+      return nil, errors.new(name == "EADDRINUSE" and "in_use" or "io",
+        ("cannot listen on %s port %d: %s"):format(kind, options[kind .. "_port"], why),
+        ("start symphonyd with another --listen-%s-port, or stop what uses this one"):format(kind))
+    end
+  end
+  return true
+end
+
+return M

@@ -1,0 +1,263 @@
+-- `manager join`, the joiner's side.
+--
+--   1. the node's key is on disk before anything is asked: saying it again is the same request
+--   2. the certificate, the CA and then key.json are written: from there on this is a member, which resumes by itself
+--   3. the node starts and waits until raft's configuration holds it
+local address = require "symphony.cluster.address"
+local advertise = require "symphony.cluster.advertise"
+local async = require "symphony.async"
+local busy = require "symphony.cluster.busy"
+local crypto = require "sym.crypto"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
+local lifecycle = require "symphony.cluster.lifecycle"
+local members = require "symphony.cluster.members"
+local raft = require "sym.raft"
+local remote = require "symphony.cluster.remote"
+local sys = require "sym.sys"
+local token = require "symphony.cluster.token"
+local values = require "symphony.cluster.values"
+local voters = require "symphony.cluster.voters"
+
+local M = {}
+
+M.DEFAULT_PORT = 27242
+local POLL_MS = 500
+local ASK_MS = 10000
+local SETTLE_S = 60     -- for the configuration to hold us
+local PROMOTE_S = 5     -- for a standby that is to vote
+
+-- May this daemon join? @pin: raw sha256 of the CA that a token pins, or nil; @own: that of our ca.crt. true; nil, err.
+-- Pure.
+function M.allowed(me, pin, own)
+  if not me or me.phase == "init" then return true end
+  if me.removed or me.phase == "leave" then
+    return nil, errors.new("removed", ("this manager was removed from cluster %s"):format(me.cluster_id),
+      identity.REJOIN)
+  end
+  if pin and own and pin ~= own then
+    return nil, errors.new("exists", ("this daemon is a manager of another cluster, %s"):format(me.cluster_id),
+      "`symphony manager leave` ends that; or join with a daemon that has another --config-dir")
+  end
+  return nil, errors.new("exists", ("this daemon is a member of cluster %s already%s"):format(me.cluster_id,
+    pin and ", the one of this token" or ""), "`symphony manager members` shows it")
+end
+
+-- Does what the other side sent hold together? true; nil, err. Pure but for the crypto.
+function M.check_welcome(w, key, role, pin)
+  local function bad(why)
+    return nil, errors.new("protocol", "the answer to the request to join is wrong: " .. why)
+  end
+  for _, name in ipairs { "node_id", "cluster_id", "name", "role", "certificate", "ca" } do
+    if type(w[name]) ~= "string" or #w[name] > 65536 then return bad(name .. " is missing") end
+  end
+  if type(w.addresses) ~= "table" or type(w.managers) ~= "table" then return bad("addresses are missing") end
+  if math.type(w.raft_node_id) ~= "integer" then return bad("raft_node_id is missing") end
+  local info, err = crypto.cert_info(w.certificate)
+  if not info then return bad(err.message) end
+  local ca
+  ca, err = crypto.cert_info(w.ca)
+  if not ca then return bad(err.message) end
+  if not crypto.equal(crypto.unhex(ca.digest), pin) then return bad("the CA is not the one that was pinned") end
+  local ok
+  ok, err = crypto.cert_check_issuer(w.certificate, w.ca)
+  if ok then ok, err = crypto.cert_check_key(w.certificate, key) end
+  if not ok then return bad(err.message) end
+  if info.cn ~= w.node_id or info.ou ~= role or info.o ~= w.cluster_id or w.role ~= role then
+    return bad("the certificate is not that of the node")
+  end
+  return true
+end
+
+local function trust(err, pinned)
+  if err.code == "unauthenticated" and pinned then
+    return errors.new("unauthenticated",
+      "the manager there does not belong to the cluster of this token: " .. err.message,
+      "use a token of that cluster, or the address of a manager of the token's cluster")
+  end
+  return err
+end
+
+-- Asks until there is a certificate. @ctx: at, key, role, body, pin (raw, or nil for a request that a person approves),
+-- say(text). Returns the welcome and the pin; nil, err.
+local function ask(ctx)
+  local pin, told = ctx.pin, nil
+  while true do
+    local doc, status, response = remote.call { at = ctx.at, method = "POST", path = "/v1/join", body = ctx.body,
+      tls = pin and { pin = pin } or { trust_any = true }, role = "manager", timeout_ms = ASK_MS }
+    if not doc then return nil, trust(status, ctx.pin) end
+    if not pin then
+      local ca = type(response.ca) == "string" and crypto.cert_info(response.ca)
+      if not ca then
+        return nil, errors.new("protocol", ("the manager at %s shows no CA certificate"):format(ctx.at))
+      end
+      pin = crypto.unhex(ca.digest)
+    end
+    if status ~= 202 then return doc, pin end
+    local waiting = type(doc.pending) == "table" and doc.pending
+    if not waiting or type(waiting.id) ~= "string" then
+      return nil, errors.new("protocol", "the answer to the request to join cannot be read")
+    end
+    if told ~= waiting.id then
+      told = waiting.id
+      local fingerprint = ctx.key:fingerprint()
+      ctx.say(("key fingerprint:  %s\nCA fingerprint:   %s\n\nThis request waits for somebody to approve it. On a "
+        .. "manager of the cluster:\n\n  symphony node approve %s --fingerprint %s\n\nCompare both lines first: "
+        .. "`symphony node pending` shows them there. The request lives for an hour.\n"):format(fingerprint,
+        crypto.hex(pin), waiting.id, fingerprint))
+    end
+    async.sleep(POLL_MS)
+  end
+end
+
+-- What raft and the state say of us: "member" and how, or what is still missing. Pure.
+function M.progress(me, rows, status)
+  local role
+  for _, s in ipairs(status.servers) do
+    if s.id == me.raft_node_id then role = s.role end
+  end
+  local known, stay, n_voters = false, 0, 0
+  for _, m in ipairs(rows) do
+    known = known or m.id == me.raft_node_id
+    if not m.leaving then stay = stay + 1 end
+  end
+  for _, s in ipairs(status.servers) do
+    if s.role == "voter" then n_voters = n_voters + 1 end
+  end
+  local answer = { role = role, members = stay, voters = n_voters }
+  answer.member = known and (role == "voter" or role == "standby")
+  answer.settled = answer.member and (role == "voter" or n_voters >= voters.target(stay))
+  return answer
+end
+
+local function wait_for_role(me, say)
+  local began, said = sys.mono_ms(), false
+  local member_at
+  while true do
+    if me.removed then
+      return nil, errors.new("removed", "this manager was removed from the cluster while it joined", identity.REJOIN)
+    end
+    local rows, status = members.planned(), raft.status()
+    local now = sys.mono_ms()
+    if rows and status then
+      local p = M.progress(me, rows, status)
+      if p.settled then return p end
+      if p.member then
+        member_at = member_at or now
+        if now - member_at > 1000 * PROMOTE_S then return p end
+      end
+    end
+    if not said and now - began > 2000 then
+      said = true
+      say("The cluster is taking this manager in ...\n")
+    end
+    if now - began > 1000 * SETTLE_S then
+      return nil, errors.new("timeout", ("the cluster has not taken this manager in within %d s"):format(SETTLE_S),
+        ("it goes on trying by itself: see `symphony manager status` here, and `manager members` on a manager; the "
+        .. "others must reach this one at %s"):format(me.advertise.raft))
+    end
+    lifecycle.wait_change(50)
+  end
+end
+
+-- Everything from the certificate on; also for a join that got so far before and died.
+local function enter(welcome, advertised)
+  assert(identity.save_tls { ca = welcome.ca, cert = welcome.certificate })
+  local doc = {
+    node_id = welcome.node_id, raft_node_id = welcome.raft_node_id, cluster_id = welcome.cluster_id,
+    role = welcome.role, name = welcome.name, starts = 0, folder = assert(identity.make_raft_folder()),
+    advertise = advertised, managers = json.array(welcome.managers), removed = false,
+  }
+  assert(identity.become(doc))
+  local ok, err = lifecycle.activate(doc)
+  if not ok then
+    return nil, errors.new(err.code, "this manager is admitted, but cannot start: " .. err.message,
+      (err.hint and err.hint .. "; " or "") .. "then start the daemon again: it goes on by itself")
+  end
+  return true
+end
+
+local TWO = "two managers tolerate no failure: if either is lost, the cluster may stop. Join a third one."
+
+local function answer(me, p)
+  return {
+    cluster_id = me.cluster_id, node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name,
+    raft_role = p.role, members = p.members, voters = p.voters, tolerates = voters.tolerates(p.voters),
+    warning = p.members == 2 and TWO or nil,
+  }
+end
+
+-- What a text is good for: an address and a token, checked before anything is asked. nil, err. Pure.
+function M.prepare(opts)
+  local host, port = address.parse(opts.address, M.DEFAULT_PORT)
+  if not host then return nil, port end
+  local pin
+  if opts.token ~= nil then
+    local parsed, err = token.parse(opts.token)
+    if not parsed then return nil, err end
+    pin = parsed.ca
+  end
+  if opts.name then
+    local ok, err = values.check_name(opts.name)
+    if not ok then return nil, err end
+  end
+  return { at = address.format(host, port), pin = pin }
+end
+
+local function own_ca()
+  local pem = sys.read_file(identity.path("tls/ca.crt"))
+  local info = pem and crypto.cert_info(pem)
+  return info and crypto.unhex(info.digest)
+end
+
+-- @opts: address, token, name, advertise. @say(text): progress. Returns the answer of the command; nil, err.
+function M.run(opts, say)
+  local ready, err = M.prepare(opts)
+  if not ready then return nil, err end
+  local ok
+  ok, err = M.allowed(identity.me, ready.pin, own_ca())
+  if not ok then return nil, err end
+  local lock <close>, held_by = busy.take("manager join")
+  if not lock then return nil, held_by end
+  if identity.me then
+    ok, err = identity.wipe() -- an init that never came to its end
+  else
+    ok, err = identity.check_unused()
+  end
+  if not ok then return nil, err end
+  local options = advertise.options()
+  ok, err = advertise.check_ports(options)
+  if not ok then return nil, err end
+  local host
+  host, err = advertise.pick(opts.advertise, options, false, sys.default_address)
+  if not host then return nil, err end
+  local key
+  key, err = identity.node_key()
+  if not key then return nil, err end
+
+  local advertised = advertise.of(host, options)
+  local name = opts.name or values.name_from(sys.hostname())
+  local welcome, pin = ask { at = ready.at, key = key, role = "manager", pin = ready.pin, say = say, body = {
+    role = "manager", csr = crypto.csr(key, name), name = name, named = opts.name ~= nil, addresses = advertised,
+    version = sys.version, token = opts.token } }
+  if not welcome then return nil, pin end
+  ok, err = M.check_welcome(welcome, key, "manager", pin)
+  if not ok then return nil, err end
+
+  -- From here on it goes to its end, also when who asked for it has gone.
+  local entering = lock:hand_over()
+  return async.spawn(function()
+    local _ <close> = entering
+    local entered, why = enter(welcome, advertised)
+    if not entered then return nil, why end
+    local p
+    p, why = wait_for_role(identity.me, function(text) pcall(say, text) end)
+    if not p then return nil, why end
+    return answer(identity.me, p)
+  end):wait()
+end
+
+M.TWO = TWO
+
+return M

@@ -1,0 +1,297 @@
+-- The node's life in this daemon: resuming at the start, serving, renewing its certificate, learning that it is no
+-- member any more, stopping.
+local advertise = require "symphony.cluster.advertise"
+local async = require "symphony.async"
+local crypto = require "sym.crypto"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local log = require "sym.log"
+local members = require "symphony.cluster.members"
+local node = require "sym.node"
+local pki = require "symphony.cluster.pki"
+local reconcile = require "symphony.cluster.reconcile"
+local raft = require "sym.raft"
+local state = require "symphony.cluster.state"
+local store = require "sym.store"
+local sys = require "sym.sys"
+
+local M = {}
+
+local UPKEEP_MS = 60 * 1000
+local SOON_MS = 2000
+
+local upkeep       -- the task of renewal and addresses
+local watch        -- on the nodes of the cluster
+local change = async.event()
+local hooked = false
+
+local function say(err)
+  return err.message .. (err.hint and " -- " .. err.hint or "")
+end
+
+-- Waits until raft's status or the nodes have changed, at most @ms.
+function M.wait_change(ms)
+  change:wait(ms)
+end
+
+-- What was learned of the others is kept for the next start: their addresses.
+local function remember_managers()
+  local me, rows, status = identity.me, state.nodes(), raft.status()
+  if not me or me.removed or not rows or not status then return end
+  local nodes = {}
+  for i, kv in ipairs(rows) do nodes[i] = kv.value end
+  local list = members.addresses(nodes, nil)
+  if #list == 0 or table.concat(list, " ") == table.concat(me.managers, " ") then return end
+  me.managers = list
+  local ok, err = identity.save(me)
+  if not ok then log.warn(err.message) end
+end
+
+-- Serving -----------------------------------------------------------------------------------------------------------
+
+local on_gone
+
+local function on_nodes(_, events)
+  local me = identity.me
+  for _, event in ipairs(events or {}) do
+    if event.deleted and me and event.key == "/node/" .. me.node_id then
+      return on_gone("not_found", "this manager is not in the cluster's state any more")
+    end
+  end
+  remember_managers()
+  reconcile.wake()
+  change:set()
+end
+
+local function watch_nodes()
+  if watch then watch:close() end
+  watch = nil
+  if not node.started() then return end
+  local err
+  watch, err = store.watch("/node/", store.revision(), function(status, events)
+    if status then
+      -- The history is gone (a snapshot came): look at the whole and watch from here.
+      async.spawn(function()
+        watch_nodes()
+        on_nodes(nil, nil)
+      end)
+    else
+      on_nodes(nil, events)
+    end
+  end)
+  if not watch then log.error("cannot watch the nodes: " .. err.message) end
+end
+
+-- A new certificate for this manager, made with the state's CA. Also for one that has expired: raft lets configured
+-- managers form a quorum all the same, so that this works.
+function M.renew()
+  local me, tls = identity.me, identity.tls
+  local admit = require "symphony.cluster.admit"
+  local fresh, err = admit.renew(crypto.csr(tls.key, me.node_id))
+  if not fresh then return nil, err end
+  local ok
+  ok, err = identity.save_tls { cert = fresh.certificate, ca = fresh.ca }
+  if not ok then return nil, err end
+  tls, err = identity.load_tls(me)
+  if not tls then return nil, err end
+  ok, err = node.set_tls(tls.cert, tls.key, tls.ca)
+  if not ok then return nil, err end
+  identity.tls = tls
+  log.info("the certificate of this manager is renewed")
+  return true
+end
+
+-- Our record in the state says where we are now; a restart with other ports changes it.
+local function publish_addresses()
+  local me = identity.me
+  local n = state.get("/node/" .. me.node_id)
+  if not n then return end
+  local now = me.advertise
+  if n.raft_address == now.raft and n.remote_address == now.remote and n.gossip_address == now.gossip
+    and n.version == sys.version then
+    return
+  end
+  state.update(function()
+    local record, kv = state.get("/node/" .. me.node_id)
+    if not record then return nil end
+    record.raft_address, record.remote_address, record.gossip_address = now.raft, now.remote, now.gossip
+    record.version = sys.version
+    return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, record) } }
+  end)
+end
+
+local function look_after()
+  if not node.started() or not identity.member() then return end
+  publish_addresses()
+  if sys.now() >= pki.renewal_of(identity.tls.info) then
+    local ok, err = M.renew()
+    if not ok then log.warn("cannot renew the certificate of this manager: " .. err.message) end
+  end
+end
+
+local function start_upkeep()
+  upkeep = async.spawn(function()
+    local pause = SOON_MS
+    while true do
+      async.sleep(pause)
+      pause = UPKEEP_MS
+      local ok, err = xpcall(look_after, errors.handler)
+      if not ok and err.code ~= "canceled" then log.error("upkeep: " .. (err.traceback or err.message)) end
+    end
+  end)
+end
+
+local function hook()
+  if hooked then return end
+  hooked = true
+  node.on_change(function()
+    reconcile.wake()
+    change:set()
+  end)
+  node.on_removed(function(_, code, reason) on_gone(code, reason) end)
+end
+
+local function begin_serving()
+  watch_nodes()
+  reconcile.start()
+  start_upkeep()
+end
+
+-- Starts the node as @doc says; one start more is written down before. opts.bootstrap: the first member of a new
+-- cluster; opts.quiet: without the membership's reconciliation, see serve(). nil, err.
+function M.activate(doc, opts)
+  opts = opts or {}
+  hook()
+  local tls, err = identity.load_tls(doc)
+  if not tls then return nil, err end
+  local ok
+  ok, err = identity.check_folder(doc)
+  if not ok then return nil, err end
+  local raft_port = select(2, require("symphony.cluster.address").parse(doc.advertise.raft, 0))
+  local remote_port = select(2, require("symphony.cluster.address").parse(doc.advertise.remote, 0))
+  doc.starts = doc.starts + 1
+  ok, err = identity.become(doc)
+  if not ok then return nil, err end
+  ok, err = node.start { node_id = doc.node_id, raft_id = doc.raft_node_id, raft_address = doc.advertise.raft,
+    cluster_id = doc.cluster_id, cert = tls.cert, key = tls.key, ca = tls.ca, starts = doc.starts,
+    bootstrap = opts.bootstrap or false, raft_port = raft_port, remote_port = remote_port }
+  if not ok then
+    identity.trouble = err.message
+    return nil, errors.new(err.code, err.message, err.hint or M.start_hint(err.code))
+  end
+  identity.trouble, identity.tls = nil, tls
+  if not opts.quiet then begin_serving() end
+  return true
+end
+
+-- Pure.
+function M.start_hint(code)
+  if code == "in_use" then return "start symphonyd with other --listen-...-port flags, or stop what uses the port" end
+  if code == "corrupt" then
+    return "nothing was repaired: put the file back, or move the folder away, remove this member on another manager "
+      .. "(`symphony manager remove`), and join again with an empty folder"
+  end
+  if code == "no_space" then return "make room on the disk and start the daemon again" end
+end
+
+M.serve = begin_serving
+
+-- Back to idle; the control socket stays.
+function M.deactivate()
+  reconcile.stop()
+  if upkeep then upkeep:cancel() end
+  upkeep = nil
+  if watch then watch:close() end
+  watch = nil
+  if not node.started() then return true end
+  local ok, err = async.await(node.stop)
+  if not ok then return nil, errors.from(err) end
+  return true
+end
+
+-- We are no member any more, or our folder is an older copy of itself. It is written down first: after a restart of
+-- the daemon nobody may be there to tell us again.
+function on_gone(code, reason)
+  local me = identity.me
+  if not me or me.removed then return end
+  me.removed = true
+  if code == "conflict" then
+    me.reason = "this folder is an older copy of what this manager has been: " .. (reason or "")
+  else
+    me.reason = "it was removed"
+  end
+  log.error(("%s; it stops serving -- %s"):format(me.reason, identity.REJOIN))
+  local ok, err = identity.save(me)
+  if not ok then log.error(err.message) end
+  change:set()
+  async.spawn(function()
+    local stopped, why = M.deactivate()
+    if not stopped then log.error("stopping: " .. why.message) end
+    change:set()
+    if code == "conflict" then node.quit(1) end
+  end)
+end
+M.gone = function(code, reason) on_gone(code, reason) end
+
+-- Resuming ----------------------------------------------------------------------------------------------------------
+
+-- What a start makes of key.json. Pure: "idle", "removed", "unfinished", "wipe", "recover" or "resume".
+function M.verdict(doc)
+  if not doc then return "idle" end
+  if doc.phase == "init" then return "unfinished" end
+  if doc.phase == "leave" then return "wipe" end
+  if doc.removed then return "removed" end
+  if doc.phase == "recover" then return "recover" end
+  return "resume"
+end
+
+local function refresh_addresses(doc)
+  local options = advertise.options(doc.advertise)
+  local host = options.advertise_addr or require("symphony.cluster.address").parse(doc.advertise.remote, 1)
+  doc.advertise = advertise.of(host, options)
+end
+
+local actions = {
+  idle = function()
+    log.info("no cluster yet: `symphony manager init` or `symphony manager join` on the control socket")
+    return true
+  end,
+  unfinished = function(doc)
+    identity.me = doc
+    log.warn("the making of the cluster was interrupted: say `symphony manager init` again, it starts afresh")
+    return true
+  end,
+  wipe = function()
+    log.info("this manager has left its cluster: wiping what it kept")
+    return identity.wipe()
+  end,
+  removed = function(doc)
+    identity.me = doc
+    log.error(("%s -- %s"):format(doc.reason or "this manager was removed", identity.REJOIN))
+    return true
+  end,
+  recover = function(doc)
+    identity.me = doc
+    return require("symphony.cluster.recover").finish(doc)
+  end,
+  resume = function(doc)
+    refresh_addresses(doc)
+    return M.activate(doc)
+  end,
+}
+
+-- The start of a manager daemon. What is damaged or not ours ends it, with the file and what to do in the log.
+function M.start()
+  hook()
+  async.spawn(function()
+    local doc, err = identity.load()
+    local ok = not err
+    if ok then ok, err = actions[M.verdict(doc)](doc) end
+    if not ok then
+      log.error(say(errors.from(err)))
+      node.quit(1)
+    end
+  end)
+end
+
+return M

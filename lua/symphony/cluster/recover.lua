@@ -1,0 +1,110 @@
+-- `manager recover`: the quorum is gone for good; one survivor becomes the only voter, with what it has.
+--
+-- key.json says phase "recover" before anything is touched: a daemon that dies half-way finishes it at its next start.
+-- The others are taken out of the state, so that one of them that comes back is told that it was removed.
+local async = require "symphony.async"
+local busy = require "symphony.cluster.busy"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local lifecycle = require "symphony.cluster.lifecycle"
+local log = require "sym.log"
+local members = require "symphony.cluster.members"
+local node = require "sym.node"
+local state = require "symphony.cluster.state"
+
+local M = {}
+
+local FIRST_WRITE_MS = 15000
+
+-- The txn that leaves @me alone in the state. Pure: @rows from members.planned, @kv of /cluster, its record.
+function M.cleanup(me, rows, cluster_kv, cluster)
+  cluster.epoch = (cluster.epoch or 1) + 1
+  local txn = { compare = { state.unchanged(cluster_kv) }, ops = { state.put("/cluster", cluster) } }
+  local removed = {}
+  for _, m in ipairs(rows) do
+    local n = m.kv.value
+    if n.node_id ~= me.node_id then
+      for _, key in ipairs { "/node/" .. n.node_id, "/raft/" .. n.raft_node_id, "/name/" .. n.name,
+        "/fingerprint/" .. n.fingerprint } do
+        table.insert(txn.ops, state.delete(key))
+      end
+      removed[#removed + 1] = { raft_node_id = n.raft_node_id, node_id = n.node_id, name = n.name }
+    elseif n.removing then
+      n.removing = nil
+      table.insert(txn.ops, state.put(m.kv.key, n))
+    end
+  end
+  return txn, removed
+end
+
+-- From phase "recover" on: rewrites raft's configuration, starts, cleans up. Also at the start of a daemon. nil, err.
+function M.finish(doc)
+  local ok, err = node.recover { raft_id = doc.raft_node_id, raft_address = doc.advertise.raft }
+  if not ok then return nil, err end
+  ok, err = lifecycle.activate(doc, { quiet = true })
+  if not ok then return nil, err end
+  -- The term's own entry has to be in before anything is asked.
+  local fresh
+  fresh, err = state.read { timeout_ms = FIRST_WRITE_MS }
+  if not fresh then return nil, err end
+  local cluster, kv = state.get("/cluster")
+  local rows
+  rows, err = members.planned()
+  if not cluster or not rows then
+    return nil, err or errors.new("state_unknown", "the state of this manager does not hold the cluster")
+  end
+  local txn, removed = M.cleanup(doc, rows, kv, cluster)
+  local result
+  result, err = state.submit(txn, FIRST_WRITE_MS)
+  if not result then return nil, err end
+  doc.phase = nil
+  ok, err = identity.become(doc)
+  if not ok then return nil, err end
+  lifecycle.serve()
+  log.warn(("recovered: this manager is the only voter now; %d others are out"):format(#removed))
+  return removed
+end
+
+-- Is there something to recover? Returns who would go; nil, err.
+function M.check()
+  local ok, err = state.ready()
+  if not ok then return nil, err end
+  if state.read() then
+    return nil, errors.new("conflict", "the cluster has its quorum: there is nothing to recover",
+      "`symphony manager remove` takes out managers that are gone")
+  end
+  local cluster = state.cluster()
+  local rows
+  rows, err = members.planned()
+  if not cluster or not rows then
+    return nil, err or errors.new("state_unknown", "this manager has never got the cluster's state",
+      "choose another survivor")
+  end
+  local others, mine = {}, false
+  for _, m in ipairs(rows) do
+    if m.node_id == identity.me.node_id then mine = true else others[#others + 1] = m end
+  end
+  if not mine then
+    return nil, errors.new("state_unknown", "this manager has not got so much of the state as to know itself in it",
+      "choose another survivor")
+  end
+  return others
+end
+
+-- Does it. Returns {removed}; nil, err.
+function M.run()
+  local lock, busy_err = busy.take("manager recover")
+  if not lock then return nil, busy_err end
+  return async.spawn(function()
+    local _ <close> = lock
+    local me = identity.me
+    me.phase = "recover"
+    assert(identity.become(me))
+    assert(lifecycle.deactivate())
+    local removed, err = M.finish(me)
+    if not removed then return nil, err end
+    return { node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name, removed = removed }
+  end):wait()
+end
+
+return M

@@ -1,0 +1,79 @@
+-- Calls to another manager's remote port, with errors that say what is wrong there.
+local address = require "symphony.cluster.address"
+local async = require "symphony.async"
+local errors = require "symphony.errors"
+local http = require "sym.http"
+local json = require "symphony.json"
+
+local M = {}
+
+-- A path as it goes over the wire: every byte but unreserved ones and slashes is percent-encoded.
+function M.encode_path(path)
+  return (path:gsub("[^%w%-%._~/]", function(c) return ("%%%02X"):format(c:byte()) end))
+end
+
+-- One segment of a path: slashes too.
+function M.encode_segment(text)
+  return (text:gsub("[^%w%-%._~]", function(c) return ("%%%02X"):format(c:byte()) end))
+end
+
+-- What went wrong on the way to @at ("host:port"), for a person who may have mistyped it. Pure.
+function M.explain(err, at)
+  local code = err.code
+  local host = address.parse(at, 1)
+  if code == "not_found" then
+    return errors.new("unreachable", ("%s does not resolve: %s"):format(host or at, err.message),
+      "check the name, or give the address as a number")
+  end
+  if code == "unreachable" then
+    return errors.new(code, ("cannot reach %s: %s"):format(at, err.message),
+      "is a manager running there, and is this its remote port (27242 unless it was changed)?")
+  end
+  if code == "timeout" then
+    return errors.new(code, ("%s gives no answer: %s"):format(at, err.message),
+      "is this the remote port of a manager (27242 unless it was changed)? Does a firewall drop the packets?")
+  end
+  if code == "protocol" or code == "closed" or code == "io" then
+    return errors.new("protocol", ("what answers at %s is no symphony manager: %s"):format(at, err.message),
+      "the remote port of a manager is wanted, 27242 unless it was changed; its raft port is another one")
+  end
+  return errors.new(code, ("%s: %s"):format(at, err.message), err.hint)
+end
+
+-- The error in an answer; nil when it is none. Pure.
+function M.answer_error(status, doc, at)
+  if status >= 200 and status < 300 then return nil end
+  local e = type(doc) == "table" and doc.error
+  if type(e) == "table" and type(e.code) == "string" and type(e.message) == "string" then
+    return errors.new(e.code:sub(1, 64), json.clean(e.message:sub(1, 2000)),
+      type(e.hint) == "string" and e.hint:sub(1, 2000) or nil)
+  end
+  return errors.new("protocol", ("%s answered with status %d and nothing that could be read"):format(at, status),
+    "is this the remote port of a symphony manager?")
+end
+
+-- @opts: at = "host:port", tls, role, method, path (encoded), body (a table: JSON, or text), headers, timeout_ms.
+-- Returns the decoded answer, the status and the raw response; nil, err.
+function M.call(opts)
+  local host, port = address.parse(opts.at)
+  if not host then return nil, port end
+  local body = opts.body
+  local headers = opts.headers or {}
+  if type(body) == "table" then
+    body = json.encode(body)
+    headers["content-type"] = "application/json"
+  end
+  local response, err = async.await(http.request, { host = host, port = port, tls = opts.tls, role = opts.role,
+    method = opts.method, path = opts.path, headers = headers, body = body, timeout_ms = opts.timeout_ms or 10000,
+    max_body = 4 * 1024 * 1024 })
+  if not response then return nil, M.explain(err, opts.at) end
+  local doc = response.body and response.body ~= "" and json.decode(response.body) or nil
+  err = M.answer_error(response.status, doc, opts.at)
+  if err then return nil, err, response end
+  if doc == nil then
+    return nil, errors.new("protocol", ("the answer of %s cannot be read"):format(opts.at))
+  end
+  return doc, response.status, response
+end
+
+return M

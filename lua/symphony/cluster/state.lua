@@ -1,0 +1,176 @@
+-- The replicated state as Lua sees it: JSON values under keys, txns with retry, reads that say how fresh they are.
+local async = require "symphony.async"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
+local node = require "sym.node"
+local raft = require "sym.raft"
+local store = require "sym.store"
+
+local M = {}
+
+M.READ_MS = 1500   -- a linearizable read
+M.STALE_MS = 1200  -- how long a command that may answer from local state waits for a fresh one
+M.WRITE_MS = 4000  -- a txn: leaves the client its answer within five seconds
+local ATTEMPTS = 8
+local PAGE = 256
+
+local QUORUM_HINT = "`symphony manager status` shows who is missing; the command works again by itself once a majority "
+  .. "of the managers is back. If they are gone for good: `symphony manager recover`"
+
+-- True when there is a state to ask; else nil, err that says what this daemon is instead.
+function M.ready()
+  local ok, err = identity.member()
+  if not ok then return nil, err end
+  if not node.started() then
+    local why = identity.trouble or "it is starting or ending"
+    return nil, errors.new("closed", "this manager is not serving: " .. why)
+  end
+  return true
+end
+
+-- An error of the store or of raft with the hint that fits it.
+local function explain(err)
+  local code = err.code
+  if code == "no_quorum" then return errors.new(code, err.message or "no quorum", QUORUM_HINT) end
+  if code == "outcome_unknown" then
+    return errors.new(code, err.message or "no answer in time", "it may or may not have been done: look, then repeat")
+  end
+  if code == "no_space" then
+    return errors.new(code, err.message or "no space", "make room on the managers' disks; writes resume by themselves")
+  end
+  return errors.new(code or "io", err.message or tostring(err), err.hint)
+end
+M.explain = explain
+
+-- The local value of @key as bytes and its kv; nil if absent; nil, err.
+function M.text(key)
+  local kv, err = store.get(key)
+  if not kv then return nil, err and explain(err) end
+  return kv.value, kv
+end
+
+local function decode(kv)
+  local value, err = json.decode(kv.value)
+  if value == nil then
+    return nil, errors.new("corrupt", ("the value of %s is not JSON: %s"):format(kv.key, tostring(err)))
+  end
+  return value
+end
+
+-- The local value of @key decoded, and its kv; nil if absent; nil, err.
+function M.get(key)
+  local text, kv = M.text(key)
+  if not text then return nil, kv end
+  local value, err = decode(kv)
+  if value == nil then return nil, err end
+  return value, kv
+end
+
+-- Every kv below @prefix, in order, from local state: {key, value (bytes), create_revision, mod_revision}.
+-- opts.limit: at most so many; opts.after: from behind this key.
+function M.list_raw(prefix, opts)
+  opts = opts or {}
+  local out, after = {}, opts.after
+  while true do
+    local want = math.min(PAGE, (opts.limit or math.huge) - #out)
+    if want < 1 then return out end
+    local page, err = store.list(prefix, { after = after, limit = math.tointeger(want) })
+    if not page then return nil, explain(err) end
+    for _, kv in ipairs(page) do out[#out + 1] = kv end
+    if #page < want then return out end
+    after = page[#page].key
+  end
+end
+
+-- The same, decoded: {key, value, create_revision, mod_revision}.
+function M.list(prefix, opts)
+  local rows, err = M.list_raw(prefix, opts)
+  if not rows then return nil, err end
+  for _, kv in ipairs(rows) do
+    kv.value, err = decode(kv)
+    if kv.value == nil then return nil, err end
+  end
+  return rows
+end
+
+-- Waits until local state holds all that was acknowledged before this call. Returns {stale = false, revision}.
+-- Without a quorum: nil, err; or with opts.stale, {stale = true, reason, revision}.
+function M.read(opts)
+  opts = opts or {}
+  local ok, err = M.ready()
+  if not ok then return nil, err end
+  local _, failed = async.await(raft.read, opts.timeout_ms or (opts.stale and M.STALE_MS or M.READ_MS))
+  if not failed then return { stale = false, revision = store.revision() } end
+  if opts.stale and failed.code ~= "closed" then
+    return { stale = true, reason = failed.message or failed.code, revision = store.revision() }
+  end
+  return nil, explain(failed)
+end
+
+-- One txn. {status, failed, revision, repeated} or nil, err.
+function M.submit(txn, timeout_ms)
+  local result, err = async.await(raft.submit, txn, timeout_ms or M.WRITE_MS)
+  if not result then return nil, explain(err) end
+  if result.status == "unknown" then
+    return nil, explain { code = "outcome_unknown", message = "this txn is too old to tell whether it was applied" }
+  end
+  return result
+end
+
+-- Reads, decides and writes until nobody came between. @build() looks at local state, which is fresh, and returns
+-- txn, answer; or nil, answer when there is nothing to change; or raises an error of symphony.errors, which is handed
+-- back. Its txn has to compare what it relied on. Returns the answer and the txn's result; nil, err.
+function M.update(build, opts)
+  opts = opts or {}
+  local deadline = opts.timeout_ms or M.WRITE_MS
+  for _ = 1, ATTEMPTS do
+    local fresh, err = M.read { timeout_ms = M.READ_MS }
+    if not fresh then return nil, err end
+    local ok, txn, answer = pcall(build)
+    if not ok then
+      if type(txn) == "table" and txn.code then return nil, txn end
+      error(txn, 0)
+    end
+    if not txn then return answer end
+    local result
+    result, err = M.submit(txn, deadline)
+    if not result then return nil, err end
+    if result.status == "applied" then return answer, result end
+  end
+  return nil, errors.new("conflict", "others kept changing the same keys", "say it again")
+end
+
+-- Parts of txns.
+function M.put(key, value)
+  return { put = key, value = type(value) == "string" and value or json.encode(value) }
+end
+function M.delete(key)
+  return { delete = key }
+end
+function M.absent(key)
+  return { key = key, absent = true }
+end
+function M.unchanged(kv)
+  return { key = kv.key, mod_revision = kv.mod_revision }
+end
+
+-- Kinds of what the state holds.
+function M.cluster()
+  return M.get("/cluster")
+end
+
+-- Every node record with its revision, in the order of their ids: {key, value, mod_revision}.
+function M.nodes()
+  return M.list("/node/")
+end
+
+-- The node that @name means: raft id, node id or name. nil if there is none.
+function M.find_node(rows, name)
+  for _, kv in ipairs(rows) do
+    local n = kv.value
+    if n.node_id == name or n.name == name or (n.raft_node_id and tostring(n.raft_node_id) == name) then return kv end
+  end
+end
+
+return M

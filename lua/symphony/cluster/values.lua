@@ -1,0 +1,136 @@
+-- What people write on command lines and requests carry: names, labels, durations, byte strings in JSON. Pure.
+local errors = require "symphony.errors"
+
+local M = {}
+
+M.LABELS_MAX = 32
+
+-- A name of a node: 1 to 63 of a-z A-Z 0-9 . _ -, beginning with a letter or digit, and not all digits (that would be
+-- a raft id) nor 26 characters that could be a node id.
+function M.check_name(text)
+  if type(text) ~= "string" or not text:match("^%w[%w%._%-]*$") or #text > 63 then
+    return nil, errors.new("invalid", "a name is 1 to 63 letters, digits, dots, dashes and underscores, "
+      .. "beginning with a letter or digit")
+  end
+  if text:match("^%d+$") then
+    return nil, errors.new("invalid", "a name of digits only would be taken for a raft id")
+  end
+  if M.is_node_id(text) then
+    return nil, errors.new("invalid", "this name would be taken for a node id")
+  end
+  return text
+end
+
+function M.is_node_id(text)
+  return type(text) == "string" and #text == 26 and text:match("^0[0-9a-v]+$") ~= nil
+end
+
+-- A host name to a name: what does not fit is replaced; always valid.
+function M.name_from(host)
+  local name = (host or ""):gsub("%..*$", ""):gsub("[^%w%-_]", "-"):gsub("^[%-_]+", ""):sub(1, 50)
+  if not M.check_name(name) then name = "node-" .. name end
+  return M.check_name(name) and name or "node"
+end
+
+-- {k = v} of {"k=v", ...}; or nil, err.
+function M.parse_labels(list)
+  local labels, count = {}, 0
+  for _, text in ipairs(list or {}) do
+    local key, value = text:match("^([^=]+)=(.*)$")
+    if not key then
+      return nil, errors.new("invalid", ("label \"%s\" is not of the form key=value"):format(text:sub(1, 80)))
+    end
+    labels[key] = value
+    count = count + 1
+  end
+  local ok, err = M.check_labels(labels)
+  if not ok then return nil, err end
+  return labels
+end
+
+function M.check_labels(labels)
+  if type(labels) ~= "table" then return nil, errors.new("invalid", "labels are an object of strings") end
+  local count = 0
+  for key, value in pairs(labels) do
+    count = count + 1
+    if type(key) ~= "string" or not key:match("^%w[%w%._/%-]*$") or #key > 63 then
+      return nil, errors.new("invalid", ("label key \"%s\": 1 to 63 letters, digits and ._/-"):format(
+        tostring(key):sub(1, 80)))
+    end
+    if type(value) ~= "string" or not value:match("^[%w%._/%-]*$") or #value > 63 then
+      return nil, errors.new("invalid", ("value of label %s: at most 63 letters, digits and ._/-"):format(key))
+    end
+  end
+  if count > M.LABELS_MAX then
+    return nil, errors.new("invalid", ("at most %d labels"):format(M.LABELS_MAX))
+  end
+  return true
+end
+
+-- "k=v,k2=v2", sorted.
+function M.format_labels(labels)
+  local out = {}
+  for key, value in pairs(labels or {}) do out[#out + 1] = key .. "=" .. value end
+  table.sort(out)
+  return table.concat(out, ",")
+end
+
+local UNITS = { s = 1, m = 60, h = 3600, d = 86400, w = 7 * 86400 }
+local DURATION_MAX = 10 * 365 * 86400
+
+-- Seconds of "90s", "30m", "24h", "7d", "2w" or a plain number of seconds; false for "never"; nil, err.
+function M.parse_duration(text)
+  if text == "never" or text == "none" then return false end
+  local number, unit = tostring(text):match("^(%d+)([smhdw]?)$")
+  local seconds = number and #number <= 12 and tonumber(number) * (UNITS[unit] or 1)
+  if not seconds or seconds < 1 or seconds > DURATION_MAX then
+    return nil, errors.new("invalid", ("\"%s\" is no duration"):format(tostring(text):sub(1, 40)),
+      "write for example 90s, 30m, 24h, 7d, or never; at most ten years")
+  end
+  return math.tointeger(seconds)
+end
+
+-- "in 23h 59m", "expired 5m ago", "never".
+function M.format_expiry(expires, now)
+  if not expires then return "never" end
+  local left = math.abs(math.floor(expires - now))
+  local text
+  if left >= 2 * 86400 then
+    text = ("%dd"):format(left // 86400)
+  elseif left >= 3600 then
+    text = ("%dh %dm"):format(left // 3600, left % 3600 // 60)
+  elseif left >= 60 then
+    text = ("%dm"):format(left // 60)
+  else
+    text = ("%ds"):format(left)
+  end
+  return expires > now and "in " .. text or "expired " .. text .. " ago"
+end
+
+-- Bytes as JSON fields: obj[name] if they are clean UTF-8, else obj[name .. "_base64"].
+function M.put_bytes(obj, name, bytes)
+  if utf8.len(bytes) then
+    obj[name] = bytes
+  else
+    obj[name .. "_base64"] = require("sym.crypto").base64(bytes)
+  end
+  return obj
+end
+
+-- The other way; nil if neither field is there, nil, err if it is damaged.
+function M.get_bytes(obj, name)
+  local text, coded = obj[name], obj[name .. "_base64"]
+  if text ~= nil and coded ~= nil then
+    return nil, errors.new("invalid", ("both %s and %s_base64 are given"):format(name, name))
+  end
+  if text ~= nil then
+    if type(text) ~= "string" then return nil, errors.new("invalid", ("%s is not a string"):format(name)) end
+    return text
+  end
+  if coded == nil then return nil end
+  local bytes = type(coded) == "string" and require("sym.crypto").unbase64(coded)
+  if not bytes then return nil, errors.new("invalid", ("%s_base64 is not base64"):format(name)) end
+  return bytes
+end
+
+return M

@@ -1,0 +1,294 @@
+local fake = require "spec.unit.cluster_fake"
+local admit = require "symphony.cluster.admit"
+local crypto = require "sym.crypto"
+local json = require "symphony.json"
+local pending = require "symphony.cluster.pending"
+local state = require "symphony.cluster.state"
+local token = require "symphony.cluster.token"
+local tokens = require "symphony.cluster.tokens"
+
+local function body(name, fields)
+  local b = { role = "manager", csr = ("CSR %s x"):format(name), name = "host", named = false, version = "1",
+    addresses = { raft = "10.0.0.9:1", remote = "10.0.0.9:2", gossip = "10.0.0.9:3" } }
+  for k, v in pairs(fields or {}) do b[k] = v end
+  return b
+end
+
+local function ask(name, fields, from)
+  local request, err = admit.check(body(name, fields))
+  if not request then return nil, err end
+  return admit.serve(request, from or "10.0.0.9")
+end
+
+local function count(prefix) return #state.list_raw(prefix) end
+
+local function refused(code, word, status, err)
+  assert.is_nil(status)
+  assert.equal(code, err.code)
+  assert.truthy(err.message:find(word), err.message)
+end
+
+describe("admit.check", function()
+  it("takes what a joiner sends", function()
+    local request = assert(admit.check(body("k")))
+    assert.equal("manager", request.role)
+    assert.is_nil(request.token)
+  end)
+
+  it("refuses everything else", function()
+    for _, bad in ipairs { { role = "king" }, { csr = 7 }, { csr = ("x"):rep(5000) }, { name = "a b" }, { name = 7 },
+      { addresses = "x" }, { addresses = {} }, { addresses = { raft = "a:1", remote = "b" } }, { version = {} },
+      { version = ("x"):rep(65) }, { token = "hello" }, { token = 7 } } do
+      local ok, err = admit.check(body("k", bad))
+      assert.is_nil(ok)
+      assert.equal("invalid", err.code)
+    end
+    for _, bad in ipairs { 7, "x", json.null } do assert.is_nil(admit.check(bad)) end
+  end)
+end)
+
+describe("admit.pick_name", function()
+  local function taken(name) return name == "host" or name == "host-2" end
+  it("puts a number behind a name that nobody chose", function()
+    assert.equal("other", admit.pick_name("other", false, taken))
+    assert.equal("host-3", admit.pick_name("host", false, taken))
+    assert.equal(62, #admit.pick_name(("h"):rep(63), false, function(name) return #name == 63 and name:sub(-1) == "h" end) + 2)
+  end)
+  it("says so when somebody chose it", function()
+    local name, err = admit.pick_name("host", true, taken)
+    assert.is_nil(name)
+    assert.equal("exists", err.code)
+  end)
+end)
+
+describe("admit.serve", function()
+  local made, good
+  before_each(function()
+    fake.reset()
+  end)
+
+  local function with_cluster(opts, fn)
+    return fake.task(function()
+      made = fake.make(opts)
+      good = made.tokens.manager
+      fn()
+    end)
+  end
+  local plain = { token_ttl = 3600 }
+
+  it("makes a node with a token, in one txn", with_cluster(plain, function()
+    local before = fake.revision
+    local status, w = ask("j1", { token = good })
+    assert.equal(200, status)
+    assert.equal(before + 1, fake.revision)
+    assert.equal(2, w.raft_node_id)
+    assert.equal("host-2", w.name)
+    assert.equal(made.cluster_id, w.cluster_id)
+    local info = crypto.cert_info(w.certificate)
+    assert.same({ w.node_id, "manager", made.cluster_id, true }, { info.cn, info.ou, info.o, info.is_server })
+    assert.equal(fake.now - 3600, info.not_before)
+    assert.equal(fake.now + 90 * 86400, info.not_after)
+    assert.equal(w.node_id, state.text("/raft/2"))
+    assert.equal(w.node_id, state.text("/name/host-2"))
+    assert.equal("3", state.text("/cluster/next_raft_id"))
+    assert.equal(w.node_id, state.text("/fingerprint/" .. crypto.csr_check("CSR j1 x")))
+    assert.equal(2, count("/node/"))
+    assert.same({ "127.0.0.1:27242", "10.0.0.9:2" }, w.managers)
+    assert.equal(1, #w.gossip_keys)
+  end))
+
+  it("gives the same key the same node, and uses nothing up", with_cluster(plain, function()
+    local once = assert(tokens.create { role = "manager", ttl = 100, uses = 1 }).token
+    local _, first = ask("j1", { token = once })
+    local before = fake.revision
+    local status, again = ask("j1", { token = once })
+    assert.equal(200, status)
+    assert.equal(before, fake.revision)
+    assert.same({ first.node_id, first.raft_node_id, first.certificate }, { again.node_id, again.raft_node_id,
+      again.certificate })
+    -- Also when the token is used up, expired or gone.
+    refused("denied", "used up", ask("j2", { token = once }))
+    fake.now = fake.now + 101
+    assert.equal(200, (ask("j1", { token = once })))
+    tokens.remove(once)
+    assert.equal(first.node_id, select(2, ask("j1", { token = once })).node_id)
+    assert.equal(first.node_id, select(2, ask("j1")).node_id)
+    assert.equal(2, count("/node/"))
+  end))
+
+  it("uses a token up once when two come at the same time", with_cluster(plain, function()
+    local once = assert(tokens.create { role = "manager", ttl = 100, uses = 1 }).token
+    local between
+    fake.before_submit = function(txn)
+      if not between and #txn.ops > 3 then
+        between = true
+        assert.equal(200, (ask("j1", { token = once })))
+      end
+    end
+    refused("denied", "used up", ask("j2", { token = once }))
+    assert.is_true(between)
+    assert.equal(2, count("/node/"))
+    assert.equal("3", state.text("/cluster/next_raft_id"))
+  end))
+
+  it("never makes two nodes of one key, nor two of one name", with_cluster(plain, function()
+    local between
+    fake.before_submit = function(txn)
+      if not between and #txn.ops > 3 then
+        between = true
+        ask("j1", { token = good })
+      end
+    end
+    local _, w = ask("j1", { token = good })
+    assert.equal(2, w.raft_node_id)
+    assert.equal(2, count("/node/"))
+    between = nil
+    local _, a = ask("j3", { token = good, name = "n" })
+    local _, b = ask("j4", { token = good, name = "n" })
+    assert.same({ "n", "n-2" }, { a.name, b.name })
+    refused("exists", "called n", ask("j5", { token = good, name = "n", named = true }))
+  end))
+
+  it("says what is wrong with a token", with_cluster(plain, function()
+    refused("denied", "worker", ask("j1", { token = made.tokens.worker }))
+    refused("denied", "manager", ask("j1", { token = good, role = "worker" }))
+    refused("denied", "does not know", ask("j1", { token = token.make(crypto.sha256("x"), crypto.random(16)) }))
+    local elsewhere = assert(tokens.create { role = "manager", ttl = 100, cidrs = { "192.0.2.0/24" } }).token
+    refused("denied", "10.0.0.9", ask("j1", { token = elsewhere }))
+    assert.equal(200, (ask("j1", { token = elsewhere }, "192.0.2.7")))
+    fake.now = fake.now + 3601
+    refused("expired", "expired", ask("j2", { token = good }))
+    refused("invalid", "damaged", ask("j2", { csr = "nonsense" }))
+  end))
+
+  it("stamps the token's labels on the node, and gives a worker no raft id", with_cluster(plain, function()
+    local labelled = assert(tokens.create { role = "worker", ttl = 100, labels = { zone = "a" } }).token
+    local _, w = ask("j1", { token = labelled, role = "worker", addresses = {} })
+    assert.is_nil(w.raft_node_id)
+    assert.same({ zone = "a" }, state.get("/node/" .. w.node_id).labels)
+    assert.is_false(crypto.cert_info(w.certificate).is_server)
+  end))
+
+  it("refuses a key that is another node's already", with_cluster(plain, function()
+    ask("j1", { token = good })
+    refused("exists", "manager host%-2", ask("j1", { token = made.tokens.worker, role = "worker" }))
+    local kv = select(2, state.get("/node/" .. state.text("/raft/2")))
+    local n = json.decode(kv.value)
+    n.removing = { at = 1 }
+    fake.apply { ops = { state.put(kv.key, n) } }
+    refused("conflict", "being removed", ask("j1", { token = good }))
+  end))
+
+  it("never lets an empty log vote under an id that has voted", with_cluster(plain, function()
+    local _, w = ask("j1", { token = good })
+    fake.status.servers[2] = { id = 2, role = "spare", up = false, address = "10.0.0.9:1" }
+    assert.equal(2, select(2, ask("j1")).raft_node_id)
+    fake.status.servers[2].role = "voter"
+    fake.status.servers[2].up = true
+    refused("exists", "running", ask("j1"))
+    fake.status.servers[2].up = false
+    local _, again = ask("j1")
+    assert.equal(w.node_id, again.node_id)
+    assert.equal(3, again.raft_node_id)
+    assert.is_nil(state.text("/raft/2"))
+    assert.equal(w.node_id, state.text("/raft/3"))
+    -- Another address cannot be told to raft for the same id.
+    fake.status.servers[2] = { id = 3, role = "spare", up = false, address = "10.0.0.9:1" }
+    assert.equal(4, select(2, ask("j1", { addresses = { raft = "10.0.0.8:1", remote = "10.0.0.8:2", gossip = "h:3" } }))
+      .raft_node_id)
+    assert.equal("10.0.0.8:1", state.get("/node/" .. w.node_id).raft_address)
+  end))
+
+  it("lets a request without a token wait for an approval", with_cluster(plain, function()
+    local status, answer = ask("j1")
+    assert.equal(202, status)
+    local fingerprint = crypto.csr_check("CSR j1 x")
+    assert.equal(fingerprint, answer.pending.fingerprint)
+    assert.equal(10, #answer.pending.id)
+    assert.equal(1, count("/node/"))
+    local before = fake.revision
+    assert.same({ status, answer }, { ask("j1") })
+    assert.equal(before, fake.revision)
+    assert.equal(1, #pending.list())
+
+    local id = answer.pending.id
+    local _, err = admit.approve(id, { fingerprint = ("0"):rep(64) })
+    assert.equal("denied", err.code)
+    _, err = admit.approve(id, { fingerprint = "abc" })
+    assert.equal("invalid", err.code)
+    _, err = admit.approve("0000000000", { fingerprint = fingerprint })
+    assert.equal("not_found", err.code)
+    local approved = assert(admit.approve(id, { fingerprint = fingerprint:upper():gsub("..", "%0:"):sub(1, -2),
+      labels = { a = "b" } }))
+    assert.equal("host-2", approved.name)
+    assert.equal(0, count("/pending/"))
+    local after, w = ask("j1")
+    assert.equal(200, after)
+    assert.equal(approved.node_id, w.node_id)
+    assert.same({ a = "b" }, state.get("/node/" .. w.node_id).labels)
+  end))
+
+  it("remembers a request that was turned down, and forgets old ones", with_cluster(plain, function()
+    local _, answer = ask("j1")
+    assert(pending.reject(answer.pending.id))
+    refused("denied", "turned down", ask("j1"))
+    assert.equal(0, #pending.list())
+    local _, err = admit.approve(answer.pending.id, { fingerprint = answer.pending.fingerprint })
+    assert.equal("not_found", err.code)
+    fake.now = fake.now + 3601
+    pending.sweep()
+    assert.equal(0, count("/pending/"))
+    assert.equal(202, (ask("j1")))
+  end))
+
+  it("keeps few of them, and few from one address", with_cluster(plain, function()
+    local n = 0
+    for i = 1, 20 do
+      local status, err = ask("a" .. i, nil, "10.1.1.1")
+      if status == 202 then n = n + 1 else assert.equal("busy", err.code) end
+    end
+    assert.equal(8, n)
+    -- One that waits may go on asking.
+    assert.equal(202, (ask("a1", nil, "10.1.1.1")))
+    for i = 1, 100 do ask("b" .. i, nil, "10.2.0." .. i) end
+    assert.equal(64, count("/pending/"))
+    refused("busy", "64", ask("last", nil, "10.3.0.1"))
+    -- A token still opens the door.
+    assert.equal(200, (ask("last", { token = good }, "10.3.0.1")))
+  end))
+
+  it("approves by itself in development mode, on the loopback only", with_cluster({ token_ttl = 60, dev = true }, function()
+    assert.equal(202, (ask("j1", nil, "10.0.0.9")))
+    assert.equal(200, (ask("j2", nil, "127.0.0.1")))
+    assert.equal(200, (ask("j1", nil, "::1")))
+    assert.equal(0, count("/pending/"))
+  end))
+
+  it("answers with the error when there is no quorum, and writes nothing", with_cluster(plain, function()
+    fake.read_error = { code = "no_quorum", message = "no answer" }
+    local before = fake.revision
+    refused("no_quorum", "no answer", ask("j1", { token = good }))
+    assert.equal(before, fake.revision)
+  end))
+end)
+
+describe("admit.renew", function()
+  before_each(function() fake.reset() end)
+
+  it("signs anew for the key that the state knows, with the role of the state", fake.task(function()
+    local made = fake.make()
+    local _, w = ask("j1", { token = made.tokens.manager })
+    fake.now = fake.now + 100 * 86400
+    local fresh = assert(admit.renew("CSR j1 whatever"))
+    local info = crypto.cert_info(fresh.certificate)
+    assert.same({ w.node_id, "manager" }, { info.cn, info.ou })
+    assert.equal(fake.now + 90 * 86400, info.not_after)
+    assert.equal(info.not_after, state.get("/node/" .. w.node_id).certificate_expires)
+    local _, err = admit.renew("CSR stranger x")
+    assert.equal("denied", err.code)
+    _, err = admit.renew("nonsense")
+    assert.equal("invalid", err.code)
+    _, err = admit.renew(nil)
+    assert.equal("invalid", err.code)
+  end))
+end)

@@ -1,0 +1,542 @@
+local fake = require "spec.unit.cluster_fake"
+local async = require "symphony.async"
+local crypto = require "sym.crypto"
+local identity = require "symphony.cluster.identity"
+local init = require "symphony.cluster.init"
+local json = require "symphony.json"
+local leave = require "symphony.cluster.leave"
+local lifecycle = require "symphony.cluster.lifecycle"
+local members = require "symphony.cluster.members"
+local pki = require "symphony.cluster.pki"
+local recover = require "symphony.cluster.recover"
+local state = require "symphony.cluster.state"
+local token = require "symphony.cluster.token"
+
+-- Lets the tasks that have been started run.
+local function settle() async.sleep(1) end
+
+local function saved() return json.decode(fake.files["/dir/key.json"]) end
+
+local function nothing_left()
+  assert.is_nil(fake.files["/dir/key.json"])
+  assert.is_nil(fake.folders["/dir/raft"])
+  assert.is_nil(identity.me)
+  assert.is_false(fake.started)
+end
+
+-- Another manager in the state and in raft.
+local function add_member(id, role, down)
+  local n = { node_id = "0member" .. id, raft_node_id = id, name = "m" .. id, role = "manager", fingerprint = "f" .. id,
+    raft_address = "h:" .. id, remote_address = "r:" .. id, gossip_address = "g:" .. id, version = "1.2.3", labels = {} }
+  fake.apply { ops = { state.put("/node/" .. n.node_id, n), state.put("/raft/" .. id, n.node_id),
+    state.put("/name/" .. n.name, n.node_id), state.put("/fingerprint/" .. n.fingerprint, n.node_id) } }
+  table.insert(fake.status.servers, { id = id, role = role or "voter", up = not down, address = n.raft_address })
+  return n
+end
+
+-- The daemon ends and starts again, with what is on disk.
+local function restart()
+  fake.quiet()
+  fake.started, identity.me, identity.tls, identity.trouble = false, nil, nil, nil
+  lifecycle.start()
+  settle()
+end
+
+local function logged(word)
+  return table.concat(fake.logged, "\n"):find(word, 1, true) ~= nil
+end
+
+describe("identity.parse", function()
+  local sound = { format = 1, node_id = "n", raft_node_id = 1, cluster_id = "c", role = "manager", name = "a", starts = 3,
+    folder = "f", advertise = { raft = "a:1", remote = "a:2", gossip = "a:3" }, managers = json.array { "a:2" },
+    removed = false }
+
+  it("reads what was saved", function()
+    assert.same(sound, identity.parse(json.encode(sound)))
+  end)
+
+  it("refuses what is damaged, with a reason", function()
+    local text = json.encode(sound)
+    for i = 0, #text - 1, 7 do assert.is_nil(identity.parse(text:sub(1, i))) end
+    for key in pairs { node_id = 1, raft_node_id = 1, cluster_id = 1, folder = 1, starts = 1, advertise = 1, managers = 1 } do
+      for _, wrong in ipairs { json.null, "x", 1.5, {}, -1 } do
+        local doc = json.decode(text)
+        doc[key] = wrong
+        local damaged = json.encode(doc)
+        local ok, why = identity.parse(damaged)
+        if damaged ~= text and not (ok and type(sound[key]) == type(wrong) and type(wrong) ~= "number") then
+          assert.is_nil(ok, damaged)
+          assert.is_string(why)
+        end
+      end
+    end
+    assert.is_nil(identity.parse(("x"):rep(100000)))
+    assert.is_nil(identity.parse("\255\254"))
+    sound.phase = "nonsense"
+    assert.is_nil(identity.parse(json.encode(sound)))
+    sound.phase = nil
+  end)
+end)
+
+describe("init", function()
+  before_each(function() fake.reset() end)
+
+  it("makes the whole first state in one txn, and only then shows tokens", fake.task(function()
+    local answer, more = fake.make { token_ttl = 3600, name = "first" }
+    assert.same({ "cluster_id", "node_id", "raft_node_id", "tokens" }, (function()
+      local keys = {}
+      for k in pairs(answer) do keys[#keys + 1] = k end
+      table.sort(keys)
+      return keys
+    end)())
+    assert.equal(1, fake.revision)
+    assert.equal("127.0.0.1:27242", more.remote)
+    local cluster = state.cluster()
+    assert.same({ answer.cluster_id, 1, false }, { cluster.id, cluster.epoch, cluster.dev })
+    assert.equal("2", state.text("/cluster/next_raft_id"))
+    assert.equal("1", state.text("/cluster/format"))
+    assert.equal(answer.node_id, state.text("/raft/1"))
+    assert.equal(answer.node_id, state.text("/name/first"))
+    local ca = crypto.cert_info(cluster.ca)
+    for _, role in ipairs { "manager", "worker" } do
+      local t = token.parse(answer.tokens[role])
+      assert.equal(ca.digest, crypto.hex(t.ca))
+      local record = state.get("/token/" .. token.hash(t.secret))
+      assert.same({ role, fake.now + 3600 }, { record.role, record.expires })
+    end
+    assert.is_nil(table.concat(fake.logged, "\n"):find(answer.tokens.manager:sub(-25), 1, true))
+    local doc = saved()
+    assert.is_nil(doc.phase)
+    assert.same({ answer.node_id, 1, 1 }, { doc.node_id, doc.raft_node_id, doc.starts })
+    assert.is_true(fake.starts[1].bootstrap)
+    assert.is_true(crypto.cert_info(fake.files["/dir/tls/node.crt"]).is_server)
+  end))
+
+  it("is refused by a member and by a removed one", fake.task(function()
+    fake.make()
+    local before = fake.files["/dir/key.json"]
+    local ok, err = init.run {}
+    assert.is_nil(ok)
+    assert.equal("exists", err.code)
+    assert.equal(before, fake.files["/dir/key.json"])
+    identity.me.removed = true
+    ok, err = init.run {}
+    assert.is_nil(ok)
+    assert.truthy(err.hint:find("leave"))
+  end))
+
+  it("leaves nothing when it fails", fake.task(function()
+    fake.start_error = { code = "in_use", message = "raft port 15760: address already in use" }
+    local ok, err = init.run { token_ttl = 60 }
+    assert.is_nil(ok)
+    assert.equal("in_use", err.code)
+    assert.is_string(err.hint)
+    nothing_left()
+    fake.start_error, fake.submit_error = nil, { code = "no_space", message = "full" }
+    ok, err = init.run { token_ttl = 60 }
+    assert.is_nil(ok)
+    assert.equal("no_space", err.code)
+    nothing_left()
+    fake.submit_error, fake.write_fails = nil, true
+    ok, err = init.run { token_ttl = 60 }
+    assert.is_nil(ok)
+    assert.equal("no_space", err.code)
+    fake.write_fails = false
+    nothing_left()
+    fake.make()
+  end))
+
+  -- Killed at each write: what is on disk then is what the next daemon finds.
+  it("can be said again wherever it was killed", fake.task(function()
+    local sys = require "sym.sys"
+    local write = sys.write_file
+    for step = 1, 8 do
+      fake.quiet()
+      fake.reset()
+      local n = 0
+      sys.write_file = function(...)
+        n = n + 1
+        if n == step then error("killed", 0) end
+        return write(...)
+      end
+      local key_json, folders, files
+      -- What a kill leaves: everything written so far, nothing cleaned up.
+      local remove_tree, remove = sys.remove_tree, sys.remove
+      sys.remove_tree = function() return true end
+      sys.remove = function() return true end
+      local ok = pcall(fake.make)
+      sys.remove_tree, sys.remove, sys.write_file = remove_tree, remove, write
+      if ok then break end
+      key_json, folders, files = fake.files["/dir/key.json"], next(fake.folders), next(fake.files)
+      restart()
+      assert.equal(0, #fake.quits, step)
+      if identity.me then
+        assert.equal("init", identity.me.phase, step)
+        local member, err = identity.member()
+        assert.is_nil(member)
+        assert.equal("no_cluster", err.code)
+      end
+      local answer = fake.make { token_ttl = 60 }
+      assert.is_string(answer.cluster_id)
+      assert.is_nil(saved().phase)
+      assert.truthy(key_json or folders or files or step == 1)
+    end
+  end))
+
+  it("keeps development mode on the loopback", fake.task(function()
+    fake.options.advertise_addr = "10.0.0.1"
+    local ok, err = init.run { dev = true }
+    assert.is_nil(ok)
+    assert.equal("invalid", err.code)
+    nothing_left()
+    fake.options.advertise_addr = nil
+    local _, more = fake.make { dev = true }
+    assert.equal("127.0.0.1:27242", more.remote)
+    assert.is_true(state.cluster().dev)
+  end))
+end)
+
+describe("the start of a daemon", function()
+  before_each(function() fake.reset() end)
+
+  it("resumes a member, counting its starts before raft runs", fake.task(function()
+    fake.make()
+    restart()
+    assert.equal(2, saved().starts)
+    assert.equal(2, fake.starts[2].starts)
+    assert.is_false(fake.starts[2].bootstrap)
+    assert.is_true(fake.started)
+    assert.equal(0, #fake.quits)
+  end))
+
+  it("waits when there is nothing", fake.task(function()
+    lifecycle.start()
+    settle()
+    assert.is_false(fake.started)
+    assert.equal(0, #fake.quits)
+    local ok, err = identity.member()
+    assert.is_nil(ok)
+    assert.equal("no_cluster", err.code)
+  end))
+
+  it("ends with the name of the file when something is damaged", fake.task(function()
+    fake.make()
+    local sound = {}
+    for k, v in pairs(fake.files) do sound[k] = v end
+    for _, name in ipairs { "key.json", "tls/node.key", "tls/node.crt", "tls/ca.crt" } do
+      for _, text in ipairs { "", "nonsense", sound["/dir/" .. name]:sub(1, #sound["/dir/" .. name] // 2) } do
+        fake.files["/dir/" .. name] = text
+        for k in pairs(fake.logged) do fake.logged[k] = nil end
+        restart()
+        assert.is_false(fake.started)
+        assert.equal(1, table.remove(fake.quits), name)
+        assert.is_true(logged("/dir/" .. name), name .. table.concat(fake.logged))
+        assert.equal(text, fake.files["/dir/" .. name])
+        fake.files["/dir/" .. name] = sound["/dir/" .. name]
+      end
+    end
+    fake.files["/dir/tls/node.crt"] = nil
+    restart()
+    assert.equal(1, table.remove(fake.quits))
+    fake.files["/dir/tls/node.crt"] = sound["/dir/tls/node.crt"]
+    restart()
+    assert.is_true(fake.started)
+  end))
+
+  it("refuses a certificate of another key, CA or node", fake.task(function()
+    fake.make()
+    local doc, info = identity.me, crypto.cert_info(fake.files["/dir/tls/node.crt"])
+    local other_key = pki.new_ca("x", fake.now)
+    local _, ca = pki.new_ca(doc.cluster_id, fake.now)
+    local cases = {
+      crypto.cert_sign({ name = info.issuer }, ca, crypto.csr(other_key, "x"), { cn = doc.node_id, ou = "manager",
+        o = doc.cluster_id, not_before = 0, not_after = 1 }),
+      crypto.cert_sign(other_key, ca, "CSR " .. info.key .. " x", { cn = doc.node_id, ou = "manager", o = doc.cluster_id,
+        not_before = 0, not_after = 1 }),
+      crypto.cert_sign({ name = info.issuer }, ca, "CSR " .. info.key .. " x", { cn = "0other", ou = "manager",
+        o = doc.cluster_id, not_before = 0, not_after = 1 }),
+    }
+    for _, cert in ipairs(cases) do
+      fake.files["/dir/tls/node.crt"] = cert
+      local ok, err = identity.load_tls(doc)
+      assert.is_nil(ok)
+      assert.equal("corrupt", err.code)
+      assert.truthy(err.message:find("node.crt", 1, true))
+    end
+  end))
+
+  it("refuses a folder that was copied or put back, by name", fake.task(function()
+    fake.make()
+    local starts = saved().starts
+    fake.folders["/dir/raft"] = "another machine's"
+    restart()
+    assert.is_false(fake.started)
+    assert.equal(1, #fake.quits)
+    assert.is_true(logged("/dir/raft"))
+    assert.equal(starts, saved().starts)
+    fake.folders["/dir/raft"] = nil
+    restart()
+    assert.is_false(fake.started)
+    assert.equal(2, #fake.quits)
+  end))
+
+  it("ends when the node cannot start, and says what to do", fake.task(function()
+    fake.make()
+    fake.start_error = { code = "in_use", message = "raft port 15760: address already in use" }
+    restart()
+    assert.equal(1, #fake.quits)
+    assert.is_true(logged("15760"))
+    assert.is_true(logged("--listen"))
+  end))
+
+  it("keeps a removed manager from serving", fake.task(function()
+    fake.make()
+    fake.hooks.removed(nil, "not_found", "raft id 1 has been removed")
+    settle()
+    assert.is_false(fake.started)
+    assert.is_true(saved().removed)
+    local ok, err = identity.member()
+    assert.is_nil(ok)
+    assert.equal("removed", err.code)
+    assert.truthy((err.message .. err.hint):find("remove"))
+    assert.truthy(err.hint:find("manager leave"))
+    restart()
+    assert.is_false(fake.started)
+    assert.equal(0, #fake.quits)
+    assert.equal("removed", select(2, identity.member()).code)
+    assert(leave.run {})
+    nothing_left()
+    fake.make()
+  end))
+
+  it("ends a manager whose folder is an older copy, for good", fake.task(function()
+    fake.make()
+    fake.hooks.removed(nil, "conflict", "a peer has seen start 7, this is 3")
+    settle()
+    assert.equal(1, #fake.quits)
+    assert.is_true(saved().removed)
+    restart()
+    assert.is_false(fake.started)
+  end))
+
+  it("learns of its removal from its own state, too", fake.task(function()
+    local made = fake.make()
+    fake.apply { ops = { state.delete("/node/" .. made.node_id) } }
+    settle()
+    assert.is_true(saved().removed)
+    assert.is_false(fake.started)
+  end))
+
+  it("tells the state its new address", fake.task(function()
+    local made = fake.make()
+    fake.quiet()
+    fake.options.remote_port = 30000
+    restart()
+    assert.equal("127.0.0.1:30000", saved().advertise.remote)
+    async.sleep(2100)
+    assert.equal("127.0.0.1:30000", state.get("/node/" .. made.node_id).remote_address)
+  end))
+
+  it("remembers where the others are", fake.task(function()
+    fake.make()
+    add_member(2)
+    assert.same(json.array { "127.0.0.1:27242", "r:2" }, saved().managers)
+  end))
+end)
+
+describe("lifecycle.verdict", function()
+  it("knows what to do with every key.json", function()
+    assert.equal("idle", lifecycle.verdict(nil))
+    assert.equal("resume", lifecycle.verdict {})
+    assert.equal("removed", lifecycle.verdict { removed = true })
+    assert.equal("unfinished", lifecycle.verdict { phase = "init" })
+    assert.equal("wipe", lifecycle.verdict { phase = "leave", removed = true })
+    assert.equal("recover", lifecycle.verdict { phase = "recover" })
+  end)
+end)
+
+describe("renewal", function()
+  it("comes at a point in the second half of a certificate's life that is its own", function()
+    local info = { not_before = 0, not_after = 1000 }
+    assert.equal(500, pki.renew_at(info, ("\0"):rep(32)))
+    assert.equal(899, pki.renew_at(info, ("\255"):rep(32)))
+    local seen = {}
+    for i = 1, 20 do seen[pki.renew_at(info, crypto.sha256("serial" .. i))] = true end
+    local n = 0
+    for at in pairs(seen) do
+      n = n + 1
+      assert.is_true(at >= 500 and at <= 900)
+    end
+    assert.is_true(n > 5)
+  end)
+
+  it("is done by the manager itself, also past the end", fake.task(function()
+    fake.reset()
+    fake.make()
+    local before = fake.files["/dir/tls/node.crt"]
+    fake.now = fake.now + 100 * 86400
+    assert(lifecycle.renew())
+    assert.not_equal(before, fake.files["/dir/tls/node.crt"])
+    assert.equal(fake.files["/dir/tls/node.crt"], fake.tls)
+    assert.equal(fake.now + 90 * 86400, identity.tls.info.not_after)
+    assert.equal(before:match('"key":"(%w+)"'), fake.tls:match('"key":"(%w+)"'))
+  end))
+end)
+
+describe("leave", function()
+  before_each(function() fake.reset() end)
+
+  it("has its way for each case", function()
+    assert.equal("forget", leave.way({ removed = true }, nil))
+    assert.equal("forget", leave.way({ phase = "leave" }, nil))
+    assert.equal("remove", leave.way({}, 3))
+    assert.equal("last", leave.way({}, 1, true))
+    local ok, err = leave.way({}, 1)
+    assert.is_nil(ok)
+    assert.truthy(err.hint:find("--force", 1, true))
+    ok, err = leave.way(nil)
+    assert.is_nil(ok)
+    assert.equal("no_cluster", err.code)
+  end)
+
+  it("ends the cluster as the last one when forced", fake.task(function()
+    fake.make()
+    assert.is_nil(leave.run {})
+    assert.is_true(fake.started)
+    local answer = assert(leave.run { force = true })
+    assert.is_true(answer.ended)
+    nothing_left()
+    assert.equal(0, #fake.quits)
+  end))
+
+  it("is finished at the next start when it was killed", fake.task(function()
+    fake.make()
+    fake.quiet()
+    local doc = saved()
+    doc.phase = "leave"
+    identity.save(doc)
+    restart()
+    nothing_left()
+    assert.equal(0, #fake.quits)
+  end))
+end)
+
+describe("recover", function()
+  before_each(function() fake.reset() end)
+
+  local function lose_quorum()
+    add_member(2, "voter", true)
+    add_member(3, "voter", true)
+    fake.read_error = { code = "no_quorum", message = "no answer" }
+  end
+
+  it("is refused while there is a quorum", fake.task(function()
+    fake.make()
+    local ok, err = recover.check()
+    assert.is_nil(ok)
+    assert.equal("conflict", err.code)
+  end))
+
+  it("makes the survivor the only voter and takes the others out", fake.task(function()
+    local made = fake.make()
+    lose_quorum()
+    assert.equal(2, #assert(recover.check()))
+    fake.hooks.change()
+    package.loaded["sym.node"].recover = (function(real)
+      return function(o)
+        fake.read_error = nil
+        return real(o)
+      end
+    end)(package.loaded["sym.node"].recover)
+    local answer = assert(recover.run())
+    assert.equal(2, #answer.removed)
+    assert.same({ raft_id = 1, raft_address = "127.0.0.1:15760" }, fake.recovered)
+    assert.equal(1, #state.list_raw("/node/"))
+    assert.equal(1, #state.list_raw("/raft/"))
+    assert.equal(1, #state.list_raw("/name/"))
+    assert.equal(1, #state.list_raw("/fingerprint/"))
+    assert.equal(2, state.cluster().epoch)
+    assert.is_nil(saved().phase)
+    assert.equal(2, saved().starts)
+    assert.equal(made.node_id, saved().node_id)
+  end))
+
+  it("is finished at the next start when it was killed", fake.task(function()
+    fake.make()
+    lose_quorum()
+    fake.quiet()
+    local doc = saved()
+    doc.phase = "recover"
+    identity.save(doc)
+    fake.read_error = nil
+    restart()
+    assert.truthy(fake.recovered)
+    assert.is_nil(saved().phase)
+    assert.equal(1, #state.list_raw("/node/"))
+    assert.equal(0, #fake.quits)
+  end))
+
+  it("wants a survivor that knows itself", fake.task(function()
+    local made = fake.make()
+    lose_quorum()
+    fake.kvs["/node/" .. made.node_id] = nil
+    local ok, err = recover.check()
+    assert.is_nil(ok)
+    assert.equal("state_unknown", err.code)
+  end))
+end)
+
+describe("members", function()
+  before_each(function() fake.reset() end)
+
+  it("has the shape that others rely on", fake.task(function()
+    local made = fake.make { name = "first" }
+    add_member(2, "standby", true)
+    local rows = assert(members.list())
+    assert.same({
+      { raft_node_id = 1, node_id = made.node_id, name = "first", raft_role = "voter", leader = true,
+        raft_address = "127.0.0.1:15760", remote_address = "127.0.0.1:27242", reachable = true },
+      { raft_node_id = 2, node_id = "0member2", name = "m2", raft_role = "standby", leader = false, raft_address = "h:2",
+        remote_address = "r:2", reachable = false },
+    }, rows)
+    fake.read_error = { code = "no_quorum", message = "no answer" }
+    rows = assert(members.list())
+    for _, row in ipairs(rows) do
+      assert.is_true(row.stale)
+      assert.equal("no answer", row.reason)
+    end
+  end))
+
+  it("finds one by raft id, node id or name", fake.task(function()
+    fake.make { name = "first" }
+    add_member(2)
+    local rows = members.planned()
+    assert.equal(2, members.find(rows, "2").id)
+    assert.equal(2, members.find(rows, "m2").id)
+    assert.equal(2, members.find(rows, "0member2").id)
+    local ok, err = members.find(rows, "3")
+    assert.is_nil(ok)
+    assert.equal("not_found", err.code)
+  end))
+
+  it("says loudly what is wrong", fake.task(function()
+    fake.make { dev = true }
+    local function warnings(word)
+      return table.concat(assert(members.overview()).warnings, "\n"):find(word, 1, true) ~= nil
+    end
+    assert.is_true(warnings("DEVELOPMENT MODE"))
+    assert.is_false(warnings("no quorum"))
+    add_member(2, "standby")
+    assert.is_true(warnings("tolerate no failure"))
+    fake.status.no_space = true
+    assert.is_true(warnings("no space"))
+    fake.apply { ops = { state.put("/cluster/restoring", { source = "file" }) } }
+    assert.is_true(warnings("restore of file"))
+    fake.read_error = { code = "no_quorum", message = "no answer" }
+    assert.is_true(warnings("no quorum"))
+    local s = members.overview()
+    assert.is_false(s.quorum)
+    assert.is_true(s.stale)
+    assert.truthy(json.encode(s))
+  end))
+end)

@@ -1,0 +1,283 @@
+local fake = require "spec.unit.fake"
+
+fake.module("store", {
+  get = function(key)
+    if key == "/closed" then
+      return nil, { code = "closed", message = "not started" }
+    end
+    return key == "/a" and { key = "/a", value = "1", create_revision = 1, mod_revision = 2, raw = true } or nil
+  end,
+  list = function()
+    return {}
+  end,
+})
+
+local async = require "symphony.async"
+local json = require "symphony.json"
+local router = require "symphony.api.router"
+local session = require "symphony.repl.session"
+local show = require "symphony.repl.show"
+
+describe("show", function()
+  it("writes values that can be pasted back", function()
+    local nested = { ["with space"] = true, ["end"] = 1.5, [10] = false, f = 3.0 }
+    local v = { 1, "two", nested = nested, ["\n\"\0\xff"] = "\t\r" }
+    local copy = assert(load("return " .. show.show(v)))()
+    assert.same(v, copy)
+    assert.equal('"a\\nb"', show.show("a\nb"))
+    assert.equal('"\\xff\u{e9}"', show.show("\xff\u{e9}"))
+    assert.equal("3.0", show.show(3.0))
+    assert.equal("3", show.show(3))
+    assert.equal("nil", show.show(nil))
+    assert.equal("{}", show.show({}))
+  end)
+
+  it("sorts keys", function()
+    assert.equal("{\n  10,\n  [5] = 1,\n  a = 1,\n  b = 2,\n  [true] = 0,\n}",
+      show.show { 10, b = 2, a = 1, [5] = 1, [true] = 0 })
+  end)
+
+  it("marks cycles and stops at a depth, a count and a size", function()
+    local t = { x = {} }
+    t.x.up = t
+    assert.truthy(show.show(t):find("up = <cycle>", 1, true))
+    local deep = {}
+    for _ = 1, 50 do
+      deep = { deep }
+    end
+    assert.truthy(show.show(deep):find("{...}", 1, true))
+    local long = {}
+    for i = 1, 1000 do
+      long[i] = i
+    end
+    assert.truthy(show.show(long):find("-- and 800 more", 1, true))
+    local big = {}
+    for i = 1, 100 do
+      big[i] = ("x"):rep(100000)
+    end
+    assert.is_true(#show.show(big) < 1000000)
+    local shared = {}
+    assert.equal("{\n  {},\n  {},\n}", show.show { shared, shared })
+  end)
+
+  it("calls no metamethod", function()
+    local function boom()
+      error("called")
+    end
+    local v = setmetatable({ a = 1 }, { __index = boom, __len = boom, __pairs = boom, __tostring = boom, __name = "x" })
+    assert.equal("{\n  a = 1,\n}", show.show(v))
+    assert.truthy(show.show(print):find("^<function"))
+    assert.truthy(show.show(io.stdout):find("^<userdata"))
+  end)
+end)
+
+local function eval(s, code, opts)
+  local printed = {}
+  opts = opts or {}
+  opts.print = function(text)
+    printed[#printed + 1] = text
+  end
+  local results, err, more
+  fake.run(function()
+    results, err, more = session.eval(s, code, opts)
+  end)
+  return results, err, more, printed
+end
+
+describe("a session", function()
+  it("takes expressions and statements", function()
+    local s = session.new()
+    assert.same({ n = 1, 3 }, (eval(s, "1 + 2")))
+    assert.same({ n = 3, 1, nil, 3 }, (eval(s, "1, nil, 3")))
+    assert.same({ n = 0 }, (eval(s, "x = 5")))
+    assert.same({ n = 1, 5 }, (eval(s, "x")))
+    assert.same({ n = 1, 5 }, (eval(s, "_")))
+    assert.same({ n = 1, "a" }, (eval(s, "...", { args = { "a" } })))
+    assert.is_nil(rawget(_G, "x"))
+  end)
+
+  it("prints to its own", function()
+    local _, _, _, printed = eval(session.new(), "print(1, nil, 'x')")
+    assert.same({ "1\tnil\tx" }, printed)
+  end)
+
+  it("asks for more when the code is not finished", function()
+    for _, code in ipairs { "for i = 1, 2 do", "f(", "x = {", "[[a", "if x then" } do
+      local results, err, more = eval(session.new(), code)
+      assert.is_nil(results)
+      assert.is_true(more, code)
+      assert.equal("syntax", err.code)
+    end
+    local _, err, more = eval(session.new(), "x = = 1")
+    assert.is_falsy(more)
+    assert.truthy(err.message:find("near '='", 1, true))
+  end)
+
+  it("shows errors with a traceback", function()
+    local s = session.new()
+    local _, err = eval(s, "local function f() error('oops') end f()", { name = "=prompt" })
+    assert.truthy(err.message:find("oops", 1, true))
+    assert.truthy(err.trace:find("prompt:1: in", 1, true))
+    _, err = eval(s, "error({})")
+    assert.equal("(the error is a table)", err.message)
+    _, err = eval(s, "error(setmetatable({}, {__tostring = function() error('no') end}))")
+    assert.equal("(the error is a table)", err.message)
+    _, err = eval(s, "state.get('/closed')")
+    assert.equal("closed", err.code)
+  end)
+
+  it("may wait", function()
+    assert.same({ n = 1, "awake" }, (eval(session.new(), "sleep(0.001) return 'awake'")))
+  end)
+
+  it("shows the state", function()
+    local s = session.new()
+    assert.same({ key = "/a", value = "1", create_revision = 1, mod_revision = 2 }, (eval(s, "state.get('/a')"))[1])
+    assert.same({ n = 1 }, (eval(s, "state.get('/b')")))
+    assert.same({}, (eval(s, "state.list('/')"))[1])
+  end)
+
+  it("reads and writes keys as users see them", function()
+    local submitted
+    package.loaded["symphony.cluster.state"] = {
+      read = function()
+        return { stale = false }
+      end,
+      text = function(key)
+        if key == "/kv/k" then
+          return "v", { key = key, value = "v", create_revision = 1, mod_revision = 2 }
+        end
+      end,
+      list_raw = function(prefix)
+        return { { key = prefix .. "1", value = "v", create_revision = 1, mod_revision = 2 } }
+      end,
+      submit = function(txn)
+        submitted = txn
+        return { status = "applied", revision = 7 }
+      end,
+    }
+    local s = session.new()
+    assert.same({ key = "k", value = "v", create_revision = 1, mod_revision = 2 }, (eval(s, "kv.get('k')"))[1])
+    assert.same({ n = 1 }, (eval(s, "kv.get('none')")))
+    assert.equal("a1", (eval(s, "kv.ls('a')"))[1][1].key)
+    assert.same({ n = 1, 7 }, (eval(s, "kv.put('k', 5)")))
+    assert.same({ compare = {}, ops = { { put = "/kv/k", value = "5" } } }, submitted)
+    eval(s, "kv.rm('k')")
+    assert.same({ { delete = "/kv/k" } }, submitted.ops)
+    local _, err = eval(s, "kv.get('')")
+    assert.equal("invalid", err.code)
+  end)
+
+  it("does not end the daemon", function()
+    local s = session.new()
+    for _, code in ipairs { "os.exit()", "os.execute('true')", "io.read()" } do
+      local _, err = eval(s, code)
+      assert.truthy(err.message:find("would stop the daemon", 1, true))
+    end
+    assert.equal("string", type((eval(s, "os.date()"))[1]))
+    local _, err = eval(s, "setmetatable({}, {__gc = print})")
+    assert.truthy(err.message:find("finalizer", 1, true))
+    assert.same({ n = 2, false, "no!" }, (eval(s, "xpcall(error, function(m) return m .. '!' end, 'no')")))
+  end)
+end)
+
+describe("POST /v1/lua", function()
+  router.reset()
+  require("symphony.repl.server").routes(router)
+
+  local function start(body, peer)
+    local req = fake.request("POST", "/v1/lua", { body = json.encode(body), peer = peer })
+    router.dispatch(req)
+    return req
+  end
+
+  local function run(body)
+    local req = start(body)
+    fake.loop()
+    local seen = { out = "" }
+    for _, message in ipairs(req.status == 200 and req:messages() or {}) do
+      seen.out = seen.out .. (message.out or "")
+      for k, v in pairs(message) do
+        seen[k] = k == "out" and seen.out or v
+      end
+    end
+    return seen, req
+  end
+
+  it("answers with what was printed, the values and an exit status", function()
+    assert.same({ out = "hi\n", result = "1\n\"x\"\n", exit = 0 }, (run { code = "print('hi') return 1, 'x'" }))
+    assert.same({ out = "", exit = 0 }, (run { code = "local x = 1" }))
+    assert.same({ out = "", result = '{"a":1}\n', exit = 0 }, (run { code = "{a = 1}", json = true }))
+    assert.same({ out = "", result = "[1,null]\n", exit = 0 }, (run { code = "1, nil", json = true }))
+    assert.same({ out = "", result = "null\n", exit = 0 }, (run { code = "local x", json = true }))
+  end)
+
+  it("answers with errors", function()
+    local seen = run { code = "error('oops')" }
+    assert.equal(1, seen.exit)
+    assert.truthy(seen.error.message:find("oops", 1, true))
+    assert.truthy(seen.error.trace:find("traceback", 1, true))
+    seen = run { code = "f(" }
+    assert.same({ 1, true, "syntax" }, { seen.exit, seen.more, seen.error.code })
+    seen = run { code = "print", json = true }
+    assert.same({ 1, "invalid" }, { seen.exit, seen.error.code })
+  end)
+
+  it("keeps sessions apart, and forgets what has none", function()
+    local a, b = run { code = "x = 1", session = "new" }, run { code = "x = 2", session = "new" }
+    assert.equal("1\n", run({ code = "x", session = a.session }).result)
+    assert.equal("2\n", run({ code = "x", session = b.session }).result)
+    assert.equal("nil\n", run({ code = "x" }).result)
+    local _, req = run { code = "x", session = "unknown" }
+    assert.equal(404, req.status)
+  end)
+
+  it("lets a session do one thing at a time", function()
+    local id = run({ code = "1", session = "new" }).session
+    start { code = "sleep(0.01)", session = id }
+    local _, req = run { code = "1", session = id }
+    assert.equal(503, req.status)
+    assert.equal("1\n", run({ code = "1", session = id }).result)
+  end)
+
+  it("holds only so many sessions", function()
+    local first = run({ code = "1", session = "new" }).session
+    for _ = 1, 64 do
+      run { code = "1", session = "new" }
+    end
+    local _, req = run { code = "1", session = first }
+    assert.equal(404, req.status)
+  end)
+
+  it("drops what runs when the client goes away", function()
+    local req = start { code = "pcall(sleep, 1000) ended = true", session = "new" }
+    req:leave()
+    fake.loop()
+    assert.is_nil(req.finished and req.aborted)
+  end)
+
+  it("prints also from coroutines of the code's own", function()
+    assert.equal("inside\n", run({ code = "coroutine.wrap(function() print('inside') end)()" }).out)
+  end)
+
+  it("is for the control socket only", function()
+    assert.equal(401, start({ code = "1" }, { tls = true }).status)
+    package.loaded["symphony.cluster.state"] = nil
+    assert.equal(403, start({ code = "1" }, { tls = true, cn = "o", ou = "operator" }).status)
+  end)
+
+  it("refuses what is no code", function()
+    assert.equal(400, start({}).status)
+    assert.equal(400, start({ code = 5 }).status)
+  end)
+
+  it("leaves the loop to others while it waits", function()
+    local went = false
+    start { code = "sleep(0.005)" }
+    async.spawn(function()
+      went = true
+    end)
+    assert.is_true(went)
+    fake.loop()
+  end)
+end)
