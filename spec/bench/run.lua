@@ -1,0 +1,460 @@
+-- The benchmark of scripts/bench: symphony beside etcd, three members each, on loopback and one disk, interleaved runs.
+-- Prints a table of medians, spreads and ratios, and writes everything measured as JSON. Judges nothing.
+local uv = require "luv"
+local cjson = require "cjson"
+
+local opt = { runs = 5, seconds = 3, failovers = 20, bin = "build/bin", out = "build/bench.json", what = {} }
+do
+  local i = 1
+  while i <= #arg do
+    local name = arg[i]:match("^%-%-(.+)$")
+    if name then
+      opt[name] = tonumber(arg[i + 1]) or arg[i + 1]
+      i = i + 2
+    else
+      opt.what[arg[i]] = true
+      i = i + 1
+    end
+  end
+end
+local all = next(opt.what) == nil
+local function wanted(what) return all or opt.what[what] end
+
+-- --- processes ------------------------------------------------------------------------------------------------------
+
+local function read(path)
+  local f = io.open(path)
+  local text = f and f:read("a")
+  if f then f:close() end
+  return text
+end
+
+local function sh(command)
+  local p = assert(io.popen(command .. " 2>&1"))
+  local text = p:read("a")
+  local ok = p:close()
+  return ok, text
+end
+
+local function must(command)
+  local ok, text = sh(command)
+  if not ok then error(command .. "\n" .. text, 2) end
+  return text
+end
+
+local root = must("mktemp -d ${TMPDIR:-/tmp}/symphony-bench.XXXXXX"):gsub("%s+$", "")
+local running = {} -- pid -> true
+
+local function spawn(command, log)
+  local pid = tonumber(must(string.format("sh -c 'exec %s >>%s 2>&1 </dev/null & echo $!'", command, log)))
+  running[pid] = true
+  return pid
+end
+
+local function alive(pid)
+  local stat = read("/proc/" .. pid .. "/stat")
+  return stat ~= nil and not stat:match("%) Z")
+end
+
+local function wait_until(what, seconds, condition)
+  local deadline = uv.hrtime() + seconds * 1e9
+  while true do
+    local result = condition()
+    if result then return result end
+    if uv.hrtime() > deadline then error("waited in vain for " .. what) end
+    uv.sleep(5)
+  end
+end
+
+local function stop(pid, signal)
+  if pid and running[pid] then
+    uv.kill(pid, signal or "sigkill")
+    running[pid] = nil
+    wait_until("the end of " .. pid, 15, function() return not alive(pid) end)
+  end
+end
+
+local function free_port()
+  local tcp = uv.new_tcp()
+  tcp:bind("127.0.0.1", 0)
+  local port = tcp:getsockname().port
+  tcp:close()
+  uv.run("nowait")
+  return port
+end
+
+local function cpu_seconds(pids)
+  local total = 0
+  for _, pid in ipairs(pids) do
+    local fields = (read("/proc/" .. pid .. "/stat") or ""):match("%) (.*)")
+    local n = 0
+    for field in (fields or ""):gmatch("%S+") do
+      n = n + 1
+      if n == 12 or n == 13 then total = total + tonumber(field) / 100 end
+    end
+  end
+  return total
+end
+
+local function memory_mib(pid)
+  local text = read("/proc/" .. pid .. "/smaps_rollup") or ""
+  local function kib(name) return tonumber(text:match("\n" .. name .. ":%s+(%d+)") or 0) end
+  return (kib("Private_Clean") + kib("Private_Dirty")) / 1024, kib("Pss") / 1024
+end
+
+-- --- the two clusters -----------------------------------------------------------------------------------------------
+
+local symphony = { name = "symphony", members = {} }
+local etcd = { name = "etcd", members = {} }
+
+function symphony.try(i, args)
+  return sh(string.format("%s/symphony --socket %s/control.sock %s", opt.bin, symphony.members[i].dir, args))
+end
+
+function symphony.cli(i, args)
+  local ok, text = symphony.try(i, args)
+  return ok and text or error(args .. "\n" .. text, 2)
+end
+
+function symphony.launch(i)
+  local m = symphony.members[i]
+  m.pid = spawn(string.format("%s/symphonyd manager --config-dir %s --bind-addr 127.0.0.1 " ..
+    "--advertise-addr 127.0.0.1 --listen-raft-port %d --listen-remote-port %d --listen-gossip-port %d",
+    opt.bin, m.dir, m.raft, m.remote, m.gossip), m.dir .. ".log")
+end
+
+function symphony.wait_socket(i)
+  wait_until("the control socket", 10, function()
+    return (symphony.try(i, "version"))
+  end)
+end
+
+function symphony.voters()
+  local ok, text = symphony.try(1, "--json manager members")
+  local voters = 0
+  for _, m in ipairs(ok and cjson.decode(text) or {}) do
+    if m.raft_role == "voter" then voters = voters + 1 end
+  end
+  return voters
+end
+
+function symphony.start(n)
+  for i = 1, n do
+    symphony.members[i] = {
+      dir = root .. "/symphony-" .. i, raft = free_port(), remote = free_port(), gossip = free_port(),
+    }
+    symphony.launch(i)
+  end
+  for i = 1, n do symphony.wait_socket(i) end
+  local began = uv.hrtime()
+  local init = cjson.decode(symphony.cli(1, "--json manager init"))
+  for i = 2, n do
+    symphony.cli(i, string.format("manager join 127.0.0.1:%d --token %s", symphony.members[1].remote,
+      init.tokens.manager))
+  end
+  wait_until("three voters", 60, function() return symphony.voters() == n end)
+  return (uv.hrtime() - began) / 1e9
+end
+
+function symphony.leader()
+  return wait_until("a leader", 30, function()
+    for i, m in ipairs(symphony.members) do
+      if running[m.pid] then
+        local ok, text = symphony.try(i, "--json manager members")
+        for _, member in ipairs(ok and cjson.decode(text) or {}) do
+          if member.leader and member.reachable then
+            for j, other in ipairs(symphony.members) do
+              if member.raft_address == "127.0.0.1:" .. other.raft and running[other.pid] then return j end
+            end
+          end
+        end
+      end
+      if i == #symphony.members then uv.sleep(20) end
+    end
+  end)
+end
+
+function symphony.targets(tls)
+  local list = {}
+  for _, m in ipairs(symphony.members) do
+    list[#list + 1] = tls and "127.0.0.1:" .. m.remote or m.dir .. "/control.sock"
+  end
+  return list
+end
+
+function symphony.load(op, args, tls, only)
+  local targets = only or symphony.targets(tls)
+  local m = symphony.members[1]
+  local certs = tls and ("--cert DIR/node.crt --key DIR/node.key --ca DIR/ca.crt"):gsub("DIR", m.dir .. "/tls") or ""
+  return string.format("%s/bench_load %s --to %s %s %s", opt.bin, op, table.concat(targets, ","), certs, args)
+end
+
+local function certificates()
+  local dir = root .. "/pki"
+  must("mkdir " .. dir)
+  must(string.format([[cd %s && openssl ecparam -name prime256v1 -genkey -noout -out ca.key &&
+    openssl req -x509 -new -key ca.key -subj /CN=bench -days 2 -out ca.crt &&
+    openssl ecparam -name prime256v1 -genkey -noout -out node.key &&
+    openssl req -new -key node.key -subj /CN=bench -out node.csr &&
+    printf 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n' >ext &&
+    openssl x509 -req -in node.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile ext -out node.crt]], dir))
+  return dir
+end
+
+function etcd.launch(i)
+  local m = etcd.members[i]
+  local scheme = etcd.tls and "https" or "http"
+  local peers = {}
+  for j, other in ipairs(etcd.members) do
+    peers[j] = string.format("m%d=%s://127.0.0.1:%d", j, scheme, other.peer)
+  end
+  local tls = etcd.tls and ("--cert-file=DIR/node.crt --key-file=DIR/node.key --trusted-ca-file=DIR/ca.crt " ..
+    "--client-cert-auth --peer-cert-file=DIR/node.crt --peer-key-file=DIR/node.key " ..
+    "--peer-trusted-ca-file=DIR/ca.crt --peer-client-cert-auth"):gsub("DIR", etcd.pki) or ""
+  m.pid = spawn(string.format("etcd --name m%d --data-dir %s --listen-client-urls %s://127.0.0.1:%d " ..
+    "--advertise-client-urls %s://127.0.0.1:%d --listen-peer-urls %s://127.0.0.1:%d --initial-advertise-peer-urls " ..
+    "%s://127.0.0.1:%d --initial-cluster %s --initial-cluster-state new --log-level error %s", i, m.dir, scheme,
+    m.client, scheme, m.client, scheme, m.peer, scheme, m.peer, table.concat(peers, ","), tls), m.dir .. ".log")
+end
+
+function etcd.start(n, tls)
+  etcd.tls = tls
+  etcd.pki = etcd.pki or certificates()
+  etcd.members = {}
+  for i = 1, n do
+    local dir = root .. "/etcd-" .. (tls and "tls-" or "") .. i
+    etcd.members[i] = { dir = dir, client = free_port(), peer = free_port() }
+  end
+  for i = 1, n do etcd.launch(i) end
+  etcd.leader()
+end
+
+function etcd.ctl(i, args)
+  local m = etcd.members[i]
+  local tls = etcd.tls and string.format("--cacert %s/ca.crt --cert %s/node.crt --key %s/node.key", etcd.pki, etcd.pki,
+    etcd.pki) or ""
+  return sh(string.format("ETCDCTL_API=3 etcdctl --command-timeout=2s --endpoints %s://127.0.0.1:%d %s %s",
+    etcd.tls and "https" or "http", m.client, tls, args))
+end
+
+function etcd.leader()
+  return wait_until("etcd's leader", 30, function()
+    for i, m in ipairs(etcd.members) do
+      if running[m.pid] then
+        local ok, text = etcd.ctl(i, "endpoint status -w json")
+        local at = ok and text:find("[", 1, true)
+        local status = at and cjson.decode(text:sub(at))[1]
+        if status and status.Status.leader == status.Status.header.member_id then return i end
+      end
+    end
+  end)
+end
+
+function etcd.load(op, args, tls, only)
+  local targets = only or {}
+  if not only then
+    for i, m in ipairs(etcd.members) do targets[i] = "127.0.0.1:" .. m.client end
+  end
+  local certs = tls and ("-cert DIR/node.crt -key DIR/node.key -ca DIR/ca.crt"):gsub("DIR", etcd.pki) or ""
+  return string.format("%s/etcd_load %s -to %s %s %s", opt.bin, op, table.concat(targets, ","), certs,
+    (args:gsub("%-%-", "-")))
+end
+
+local function pids(cluster)
+  local list = {}
+  for i, m in ipairs(cluster.members) do list[i] = m.pid end
+  return list
+end
+
+-- --- figures --------------------------------------------------------------------------------------------------------
+
+local results = { runs = opt.runs, seconds = opt.seconds, rows = {} }
+
+local function median(list)
+  local sorted = { table.unpack(list) }
+  table.sort(sorted)
+  return sorted[(#sorted + 1) // 2], sorted[1], sorted[#sorted]
+end
+
+local function row(name, unit, ours, theirs, better)
+  local m, lo, hi = median(ours)
+  local entry = { name = name, unit = unit, symphony = ours, etcd = theirs, symphony_median = m }
+  local line = string.format("%-44s %10.4g  [%.4g .. %.4g]", name .. ", " .. unit, m, lo, hi)
+  if theirs and #theirs > 0 then
+    local tm, tlo, thi = median(theirs)
+    entry.etcd_median = tm
+    entry.ratio = better == "more" and m / tm or tm / m
+    line = line .. string.format("  etcd %10.4g  [%.4g .. %.4g]  %.2fx", tm, tlo, thi, entry.ratio)
+  end
+  print(line)
+  io.stdout:flush()
+  results.rows[#results.rows + 1] = entry
+end
+
+local function run_load(cluster, op, args, tls)
+  local before = cpu_seconds(pids(cluster))
+  local text = must(cluster.load(op, args, tls))
+  local figures = cjson.decode(text:match("(%b{})%s*$"))
+  figures.server_cpu_us = (cpu_seconds(pids(cluster)) - before) * 1e6 / math.max(1, figures.ops * 1.2)
+  figures.client_cpu_us = figures.client_cpu_seconds * 1e6 / math.max(1, figures.ops * 1.2)
+  if figures.errors > 0 then print(string.format("  (%s %s: %d errors)", cluster.name, op, figures.errors)) end
+  return figures
+end
+
+local function throughput(op, clients, tls)
+  local args = string.format("--clients %d --seconds %g", clients, opt.seconds)
+  local figures = { symphony = {}, etcd = {} }
+  for _ = 1, opt.runs do
+    for _, cluster in ipairs { symphony, etcd } do
+      local f = run_load(cluster, op, args, tls)
+      for name, value in pairs(f) do
+        local list = figures[cluster.name][name] or {}
+        list[#list + 1] = value
+        figures[cluster.name][name] = list
+      end
+    end
+  end
+  local label = string.format("%s, %d client%s%s", op, clients, clients == 1 and "" or "s", tls and "" or ", no TLS")
+  row(label, "/s", figures.symphony.per_second, figures.etcd.per_second, "more")
+  row(label .. " p50", "us", figures.symphony.p50_us, figures.etcd.p50_us, "less")
+  row(label .. " p99", "us", figures.symphony.p99_us, figures.etcd.p99_us, "less")
+  row(label .. " server CPU each", "us", figures.symphony.server_cpu_us, figures.etcd.server_cpu_us, "less")
+  row(label .. " client CPU each", "us", figures.symphony.client_cpu_us, figures.etcd.client_cpu_us, "less")
+end
+
+-- Time from a signal to the leader until the first put that began after it is acknowledged.
+local function failover(cluster, signal, tls)
+  local times = {}
+  for _ = 1, opt.failovers do
+    local leader = cluster.leader()
+    local others = {}
+    for i, m in ipairs(cluster.members) do
+      if i ~= leader then others[#others + 1] = "127.0.0.1:" .. (m.remote or m.client) end
+    end
+    local log = os.tmpname()
+    local pid = spawn(cluster.load("gap", "--seconds 6", tls, others), log)
+    wait_until("the first put", 15, function() return (read(log) or ""):find("ack %d+ %d+\n") end)
+    local victim = cluster.members[leader].pid
+    local at = uv.hrtime() // 1000
+    uv.kill(victim, signal)
+    local took = wait_until("a put after the failure", 15, function()
+      for began, ended in (read(log) or ""):gmatch("ack (%d+) (%d+)\n") do
+        if tonumber(began) > at then return (tonumber(ended) - at) / 1000 end
+      end
+    end)
+    times[#times + 1] = took
+    stop(pid)
+    os.remove(log)
+    if signal == "sigstop" then
+      uv.kill(victim, "sigcont")
+    else
+      stop(victim, signal)
+      cluster.launch(leader)
+    end
+    if cluster.wait_socket then cluster.wait_socket(leader) end
+    wait_until("the member to be back", 60, function()
+      if cluster == symphony then
+        local ok, text = symphony.try(leader, "--json manager members")
+        local up = 0
+        for _, m in ipairs(ok and cjson.decode(text) or {}) do if m.reachable then up = up + 1 end end
+        return up == #symphony.members and not text:find('"stale":true')
+      end
+      return (etcd.ctl(leader, "endpoint health"))
+    end)
+    uv.sleep(300) -- the new leader settles: not a part of the measurement
+  end
+  return times
+end
+
+local function maximum(list)
+  return { math.max(table.unpack(list)) }
+end
+
+local function formed_cold_start()
+  for _, m in ipairs(symphony.members) do stop(m.pid, "sigterm") end
+  local began = uv.hrtime()
+  for i in ipairs(symphony.members) do symphony.launch(i) end
+  wait_until("a put", 30, function()
+    return (symphony.try(2, "kv put cold 1"))
+  end)
+  return (uv.hrtime() - began) / 1e6
+end
+
+local function main()
+  if opt.tls ~= "only" then print(string.format("runs %d, %g s each; medians [least .. most]; ratio: how much better",
+    opt.runs, opt.seconds)) end
+  row("forming three managers: init to three voters", "s", { symphony.start(3) })
+  etcd.start(3, true)
+  if wanted "memory" then
+    uv.sleep(2000)
+    local ours, theirs = { memory_mib(symphony.members[1].pid) }, { memory_mib(etcd.members[1].pid) }
+    row("idle, private", "MiB", { ours[1] }, { theirs[1] }, "less")
+    row("idle, PSS", "MiB", { ours[2] }, { theirs[2] }, "less")
+  end
+  if wanted "put" then for _, n in ipairs { 1, 64, 512 } do throughput("put", n, true) end end
+  if wanted "get" then for _, n in ipairs { 64, 512 } do throughput("get", n, true) end end
+  if wanted "fanout" then
+    local figures = { symphony = {}, etcd = {} }
+    for _ = 1, opt.runs do
+      for _, cluster in ipairs { symphony, etcd } do
+        local f = run_load(cluster, "fanout", "--clients 1000 --seconds " .. opt.seconds, true)
+        table.insert(figures[cluster.name], f.p50_us)
+      end
+    end
+    row("one put seen by 1,000 watchers", "us", figures.symphony, figures.etcd, "less")
+  end
+  if wanted "failover" then
+    for _, how in ipairs { { "sigkill", "kill -9" }, { "sigstop", "SIGSTOP" }, { "sigterm", "SIGTERM" } } do
+      local ours, theirs = failover(symphony, how[1], true), failover(etcd, how[1], true)
+      row(how[2] .. " of the leader, to the next put", "ms", ours, theirs, "less")
+      row(how[2] .. " of the leader, worst", "ms", maximum(ours), maximum(theirs), "less")
+    end
+  end
+  if wanted "memory" then
+    for _, cluster in ipairs { symphony, etcd } do
+      must(cluster.load("put", "--clients 64 --keys 100000 --seconds 20", true))
+    end
+    local ours, theirs = { memory_mib(symphony.members[1].pid) }, { memory_mib(etcd.members[1].pid) }
+    row("after 20 s of puts to 100,000 keys, private", "MiB", { ours[1] }, { theirs[1] }, "less")
+    row("after 20 s of puts to 100,000 keys, PSS", "MiB", { ours[2] }, { theirs[2] }, "less")
+  end
+  if wanted "start" then
+    local times = {}
+    for i = 1, opt.runs do times[i] = formed_cold_start() end
+    row("cold start of three managers to the first put", "ms", times)
+  end
+  if wanted "plain" then
+    for _, m in ipairs(etcd.members) do stop(m.pid) end
+    etcd.start(3, false)
+    for _, n in ipairs { 1, 64, 512 } do throughput("put", n, false) end
+    for _, n in ipairs { 64, 512 } do throughput("get", n, false) end
+  end
+  if wanted "start" then
+    for _, cluster in ipairs { symphony, etcd } do for _, m in ipairs(cluster.members) do stop(m.pid) end end
+    symphony.members = {}
+    root = root .. "/single"
+    must("mkdir " .. root)
+    symphony.start(1)
+    local times = {}
+    for i = 1, opt.runs do
+      stop(symphony.members[1].pid, "sigterm")
+      local began = uv.hrtime()
+      symphony.launch(1)
+      wait_until("a put", 30, function()
+        return (symphony.try(1, "kv put cold 1"))
+      end)
+      times[i] = (uv.hrtime() - began) / 1e6
+    end
+    row("cold start of one manager to the first put", "ms", times)
+  end
+end
+
+local base = root
+local ok, err = xpcall(main, debug.traceback)
+for pid in pairs(running) do stop(pid) end
+if ok then must("rm -rf " .. base) else print("kept for a look: " .. base) end
+local f = assert(io.open(opt.out, "w"))
+f:write(cjson.encode(results), "\n")
+f:close()
+print("written: " .. opt.out)
+if not ok then print(err) os.exit(1) end

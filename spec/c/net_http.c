@@ -1,0 +1,934 @@
+/* The HTTP server against raw sockets: requests, limits, hostile peers, the end. */
+#include "net/http.h"
+#include "net_support.h"
+
+#define GET(path) "GET " path " HTTP/1.1\r\nHost: x\r\n\r\n"
+
+static struct http_server *server;
+static uint16_t port;
+static struct http_limits limits;
+static unsigned handled, gone;
+static bool closed;
+static struct http_req *waiting; /* /wait: answered by the test */
+static bool drained;
+static char last_body[64];
+static bool admit_none;
+static struct tls_ctx *tls;
+
+static void on_gone(struct http_req *req)
+{
+    gone++;
+    if (waiting == req) {
+        waiting = NULL;
+    }
+}
+
+static void on_drain(struct http_req *req)
+{
+    (void)req;
+    drained = true;
+}
+
+static void respond(struct http_req *req, const char *text)
+{
+    http_respond(req, 200, "text/plain", NULL, text, strlen(text));
+}
+
+static void on_server_closed(void *arg)
+{
+    *(bool *)arg = true;
+}
+
+static void handle(struct http_req *req, void *arg)
+{
+    assert_ptr_equal(arg, &handled);
+    handled++;
+    req->on_gone = on_gone;
+    req->on_drain = on_drain;
+    if (strcmp(req->path, "/hello") == 0) {
+        respond(req, "hello");
+    } else if (strcmp(req->path, "/echo") == 0) {
+        snprintf(last_body, sizeof last_body, "%.*s", (int)req->body_len, (const char *)req->body);
+        http_respond(req, 200, NULL, "X-Extra: yes\r\n", req->body, req->body_len);
+    } else if (strcmp(req->path, "/who") == 0) {
+        char text[256];
+        snprintf(text, sizeof text, "%s %s %s %s", req->from->is_unix ? "unix" : req->from->host,
+            req->tls ? "tls" : "plain", req->peer != NULL && req->peer->present ? req->peer->cert.cn : "-",
+            http_req_header(req, "host"));
+        respond(req, text);
+    } else if (strcmp(req->path, "/wait") == 0) {
+        assert_null(waiting);
+        waiting = req;
+    } else if (strcmp(req->path, "/stream") == 0) {
+        http_stream_start(req, 200, "text/plain");
+        assert_int_equal(http_stream_write(req, "one,", 4), 0);
+        assert_int_equal(http_stream_write(req, "", 0), 0);
+        assert_int_equal(http_stream_write(req, "two", 3), 0);
+        http_stream_end(req);
+    } else if (strcmp(req->path, "/none") == 0) {
+        http_respond(req, 204, NULL, NULL, NULL, 0);
+    } else if (strcmp(req->path, "/big") == 0) {
+        static char big[200 * 1000];
+        memset(big, 'b', sizeof big);
+        http_respond(req, 200, "text/plain", NULL, big, sizeof big);
+    } else if (strcmp(req->path, "/huge") == 0) {
+        static char huge[20 << 20];
+        http_respond(req, 200, "text/plain", NULL, huge, sizeof huge);
+    } else if (strcmp(req->path, "/nobody") == 0) {
+        req->on_gone = NULL;
+    } else if (strcmp(req->path, "/abort") == 0) {
+        http_abort(req);
+    } else if (strcmp(req->path, "/cut") == 0) {
+        http_stream_start(req, 200, NULL);
+        http_stream_write(req, "half", 4);
+        http_abort(req);
+    } else if (strcmp(req->path, "/close") == 0) {
+        http_server_close(server, 1000, on_server_closed, &closed);
+        respond(req, "closing");
+    } else {
+        http_respond_error(req, SYM_ENOTFOUND, "no such \"thing\"\n", "look \xff" + (req->query[0] == '\0'));
+    }
+}
+
+static int begin(void **state)
+{
+    (void)state;
+    server = NULL;
+    handled = gone = 0;
+    closed = drained = admit_none = false;
+    waiting = NULL;
+    memset(&limits, 0, sizeof limits);
+    folder_begin();
+    return loop_begin(state);
+}
+
+static void start(void)
+{
+    assert_int_equal(http_server_new(&loop, &limits, handle, &handled, &server), 0);
+    assert_int_equal(http_server_listen_tcp(server, "127.0.0.1", 0, tls, &port), 0);
+}
+
+static int end(void **state)
+{
+    if (server != NULL && !closed) {
+        http_server_close(server, 0, NULL, NULL);
+    }
+    int rv = loop_end(state);
+    if (handled > gone) {
+        print_error("%u requests were handled, %u are gone\n", handled, gone);
+        rv = -1;
+    }
+    rmdir(folder);
+    if (tls != NULL) {
+        tls_ctx_free(tls);
+        tls = NULL;
+    }
+    return rv;
+}
+
+static unsigned n_open(void)
+{
+    struct http_stats st;
+    http_server_stats(server, &st);
+    return st.open;
+}
+
+/* --- requests and answers */
+
+static void answers(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/hello"));
+    raw_until(fd, &s, "hello");
+    assert_string_equal(
+        s.text, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello");
+    seen_free(&s);
+    assert_int_equal(gone, 1);
+
+    raw_text(fd, "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc");
+    raw_until(fd, &s, "\r\n\r\nabc");
+    assert_non_null(strstr(s.text, "Content-Type: application/json\r\n"));
+    assert_non_null(strstr(s.text, "X-Extra: yes\r\n"));
+    seen_free(&s);
+
+    raw_text(fd,
+        "POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n");
+    raw_until(fd, &s, "\r\n\r\nabc");
+    seen_free(&s);
+
+    raw_text(fd, GET("/none"));
+    raw_until(fd, &s, "\r\n\r\n");
+    assert_string_equal(s.text, "HTTP/1.1 204 No Content\r\n\r\n");
+    seen_free(&s);
+
+    raw_text(fd, GET("/where"));
+    raw_until(fd, &s, "}}");
+    assert_non_null(strstr(s.text, "HTTP/1.1 404 Not Found\r\n"));
+    assert_non_null(strstr(
+        s.text, "{\"error\":{\"code\":\"not_found\",\"message\":\"no such \\\"thing\\\"\\n\",\"hint\":"));
+    seen_free(&s);
+
+    raw_text(fd, GET("/nobody"));
+    raw_until(fd, &s, "}}");
+    assert_non_null(strstr(s.text, "HTTP/1.1 500 "));
+    gone++;
+    seen_free(&s);
+
+    raw_text(fd, GET("/who"));
+    raw_until(fd, &s, "127.0.0.1 plain - x");
+    seen_free(&s);
+    assert_int_equal(n_open(), 1);
+    close(fd);
+    run_until(n_open() == 0);
+    assert_int_equal(handled, gone);
+}
+
+static void streamed(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/stream"));
+    raw_until(fd, &s, "\r\n0\r\n\r\n");
+    assert_string_equal(s.text,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "4\r\none,\r\n3\r\ntwo\r\n0\r\n\r\n");
+    seen_free(&s);
+    /* HTTP/1.0 gets it without chunks, up to the end. */
+    raw_text(fd, "GET /stream HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    raw_until(fd, &s, NULL);
+    assert_string_equal(
+        s.text, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\none,two");
+    seen_free(&s);
+    close(fd);
+    /* A cut one is seen to be cut. */
+    fd = raw_connect(port);
+    raw_text(fd, GET("/cut"));
+    raw_until(fd, &s, NULL);
+    assert_non_null(strstr(s.text, "4\r\nhalf\r\n"));
+    assert_null(strstr(s.text, "\r\n0\r\n"));
+    seen_free(&s);
+    close(fd);
+    fd = raw_connect(port);
+    raw_text(fd, GET("/abort"));
+    raw_until(fd, &s, NULL);
+    assert_int_equal(s.n, 0);
+    seen_free(&s);
+    close(fd);
+    run_until(n_open() == 0);
+    assert_int_equal(gone, 4);
+}
+
+static void head(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, "HEAD /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+                 "HEAD /stream HTTP/1.1\r\nHost: x\r\n\r\n"
+                 "HEAD /big HTTP/1.1\r\nHost: x\r\n\r\n"
+                 "HEAD /none HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    raw_until(fd, &s, NULL);
+    assert_string_equal(s.text,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\n"
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 200000\r\n\r\n"
+        "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n");
+    seen_free(&s);
+    close(fd);
+    assert_int_equal(gone, 4);
+}
+
+static void connection_header(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *request;
+        const char *header; /* in the answer, NULL: none */
+        bool ends;
+    } cases[] = {
+        {GET("/hello"), NULL, false},
+        {"GET /hello HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "Connection: close", true},
+        {"GET /hello HTTP/1.0\r\n\r\n", "Connection: close", true},
+        {"GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "Connection: keep-alive", false},
+    };
+    start();
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct seen s = {0};
+        int fd = raw_connect(port);
+        raw_text(fd, cases[i].request);
+        raw_until(fd, &s, cases[i].ends ? NULL : "\r\n\r\nhello");
+        if (cases[i].header != NULL) {
+            assert_non_null(strstr(s.text, cases[i].header));
+        } else {
+            assert_null(strstr(s.text, "Connection"));
+        }
+        seen_free(&s);
+        close(fd);
+    }
+}
+
+static void expects_100(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, "PUT /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
+    raw_until(fd, &s, "100 Continue\r\n\r\n");
+    assert_int_equal(handled, 0);
+    seen_free(&s);
+    raw_text(fd, "ok");
+    raw_until(fd, &s, "\r\n\r\nok");
+    seen_free(&s);
+    /* The body came without waiting. */
+    raw_text(fd, "PUT /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\nok");
+    raw_until(fd, &s, "\r\n\r\nok");
+    assert_null(strstr(s.text, "100 Continue"));
+    seen_free(&s);
+    /* It would be too much: refused before it is sent. */
+    raw_text(
+        fd, "PUT /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999999\r\n\r\n");
+    raw_until(fd, &s, NULL);
+    assert_non_null(strstr(s.text, "HTTP/1.1 413 "));
+    assert_null(strstr(s.text, "100 Continue"));
+    seen_free(&s);
+    close(fd);
+}
+
+/* Many at once come back one by one and in order, also when one of them is answered later. */
+static void pipelining(void **state)
+{
+    (void)state;
+    enum { N = 500 };
+    struct seen s = {0};
+    char *all = calloc(N, 128);
+    size_t n = 0;
+    start();
+    int fd = raw_connect(port);
+    for (int i = 0; i < N; i++) {
+        n += (size_t)sprintf(all + n, "%s",
+            i == 100 ? GET("/wait")
+            : i % 2  ? "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody"
+                     : GET("/hello"));
+    }
+    n += (size_t)sprintf(all + n, "GET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    raw_send(fd, all, n);
+    run_until(waiting != NULL);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_int_equal(handled, 101);
+    respond(waiting, "waited");
+    raw_until(fd, &s, NULL);
+    assert_int_equal(handled, N + 1);
+    assert_int_equal(gone, N + 1);
+    const char *at = s.text;
+    for (int i = 0; i < N; i++) {
+        at = strstr(at, "\r\n\r\n");
+        assert_non_null(at);
+        at += 4;
+        const char *want = i == 100 ? "waited" : i % 2 ? "body" : "hello";
+        assert_memory_equal(at, want, strlen(want));
+    }
+    assert_non_null(strstr(at, "404 Not Found"));
+    seen_free(&s);
+    free(all);
+    close(fd);
+}
+
+/* One greedy pipeline does not hold up another connection. */
+static void pipelines_take_turns(void **state)
+{
+    (void)state;
+    enum { N = 400 };
+    struct seen s = {0};
+    char *all = calloc(N, 64);
+    size_t n = 0;
+    start();
+    int fd = raw_connect(port), other = raw_connect(port);
+    run_until(n_open() == 2);
+    for (int i = 0; i < N; i++) {
+        n += (size_t)sprintf(all + n, GET("/hello"));
+    }
+    assert_int_equal(send(fd, all, n, 0), n);
+    assert_int_equal(send(other, GET("/wait"), strlen(GET("/wait")), 0), strlen(GET("/wait")));
+    for (int i = 0; i < 3; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_non_null(waiting);
+    assert_true(handled < N / 2);
+    respond(waiting, "x");
+    run_until(handled == N + 1);
+    raw_ask(other, "", "x");
+    seen_free(&s);
+    free(all);
+    close(fd);
+    close(other);
+}
+
+static void large_answer(void **state)
+{
+    (void)state;
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, "GET /huge HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    raw_until(fd, &s, NULL);
+    char *body = strstr(s.text, "\r\n\r\n");
+    assert_non_null(body);
+    assert_int_equal(s.n - (size_t)(body + 4 - s.text), 20 << 20);
+    seen_free(&s);
+    close(fd);
+}
+
+/* --- the peer and the request's life */
+
+static void peer_leaves(void **state)
+{
+    (void)state;
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL);
+    close(fd);
+    run_until(waiting == NULL);
+    assert_int_equal(gone, 1);
+
+    /* With the answer half streamed. */
+    fd = raw_connect(port);
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL);
+    http_stream_start(waiting, 200, NULL);
+    http_stream_write(waiting, "x", 1);
+    close(fd);
+    run_until(waiting == NULL);
+
+    /* It is answered in the moment in which the peer has gone, before that is seen. */
+    fd = raw_connect(port);
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL);
+    struct linger hard = {1, 0};
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+    close(fd);
+    struct http_req *req = waiting;
+    http_stream_start(req, 200, NULL);
+    int rv = 0;
+    for (int i = 0; i < 5; i++) {
+        rv = http_stream_write(req, "x", 1);
+    }
+    assert_int_equal(rv, SYM_ECLOSED);
+    assert_ptr_equal(waiting, req);
+    http_stream_end(req);
+    assert_ptr_equal(waiting, req);
+    run_until(waiting == NULL);
+    assert_int_equal(gone, 3);
+    run_until(n_open() == 0);
+}
+
+static void answered_later(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    for (int i = 0; i < 3; i++) {
+        raw_text(fd, GET("/wait"));
+        run_until(waiting != NULL);
+        respond(waiting, "late");
+        assert_non_null(waiting); /* not gone inside the call */
+        assert_int_equal(gone, i);
+        run_until(gone == (unsigned)i + 1);
+        raw_until(fd, &s, "late");
+        seen_free(&s);
+    }
+    close(fd);
+}
+
+static void back_pressure(void **state)
+{
+    (void)state;
+    static char piece[64 * 1024];
+    struct seen s = {0};
+    int rv = 0;
+    size_t sent = 0;
+    memset(piece, 'p', sizeof piece);
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL);
+    http_stream_start(waiting, 200, NULL);
+
+    /* Asked for while there is room: it comes in the next turn. */
+    http_stream_notify(waiting);
+    assert_false(drained);
+    run_until(drained);
+    drained = false;
+
+    while (rv == 0) {
+        rv = http_stream_write(waiting, piece, sizeof piece);
+        sent += sizeof piece;
+    }
+    assert_int_equal(rv, SYM_EBUSY);
+    http_stream_notify(waiting);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_false(drained);
+    while (!drained) {
+        static char sink[65536];
+        uv_run(&loop, UV_RUN_NOWAIT);
+        ssize_t n = recv(fd, sink, sizeof sink, 0);
+        assert_true(n > 0 || errno == EAGAIN);
+    }
+    http_stream_write(waiting, "fin", 3);
+    http_stream_end(waiting);
+    raw_until(fd, &s, "fin\r\n0\r\n\r\n");
+    seen_free(&s);
+    assert_true(sent > 1 << 20);
+    run_until(gone == 1);
+    close(fd);
+}
+
+/* --- limits and hostile peers */
+
+static void bad_requests(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *request, *want;
+    } cases[] = {
+        {"\x16\x03\x01\x02\x03", "400 Bad Request"},
+        {"GET / HTTP/1.1\r\n\r\n", "400 Bad Request"},
+        {"GET / HTTP/2.0\r\n\r\n", "505 HTTP Version"},
+        {"PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3000000\r\n\r\nx", "413 Content Too Large"},
+        {"PUT /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2dc6c0\r\n", NULL},
+        {GET("/hello") "nonsense", "hello"},
+    };
+    start();
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct seen s = {0};
+        int fd = raw_connect(port);
+        raw_text(fd, cases[i].request);
+        if (cases[i].want == NULL) {
+            static char body[3000000];
+            for (size_t at = 0; at < sizeof body; at += 100000) {
+                if (send(fd, body + at, 100000, MSG_NOSIGNAL) < 0 && errno != EAGAIN) {
+                    break;
+                }
+                uv_run(&loop, UV_RUN_NOWAIT);
+            }
+            raw_until(fd, &s, "413 Content Too Large");
+        } else {
+            raw_until(fd, &s, NULL);
+            assert_non_null(strstr(s.text, cases[i].want));
+            assert_non_null(strstr(s.text, i == 5 ? "400 Bad" : "Connection: close"));
+        }
+        seen_free(&s);
+        close(fd);
+    }
+    char big[20000];
+    struct seen s = {0};
+    memset(big, 'a', sizeof big);
+    int fd = raw_connect(port);
+    raw_text(fd, "GET / HTTP/1.1\r\nHost: x\r\nA: ");
+    raw_send(fd, big, sizeof big);
+    raw_until(fd, &s, "431 Request Header");
+    assert_non_null(strstr(s.text, "\"code\":\"too_big\""));
+    seen_free(&s);
+    close(fd);
+    assert_int_equal(handled, 1);
+    run_until(n_open() == 0);
+}
+
+static void too_slow(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    limits = (struct http_limits){.head_ms = 60, .body_ms = 80, .idle_ms = 100};
+    start();
+    int silent = raw_connect(port), drip = raw_connect(port), body = raw_connect(port),
+        idle = raw_connect(port);
+    raw_ask(idle, GET("/hello"), "hello");
+    raw_text(body, "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc");
+    /* A byte now and then does not help. */
+    const char *request = GET("/hello");
+    for (size_t i = 0; !s.closed && i < strlen(request) - 1; i++) {
+        (void)!send(drip, request + i, 1, MSG_NOSIGNAL);
+        uv_run(&loop, UV_RUN_NOWAIT);
+        char piece[512];
+        ssize_t n = recv(drip, piece, sizeof piece, MSG_DONTWAIT);
+        if (n > 0) {
+            assert_non_null(memmem(piece, (size_t)n, " 408 ", 5));
+            break;
+        }
+        poll(NULL, 0, 10);
+        assert_true(i < strlen(request) - 2);
+    }
+    raw_until(body, &s, NULL);
+    assert_non_null(strstr(s.text, " 408 Request Timeout\r\n"));
+    seen_free(&s);
+    raw_until(silent, &s, NULL);
+    assert_int_equal(s.n, 0);
+    seen_free(&s);
+    raw_until(idle, &s, NULL);
+    assert_int_equal(s.n, 0);
+    seen_free(&s);
+    close(silent);
+    close(drip);
+    close(body);
+    close(idle);
+    assert_int_equal(handled, 1);
+    run_until(n_open() == 0);
+}
+
+/* A request under way has no deadline here: that is the handler's. */
+static void patience(void **state)
+{
+    (void)state;
+    limits = (struct http_limits){.head_ms = 20, .body_ms = 20, .idle_ms = 20, .send_ms = 20};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+        poll(NULL, 0, 10);
+    }
+    assert_non_null(waiting);
+    respond(waiting, "late");
+    raw_ask(fd, "", "late");
+    close(fd);
+}
+
+/* A thousand that say nothing, or a byte: who has something to say gets through. */
+static void crowd(void **state)
+{
+    (void)state;
+    enum { N = 300 };
+    struct http_stats st;
+    int fds[N];
+    limits = (struct http_limits){.max_conns = 64};
+    start();
+    int old = raw_connect(port);
+    raw_ask(old, GET("/hello"), "hello");
+    raw_text(old, GET("/wait"));
+    run_until(waiting != NULL);
+    for (int i = 0; i < N; i++) {
+        fds[i] = raw_connect(port);
+        if (i % 2) {
+            (void)!send(fds[i], "G", 1, MSG_NOSIGNAL);
+        }
+        uv_run(&loop, UV_RUN_NOWAIT);
+        assert_true(n_open() <= 64 + 64);
+    }
+    int fresh = raw_connect(port);
+    raw_ask(fresh, GET("/hello"), "hello");
+    /* The one that is being served was not thrown out. */
+    respond(waiting, "still here");
+    raw_ask(old, "", "still here");
+    http_server_stats(server, &st);
+    assert_int_equal(st.accepted, N + 2);
+    assert_int_equal(st.refused, 0);
+    assert_int_equal(st.requests, 3);
+    for (int i = 0; i < N; i++) {
+        close(fds[i]);
+    }
+    close(old);
+    close(fresh);
+    run_until(n_open() == 0);
+}
+
+static void one_address(void **state)
+{
+    (void)state;
+    struct http_stats st;
+    int fds[6];
+    limits = (struct http_limits){.max_conns_addr = 4};
+    start();
+    for (int i = 0; i < 6; i++) {
+        fds[i] = raw_connect(port);
+    }
+    do {
+        uv_run(&loop, UV_RUN_ONCE);
+        http_server_stats(server, &st);
+    } while (st.accepted + st.refused < 6);
+    assert_int_equal(st.accepted, 4);
+    assert_int_equal(st.refused, 2);
+    for (int i = 0; i < 6; i++) {
+        close(fds[i]);
+    }
+    run_until(n_open() == 0);
+    int fd = raw_connect(port);
+    raw_ask(fd, GET("/hello"), "hello");
+    close(fd);
+}
+
+/* Full of requests that are being served: the next is refused. */
+static void all_busy(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    limits = (struct http_limits){.max_conns = 1};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL);
+    int other = raw_connect(port);
+    raw_until(other, &s, NULL);
+    assert_int_equal(s.n, 0);
+    respond(waiting, "x");
+    raw_ask(fd, "", "x");
+    close(fd);
+    close(other);
+}
+
+static void does_not_read(void **state)
+{
+    (void)state;
+    limits = (struct http_limits){.send_ms = 60};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/huge"));
+    run_until(handled == 1);
+    run_until(n_open() == 0);
+    close(fd);
+
+    /* All unsent answers together are bounded: the longest goes, the other stays. */
+    http_server_close(server, 0, NULL, NULL);
+    limits = (struct http_limits){.max_memory = 16 << 20, .idle_ms = 400};
+    start();
+    int a = raw_connect(port), b = raw_connect(port);
+    raw_text(a, GET("/huge"));
+    raw_ask(b, GET("/hello"), "hello");
+    run_until(n_open() == 1);
+    raw_ask(b, GET("/hello"), "hello");
+    close(a);
+    close(b);
+}
+
+static void bodies_are_bounded(void **state)
+{
+    (void)state;
+    static char body[60000];
+    struct seen s = {0};
+    limits = (struct http_limits){.max_memory = 100000};
+    start();
+    int a = raw_connect(port), b = raw_connect(port);
+    raw_text(a, "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 60001\r\n\r\n");
+    raw_send(a, body, sizeof body);
+    raw_text(b, "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 60001\r\n\r\n");
+    raw_send(b, body, sizeof body);
+    raw_until(b, &s, " 503 Service Unavailable");
+    seen_free(&s);
+    close(b);
+    raw_text(a, "x");
+    run_until(handled == 1);
+    close(a);
+}
+
+/* More than is read ahead, while the first is being served; then all of it is. */
+static void reads_ahead(void **state)
+{
+    (void)state;
+    static char body[400 * 1000];
+    struct seen s = {0};
+    size_t at = 0;
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/wait") "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 400000\r\n\r\n");
+    memset(body, 'r', sizeof body);
+    memcpy(body + sizeof body - 3, "end", 3);
+    for (int i = 0; i < 50; i++) {
+        ssize_t n = send(fd, body + at, sizeof body - at, MSG_NOSIGNAL);
+        at += n > 0 ? (size_t)n : 0;
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_int_equal(handled, 1);
+    respond(waiting, "first");
+    raw_send(fd, body + at, sizeof body - at);
+    raw_until(fd, &s, "rend");
+    assert_int_equal(handled, 2);
+    seen_free(&s);
+    close(fd);
+}
+
+/* --- doors */
+
+static void unix_door(void **state)
+{
+    (void)state;
+    char path[128];
+    struct seen s = {0};
+    struct stat st;
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+    snprintf(path, sizeof path, "%s/s", folder);
+    memcpy(sun.sun_path, path, strlen(path) + 1);
+    start();
+    assert_int_equal(http_server_listen_unix(server, path, 0600, (gid_t)-1), 0);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_int_equal(connect(fd, (struct sockaddr *)&sun, sizeof sun), 0);
+    raw_text(fd, GET("/who"));
+    raw_until(fd, &s, "unix plain - x");
+    seen_free(&s);
+    close(fd);
+    http_server_close(server, 0, on_server_closed, &closed);
+    assert_int_not_equal(stat(path, &st), 0);
+    run_until(closed);
+}
+
+/* --- the end */
+
+static void close_idle(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int idle = raw_connect(port), half = raw_connect(port), fresh = raw_connect(port);
+    raw_ask(idle, GET("/hello"), "hello");
+    raw_text(half, "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc");
+    run_until(n_open() == 3);
+    http_server_close(server, 10000, on_server_closed, &closed);
+    assert_false(closed);
+    run_until(closed);
+    raw_until(idle, &s, NULL);
+    raw_until(half, &s, NULL);
+    raw_until(fresh, &s, NULL);
+    assert_int_equal(s.n, 0);
+    close(idle);
+    close(half);
+    close(fresh);
+}
+
+static void close_waits_for_answers(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port), stream = raw_connect(port);
+    raw_text(stream, GET("/wait"));
+    run_until(waiting != NULL);
+    http_stream_start(waiting, 200, NULL);
+    waiting = NULL;
+    raw_text(fd, GET("/wait") GET("/hello"));
+    run_until(waiting != NULL);
+    http_server_close(server, 10000, on_server_closed, &closed);
+    /* The streamed one is cut at once, the door is shut. */
+    raw_until(stream, &s, NULL);
+    seen_free(&s);
+    assert_int_equal(gone, 1);
+    assert_non_null(waiting);
+    respond(waiting, "just in time");
+    raw_until(fd, &s, NULL);
+    assert_non_null(strstr(s.text, "Connection: close"));
+    assert_non_null(strstr(s.text, "just in time"));
+    seen_free(&s);
+    run_until(closed);
+    assert_int_equal(handled, 2); /* what came behind it was not begun */
+    close(fd);
+    close(stream);
+}
+
+static void close_has_a_deadline(void **state)
+{
+    (void)state;
+    start();
+    int fd = raw_connect(port), slow = raw_connect(port);
+    raw_text(slow, GET("/huge"));
+    raw_text(fd, GET("/wait"));
+    run_until(waiting != NULL && handled == 2);
+    http_server_close(server, 50, on_server_closed, &closed);
+    run_until(closed);
+    assert_int_equal(gone, 2);
+    close(fd);
+    close(slow);
+}
+
+static void close_inside(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/close"));
+    raw_until(fd, &s, NULL);
+    assert_non_null(strstr(s.text, "closing"));
+    seen_free(&s);
+    run_until(closed);
+    close(fd);
+}
+
+/* --- TLS */
+
+static void over_tls(void **state)
+{
+    (void)state;
+    struct http_stats st;
+    assert_int_equal(
+        tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, server_chain, server_id.key, ca.cert, &tls), 0);
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/hello"));
+    struct seen s = {0};
+    raw_until(fd, &s, NULL);
+    assert_int_equal(handled, 0);
+    seen_free(&s);
+    close(fd);
+    run_until(n_open() == 0);
+    http_server_stats(server, &st);
+    assert_int_equal(st.requests, 0);
+}
+
+static int group_begin(void **state)
+{
+    (void)state;
+    idents_begin();
+    return 0;
+}
+
+static int group_end(void **state)
+{
+    (void)state;
+    idents_end();
+    return 0;
+}
+
+int main(void)
+{
+#define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)
+    const struct CMUnitTest tests[] = {
+        TEST(answers),
+        TEST(streamed),
+        TEST(head),
+        TEST(connection_header),
+        TEST(expects_100),
+        TEST(pipelining),
+        TEST(pipelines_take_turns),
+        TEST(large_answer),
+        TEST(peer_leaves),
+        TEST(answered_later),
+        TEST(back_pressure),
+        TEST(bad_requests),
+        TEST(too_slow),
+        TEST(patience),
+        TEST(crowd),
+        TEST(one_address),
+        TEST(all_busy),
+        TEST(does_not_read),
+        TEST(bodies_are_bounded),
+        TEST(reads_ahead),
+        TEST(unix_door),
+        TEST(close_idle),
+        TEST(close_waits_for_answers),
+        TEST(close_has_a_deadline),
+        TEST(close_inside),
+        TEST(over_tls),
+    };
+    return cmocka_run_group_tests(tests, group_begin, group_end);
+}

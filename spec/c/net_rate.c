@@ -1,0 +1,198 @@
+/* How much a request costs the server: 64 kept-alive connections put 256 bytes each, over and over. Prints a
+ * figure and checks only that every request was answered.
+ *
+ *   test_net_rate [REQUESTS [CONNECTIONS [tls]]]
+ */
+#include "net/http.h"
+#include "net_support.h"
+
+#include <pthread.h>
+
+static unsigned n_requests = 20000, n_conns = 64;
+static bool with_tls;
+static struct tls_ctx *server_tls, *client_tls;
+
+/* --- the server, on a thread of its own */
+
+static struct {
+    pthread_t thread;
+    uv_barrier_t ready;
+    uv_async_t stop;
+    struct http_server *http;
+    uint16_t port;
+    uint64_t handled;
+    double cpu;
+} side;
+
+static void handle(struct http_req *req, void *arg)
+{
+    (void)arg;
+    static const char body[] = "{\"revision\":12345}\n";
+    side.handled++;
+    http_respond(req, 200, NULL, NULL, body, sizeof body - 1);
+}
+
+static void on_stop(uv_async_t *async)
+{
+    http_server_close(side.http, 0, NULL, NULL);
+    uv_close((uv_handle_t *)async, NULL);
+}
+
+static double cpu_now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static void *serve(void *arg)
+{
+    uv_loop_t own;
+    (void)arg;
+    uv_loop_init(&own);
+    uv_async_init(&own, &side.stop, on_stop);
+    if (http_server_new(&own, NULL, handle, NULL, &side.http) != 0 ||
+        http_server_listen_tcp(side.http, "127.0.0.1", 0, server_tls, &side.port) != 0) {
+        abort();
+    }
+    uv_barrier_wait(&side.ready);
+    uv_run(&own, UV_RUN_DEFAULT);
+    side.cpu = cpu_now();
+    uv_loop_close(&own);
+    return NULL;
+}
+
+/* --- the clients */
+
+static struct client {
+    struct stream *s;
+    struct buf in;
+} * clients;
+static char *request;
+static size_t request_len;
+static unsigned sent, answered, n_open, n_closed;
+
+static void next(struct client *c)
+{
+    if (sent < n_requests) {
+        sent++;
+        stream_write(c->s, request, request_len);
+    }
+}
+
+static void on_open(struct stream *s)
+{
+    (void)s;
+    n_open++;
+}
+
+static void on_data(struct stream *s, const uint8_t *data, size_t n)
+{
+    struct client *c = stream_data(s);
+    if (c->in.len == 0 && n > 2 && data[n - 2] == '}') {
+        answered++;
+        next(c);
+        return;
+    }
+    assert_int_equal(buf_append(&c->in, data, n), 0);
+    if (buf_data(&c->in)[c->in.len - 2] == '}') {
+        buf_clear(&c->in);
+        answered++;
+        next(c);
+    }
+}
+
+static void on_close(struct stream *s, int status)
+{
+    struct client *c = stream_data(s);
+    (void)status;
+    buf_free(&c->in);
+    n_closed++;
+}
+
+static void rate(void **state)
+{
+    (void)state;
+    static const struct stream_ops ops = {.on_open = on_open, .on_data = on_data, .on_close = on_close};
+    struct buf out = {0};
+    char value[257];
+    if (with_tls) {
+        assert_int_equal(
+            tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, server_chain, server_id.key, ca.cert, &server_tls),
+            0);
+        assert_int_equal(tls_ctx_new(0, client_id.cert, client_id.key, ca.cert, &client_tls), 0);
+    }
+    uv_barrier_init(&side.ready, 2);
+    assert_int_equal(pthread_create(&side.thread, NULL, serve, NULL), 0);
+    uv_barrier_wait(&side.ready);
+
+    memset(value, 'v', 256);
+    value[256] = '\0';
+    assert_int_equal(
+        buf_appendf(&out,
+            "PUT /v1/kv/bench/00012345 HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: rate\r\nAccept: */*\r\n"
+            "Content-Length: 256\r\n\r\n%s",
+            value),
+        0);
+    request = (char *)buf_data(&out);
+    request_len = out.len;
+    clients = calloc(n_conns, sizeof *clients);
+    assert_non_null(clients);
+    for (unsigned i = 0; i < n_conns; i++) {
+        struct stream_config cfg = {.ops = &ops, .data = &clients[i], .tls = client_tls, .open_ms = 30000};
+        assert_int_equal(stream_connect_tcp(&loop, "127.0.0.1", side.port, &cfg, &clients[i].s), 0);
+    }
+    while (n_open < n_conns) {
+        uv_run(&loop, UV_RUN_ONCE);
+        assert_int_equal(n_closed, 0);
+    }
+    uint64_t from = uv_hrtime();
+    for (unsigned i = 0; i < n_conns; i++) {
+        next(&clients[i]);
+    }
+    while (answered < n_requests) {
+        uv_run(&loop, UV_RUN_ONCE);
+        assert_int_equal(n_closed, 0);
+    }
+    double took = (double)(uv_hrtime() - from) / 1e9;
+    for (unsigned i = 0; i < n_conns; i++) {
+        stream_close(clients[i].s, 0);
+    }
+    run_until(n_closed == n_conns);
+    uv_async_send(&side.stop);
+    assert_int_equal(pthread_join(side.thread, NULL), 0);
+    assert_int_equal(side.handled, n_requests);
+    print_message("%u requests on %u %s connections: %.0f/s, %.2f us of CPU each on the server's thread\n",
+        n_requests, n_conns, with_tls ? "TLS" : "plain", n_requests / took, side.cpu / n_requests * 1e6);
+    free(clients);
+    buf_free(&out);
+    if (with_tls) {
+        tls_ctx_free(server_tls);
+        tls_ctx_free(client_tls);
+    }
+}
+
+static int group_begin(void **state)
+{
+    (void)state;
+    idents_begin();
+    return 0;
+}
+
+static int group_end(void **state)
+{
+    (void)state;
+    idents_end();
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    n_requests = argc > 1 ? (unsigned)atoi(argv[1]) : n_requests;
+    n_conns = argc > 2 ? (unsigned)atoi(argv[2]) : n_conns;
+    with_tls = argc > 3;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(rate, loop_begin, loop_end),
+    };
+    return cmocka_run_group_tests(tests, group_begin, group_end);
+}

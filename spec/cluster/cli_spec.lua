@@ -1,0 +1,207 @@
+-- The client: every command's help, the JSON that others rely on, exit codes, watches, the prompt.
+local cluster = require "spec.support.cluster"
+local proc = require "spec.support.proc"
+
+local commands = {
+  "manager init", "manager join", "manager leave", "manager members", "manager remove", "manager recover",
+  "manager status", "manager transfer", "token create", "token ls", "token rm", "token rotate", "node approve",
+  "kv put", "kv get", "kv rm", "kv ls", "kv watch", "txn", "cluster backup", "cluster restore", "version", "help",
+  "lua",
+}
+
+local function words(text)
+  local list = {}
+  for word in text:gmatch("%S+") do list[#list + 1] = word end
+  return list
+end
+
+local function keys_of(value)
+  local keys = {}
+  for k in pairs(value) do keys[#keys + 1] = k end
+  table.sort(keys)
+  return keys
+end
+
+describe("symphony", function()
+  it("helps with every command, without a daemon", function()
+    for _, command in ipairs(commands) do
+      local list = words(command)
+      local help = cluster.cli("/nonexistent/control.sock", "help", table.unpack(list))
+      assert.equal(0, help.code, command .. ": " .. help.err)
+      assert.truthy(help.out:find("[Uu]sage"), command .. ": " .. help.out)
+      list[#list + 1] = "--help"
+      local flag = cluster.cli("/nonexistent/control.sock", table.unpack(list))
+      assert.equal(0, flag.code, command .. ": " .. flag.err)
+      assert.equal(help.out, flag.out, command .. ": help and --help differ")
+    end
+    local all = cluster.cli("/nonexistent/control.sock", "help")
+    assert.equal(0, all.code)
+    for _, command in ipairs(commands) do
+      assert.truthy(all.out:find(words(command)[1], 1, true), command .. " is not in help")
+    end
+  end)
+
+  it("tells wrong usage (2) from no daemon (3)", cluster.scenario(function(t)
+    local nowhere = t.root .. "/nowhere.sock"
+    for _, line in ipairs { "", "nonsense", "kv", "kv put", "kv put a", "kv nonsense", "manager remove",
+      "--nonsense", "token create --ttl never", "help nonsense", "kv get a b c" } do
+      local result = cluster.cli(nowhere, table.unpack(words(line)))
+      assert.equal(2, result.code, ("`%s`: %s%s"):format(line, result.out, result.err))
+      assert.truthy(#result.err > 0, line)
+    end
+    local result = cluster.cli(nowhere, "kv", "get", "a")
+    assert.equal(3, result.code)
+    assert.truthy(result.err:find(nowhere, 1, true), result.err)
+    assert.truthy(result.err:find("symphonyd"), result.err)
+    -- A socket's file that nobody listens on.
+    local m = t:manager():start()
+    m:crash()
+    assert.equal(3, m:cli("version").code == 0 and m:cli("kv", "get", "a").code or 3)
+    assert.equal(3, m:cli("manager", "status").code)
+    m:start()
+    assert.equal(0, m:cli("manager", "status").code)
+  end))
+
+  it("finds the socket by default, by environment and by flag", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local function run(argv, options)
+      options.timeout = 10
+      return proc.run(argv, options)
+    end
+    local line = { cluster.symphony, "--json", "manager", "members" }
+    assert.equal(0, run(line, { cwd = m.dir }).code)
+    assert.equal(0, run(line, { cwd = t.root, env = { SYMPHONY_SOCKET = m.socket } }).code)
+    assert.equal(3, run(line, { cwd = t.root, env = { SYMPHONY_SOCKET = false } }).code)
+    assert.equal(0, run({ cluster.symphony, "--socket", m.socket, "manager", "members" },
+      { cwd = t.root, env = { SYMPHONY_SOCKET = "/nonexistent" } }).code)
+  end))
+
+  it("prints its version", function()
+    local result = cluster.cli("/nonexistent", "--version")
+    assert.equal(0, result.code)
+    assert.truthy(result.out:find("%d+%.%d+%.%d+"), result.out)
+    assert.equal(0, cluster.cli("/nonexistent", "version").code)
+    assert.equal(0, proc.run({ cluster.symphonyd, "--version" }).code)
+    assert.equal(0, proc.run({ cluster.symphonyd, "--help" }).code)
+    assert.equal(2, proc.run({ cluster.symphonyd, "conductor" }).code)
+  end)
+end)
+
+describe("--json", function()
+  it("has the shapes that others rely on", cluster.scenario(function(t)
+    local m = t:manager():start()
+    local init = m:json("manager", "init")
+    assert.same({ "manager", "worker" }, keys_of(init.tokens))
+    for _, field in ipairs { "cluster_id", "node_id" } do assert.is_string(init[field]) end
+    assert.equal(1, init.raft_node_id)
+    local row = m:json("manager", "members")[1]
+    assert.equal(1, row.raft_node_id)
+    assert.equal(init.node_id, row.node_id)
+    assert.equal(26, #row.node_id)
+    assert.is_string(row.name)
+    assert.equal("voter", row.raft_role)
+    assert.is_true(row.leader)
+    assert.is_true(row.reachable)
+    assert.equal("127.0.0.1:" .. m.raft_port, row.raft_address)
+    assert.equal("127.0.0.1:" .. m.remote_port, row.remote_address)
+    local put = m:json("kv", "put", "a", "1")
+    assert.equal("integer", math.type(put.revision))
+    m:json("kv", "put", "a", "2")
+    local get = m:json("kv", "get", "a")
+    assert.same({ "create_revision", "key", "mod_revision", "value" }, keys_of(get))
+    assert.same({ "a", "2", put.revision, put.revision + 1 },
+      { get.key, get.value, get.create_revision, get.mod_revision })
+    m:json("kv", "put", "b/1", "x")
+    m:json("kv", "put", "b/2", "y")
+    local list = m:json("kv", "ls", "b/")
+    assert.same({ "b/1", "b/2" }, { list[1].key, list[2].key })
+    assert.same(keys_of(get), keys_of(list[1]))
+    assert.equal(3, #m:json("kv", "ls"))
+    assert.same({}, m:json("kv", "ls", "none/"))
+    local missing, result = m:fails("kv", "get", "none")
+    assert.equal("not_found", missing.code)
+    assert.equal(1, result.code)
+    m:json("kv", "rm", "a")
+    assert.equal("not_found", m:fails("kv", "get", "a").code)
+    assert.is_table(m:json("manager", "status"))
+    assert.is_table(m:json("version"))
+    local token = m:json("token", "create", "--role", "manager", "--ttl", "2h", "--uses", "3", "--label", "zone=a")
+    assert.truthy(token.token:find("^SYMTKN%-1%-"))
+    local found
+    for _, each in ipairs(m:json("token", "ls")) do
+      if each.id == token.id then found = each end
+      assert.is_nil(each.token, "token ls shows a secret")
+    end
+    assert.equal(3, found.uses)
+    assert.same({ zone = "a" }, found.labels)
+    m:json("token", "rotate", "--role", "manager")
+    m:json("token", "rm", token.id)
+    assert.equal("not_found", m:fails("token", "rm", token.id).code)
+  end))
+end)
+
+describe("kv", function()
+  it("prints values as they are, and takes them from standard input", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local bytes = {}
+    for i = 0, 255 do bytes[i + 1] = string.char(i) end
+    local value = table.concat(bytes)
+    assert.equal(0, m:cli("kv", "put", "bytes", "-", { stdin = value }).code)
+    assert.equal(value, m:cli("kv", "get", "bytes").out:sub(1, 256))
+    m:json("kv", "put", "ключ/…", "значение")
+    assert.equal("значение", m:json("kv", "get", "ключ/…").value)
+    assert.equal("", m:json("kv", "get", m:json("kv", "put", "empty", "").key or "empty").value)
+    assert.equal("--x", m:json("kv", "get", m:json("kv", "put", "dashes", "--", "--x").key or "dashes").value)
+  end))
+
+  it("watches what changes, until it is cancelled", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local watch = proc.begin({ cluster.symphony, "--socket", m[2].socket, "--json", "kv", "watch", "w/" },
+      { hold_stdin = true })
+    cluster.wait_for("the watch to see a key", 10, function()
+      m[1]:json("kv", "put", "w/1", "one")
+      return watch.out:find("w/1", 1, true), watch.out .. watch.err
+    end)
+    m[3]:json("kv", "put", "other", "x")
+    m[3]:json("kv", "rm", "w/1")
+    cluster.wait_for("the delete", 10, function() return watch.out:find("delete", 1, true), watch.out end)
+    assert.falsy(watch.out:find("other", 1, true))
+    assert.is_nil(watch.process.code)
+    watch.process:kill("sigint")
+    assert.truthy(proc.pump(10, watch.ended), "Ctrl-C does not end the watch")
+    assert.equal(130, watch.process.code)
+    watch.stdin:close()
+    -- And it ends when its daemon does.
+    local second = proc.begin { cluster.symphony, "--socket", m[2].socket, "kv", "watch" }
+    proc.run_for(0.3)
+    m[2]:stop()
+    assert.truthy(proc.pump(10, second.ended), "the watch outlives its daemon")
+    assert.not_equal(0, second.process.code)
+  end))
+end)
+
+describe("txn", function()
+  it("compares and changes at once", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local first = m:json("txn", "-", { stdin = '{"compare": [{"key": "a", "absent": true}], "ops": [{"put": "a", ' ..
+      '"value": "1"}, {"put": "b", "value": "2"}]}' })
+    assert.equal("integer", math.type(first.revision))
+    assert.equal("2", m:json("kv", "get", "b").value)
+    local conflict, result = m:fails("txn", "-", { stdin = '{"compare": [{"key": "a", "absent": true}], "ops": ' ..
+      '[{"put": "a", "value": "3"}]}' })
+    assert.equal("conflict", conflict.code)
+    assert.equal(1, result.code)
+    assert.equal("1", m:json("kv", "get", "a").value)
+  end))
+end)
+
+describe("lua", function()
+  it("evaluates a line after the other in the daemon", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local result = m:cli("lua", { stdin = "1 + 1\nx = 20\nx + 2.5\nerror('oops')\n'still' .. ' here'\nif\n" })
+    assert.truthy(result.out:find("2\n.*22.5\n.*still here"), result.out)
+    assert.truthy((result.out .. result.err):find("oops"), result.err)
+    assert.is_false(result.timed_out or false)
+    m:json("kv", "put", "a", "1")
+  end))
+end)

@@ -1,0 +1,230 @@
+-- Crashes, stops, restarts, lost quorum: what was acknowledged stays, and nothing hangs.
+local uv = require "luv"
+local cluster = require "spec.support.cluster"
+local http = require "spec.support.http"
+local load = require "spec.support.load"
+local proc = require "spec.support.proc"
+
+local ROUNDS = 20
+
+local function wait_all_up(t, m)
+  cluster.wait_for("all members to be reachable", 20, function()
+    local rows = m:json("manager", "members")
+    local up = 0
+    for _, row in ipairs(rows) do up = up + (row.reachable and 1 or 0) end
+    return up == #t.managers, rows
+  end)
+end
+
+local function wait_same(t, prefix)
+  local want = load.keys(t.managers[1], prefix)
+  for _, m in ipairs(t.managers) do assert.same(want, load.keys(m, prefix), m.label .. " differs") end
+end
+
+describe("a cluster of three", function()
+  it(("loses nothing when its leader is killed under load, %d times"):format(ROUNDS), cluster.scenario(function(t)
+    t:cluster(3)
+    local writers = load.start(t.managers, 8)
+    writers:wait_progress(10)
+    local slowest = 0
+    for _ = 1, ROUNDS do
+      local leader = t:leader()
+      leader:crash()
+      slowest = math.max(slowest, writers:wait_progress(10 * cluster.patience))
+      leader:start()
+      wait_all_up(t, leader)
+    end
+    writers:stop()
+    for _, m in ipairs(t.managers) do writers:check(m) end
+    wait_same(t, "load/")
+    print(("kill -9 of the leader: %d writes acknowledged, longest pause %.2f s"):format(writers.count, slowest))
+  end))
+
+  it("goes on without a stopped leader, which then shows nothing old", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    leader:json("kv", "put", "a", "old")
+    local writers = load.start(others, 4)
+    writers:wait_progress(10)
+    leader:kill("sigstop")
+    leader.paused = true
+    writers:wait_progress(10 * cluster.patience)
+    -- Asked while it is stopped, answered when it goes on: with the new value, or an error, never with the old one.
+    local conn, over, answer = http.connect(leader.socket), false, nil
+    conn:request("GET", "/v1/kv/a", nil, { timeout = 20 * cluster.patience }, function(_, got)
+      over, answer = true, got
+    end)
+    others[1]:json("kv", "put", "a", "new")
+    leader:kill("sigcont")
+    leader.paused = nil
+    assert.truthy(proc.pump(20 * cluster.patience, function() return over end))
+    conn:close()
+    assert.truthy(answer, "no answer from the manager that was stopped")
+    assert.falsy(answer.body:find('"old"', 1, true), answer.body)
+    cluster.wait_for("the stopped one to follow", 10, function()
+      local got = leader:cli("--json", "kv", "get", "a")
+      return got.code == 0 and got.json.value == "new" and not got.json.stale, got.out .. got.err
+    end)
+    writers:stop()
+    for _, m in ipairs(t.managers) do writers:check(m) end
+  end))
+
+  it("goes on while a follower is stopped", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local leader, others = t:leader()
+    others[1]:kill("sigstop")
+    others[1].paused = true
+    local writers = load.start({ leader, others[2] }, 4)
+    writers:wait_progress(10)
+    proc.run_for(1)
+    writers:wait_progress(10)
+    others[1]:kill("sigcont")
+    others[1].paused = nil
+    writers:stop()
+    for _, each in ipairs(m) do writers:check(each) end
+  end))
+
+  it("comes back from kill -9 of all three, with its revision", cluster.scenario(function(t)
+    t:cluster(3)
+    local writers = load.start(t.managers, 8)
+    writers:wait_progress(10)
+    for _, m in ipairs(t.managers) do m:kill("sigkill") end
+    for _, m in ipairs(t.managers) do assert(m.process:wait(10)) end
+    writers.stopping = true
+    for _, m in ipairs(t.managers) do m:start() end
+    proc.pump(20, function() return writers.active == 0 end)
+    for _, m in ipairs(t.managers) do writers:check(m) end
+    local put = t.managers[1]:json("kv", "put", "after", "1")
+    assert.is_true(put.revision > writers.revision)
+    wait_same(t, "load/")
+  end))
+
+  it("shows, restarted alone, no older state than it served", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    for i = 1, 20 do leader:json("kv", "put", "a", tostring(i)) end
+    local seen = others[1]:json("kv", "get", "a")
+    assert.equal("20", seen.value)
+    for _, m in ipairs(t.managers) do m:crash() end
+    others[1]:start()
+    local alone = others[1]:json("kv", "get", "a")
+    assert.is_true(alone.stale)
+    assert.equal("20", alone.value)
+    assert.equal(seen.mod_revision, alone.mod_revision)
+  end))
+
+  it("brings back by a snapshot who was away for longer than the log reaches", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local away = others[1]
+    away:crash()
+    -- 56 MiB: more than a snapshot's threshold and what trails it.
+    local value = ("x"):rep(900 << 10)
+    for i = 1, 64 do
+      local key = ("/v1/kv/big/%02d"):format(i)
+      local answer = assert(leader:http("PUT", key, value .. i, { timeout = 20 * cluster.patience }))
+      assert.equal(200, answer.status, answer.body)
+    end
+    local function snapshots(m)
+      local found = 0
+      local folder = assert(uv.fs_scandir(m.dir .. "/raft"))
+      for name in uv.fs_scandir_next, folder do
+        if name:find("^snapshot%-") then found = found + 1 end
+      end
+      return found
+    end
+    cluster.wait_for("a snapshot of the leader", 30, function() return snapshots(leader) > 0 end)
+    away:start()
+    cluster.wait_for("the one that was away to have caught up", 30, function()
+      local answer = away:http("GET", "/v1/kv/big/64?stale=ok")
+      return answer and answer.status == 200 and answer.json.value == value .. 64, answer and answer.status
+    end)
+    assert.is_true(snapshots(away) > 0, "it caught up, but not by a snapshot")
+    away:json("kv", "put", "small", "1")
+    local rows = load.keys(away, "big/")
+    for i = 1, 64 do assert.equal(#value + #tostring(i), #rows[("big/%02d"):format(i)]) end
+  end))
+
+  it("answers without a quorum, says so, and recovers by itself", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    m[1]:json("kv", "put", "a", "1")
+    m[3]:json("kv", "get", "a")
+    m[1]:crash()
+    m[2]:crash()
+    -- From the first moment on, not only after the cluster has noticed.
+    for _ = 1, 3 do
+      local members = m[3]:cli("--json", "manager", "members")
+      assert.equal(0, members.code, members.err)
+      assert.is_true(members.seconds < 2 * cluster.patience, ("members took %.1f s"):format(members.seconds))
+      assert.equal(3, #members.json)
+      local get = m[3]:cli("--json", "kv", "get", "a")
+      assert.equal(0, get.code, get.err)
+      assert.is_true(get.seconds < 2 * cluster.patience, ("kv get took %.1f s"):format(get.seconds))
+      assert.is_true(get.json.stale, get.out)
+      assert.equal("1", get.json.value)
+      local put = m[3]:cli("--json", "kv", "put", "a", "2")
+      assert.equal(5, put.code, put.out .. put.err)
+      assert.is_true(put.seconds < 5 * cluster.patience, ("kv put took %.1f s"):format(put.seconds))
+      assert.truthy(put.error and put.error.hint, put.err)
+    end
+    for _, row in ipairs(m[3]:json("manager", "members")) do assert.is_true(row.stale) end
+    for _, row in ipairs(m[3]:json("kv", "ls")) do assert.is_true(row.stale) end
+    local plain = m[3]:cli("kv", "get", "a")
+    assert.truthy((plain.out .. plain.err):find("quorum"), plain.out .. plain.err)
+    m[1]:start()
+    cluster.wait_for("the same commands to work", 20, function()
+      local put = m[3]:cli("kv", "put", "a", "3")
+      return put.code == 0, put.err
+    end)
+    local get = m[3]:json("kv", "get", "a")
+    assert.equal("3", get.value)
+    assert.is_nil(get.stale)
+  end))
+
+  it("hands its leadership over on SIGTERM and exits 0", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local writers = load.start(others, 4)
+    writers:wait_progress(10)
+    local code, seconds = leader:stop()
+    assert.equal(0, code, leader:log_tail(20))
+    assert.is_true(seconds < 5 * cluster.patience, ("it took %.1f s"):format(seconds))
+    writers:wait_progress(5 * cluster.patience)
+    writers:stop()
+    for _, m in ipairs(others) do writers:check(m) end
+    assert.equal(0, others[1]:stop())
+    leader:start()
+    others[1]:start()
+    wait_all_up(t, leader)
+  end))
+end)
+
+describe("a single manager", function()
+  it("keeps what it acknowledged through kill -9 under load", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local writers = load.start({ m }, 8)
+    for _ = 1, 5 do
+      writers:wait_progress(10)
+      m:crash()
+      m:start()
+      cluster.wait_for("it to serve again", 10, function()
+        local got = m:http("PUT", "/v1/kv/probe", "1")
+        return got and got.status == 200, got and got.body
+      end)
+    end
+    writers:stop()
+    writers:check(m)
+  end))
+
+  it("resumes by itself after SIGTERM", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    m:json("kv", "put", "a", "1")
+    assert.equal(0, m:stop())
+    assert.is_nil(uv.fs_stat(m.socket), "the socket's file is still there")
+    m:start()
+    cluster.wait_for("the value", 10, function()
+      local got = m:cli("--json", "kv", "get", "a")
+      return got.code == 0 and got.json.value == "1" and not got.json.stale, got.err
+    end)
+  end))
+end)

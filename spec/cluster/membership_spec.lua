@@ -1,0 +1,263 @@
+-- Removing, leaving, standing by, handing over; several joins at once; joins that die half-way.
+local uv = require "luv"
+local cluster = require "spec.support.cluster"
+local proc = require "spec.support.proc"
+
+local function join_line(t, m, via)
+  return { cluster.symphony, "--socket", m.socket, "manager", "join", via:remote(), "--token", t.tokens.manager }
+end
+
+-- Waits until @m lists exactly these managers, all reachable, with this many voters.
+local function settled(m, present, voters)
+  return cluster.wait_for(("%d members, %d voters"):format(#present, voters), 20, function()
+    local rows = m:json("manager", "members")
+    local n, up, leader = 0, 0, 0
+    for _, row in ipairs(rows) do
+      n = n + (row.raft_role == "voter" and 1 or 0)
+      up = up + (row.reachable and 1 or 0)
+      leader = leader + (row.leader and 1 or 0)
+    end
+    return #rows == #present and n == voters and up == #present and leader == 1 and rows, rows
+  end)
+end
+
+-- What a removed manager does: it learns of it, stops serving, and says what to do.
+local function knows_it_is_removed(m)
+  cluster.wait_for(m.label .. " to say that it was removed", 15, function()
+    local failure = m:cli("--json", "kv", "get", "a")
+    local err = failure.error
+    return failure.code ~= 0 and err and err.hint and (err.message .. err.hint):find("remove"), failure.err
+  end)
+end
+
+describe("manager remove", function()
+  it("removes a follower, which learns of it", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local leader, others = t:leader()
+    local victim, rest = others[1], others[2]
+    m[1]:json("kv", "put", "a", "1")
+    local plan = leader:cli("manager", "remove", tostring(victim:member().raft_node_id), "--plan")
+    assert.equal(0, plan.code, plan.err)
+    assert.is_true(#plan.out > 0)
+    assert.equal(3, #leader:json("manager", "members"), "--plan changed something")
+    rest:json("manager", "remove", victim:member().node_id)
+    settled(leader, { leader, rest }, 1)
+    knows_it_is_removed(victim)
+    assert.equal("1", rest:json("kv", "get", "a").value)
+    leader:json("kv", "put", "a", "2")
+  end))
+
+  it("hands the leadership over before it removes the leader", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    leader:json("kv", "put", "a", "1")
+    leader:json("manager", "remove", leader:member().name)
+    settled(others[1], others, 1)
+    knows_it_is_removed(leader)
+    others[2]:json("kv", "put", "a", "2")
+    assert.equal("2", others[1]:json("kv", "get", "a").value)
+  end))
+
+  it("removes a dead member by its raft id", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local id = others[1]:member().raft_node_id
+    others[1]:crash()
+    leader:json("manager", "remove", tostring(id))
+    settled(leader, { leader, others[2] }, 1)
+    leader:json("kv", "put", "a", "1")
+    others[1]:start()
+    knows_it_is_removed(others[1])
+  end))
+
+  it("refuses what would cost the quorum, and the last one", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    others[1]:crash()
+    cluster.wait_for("the dead one to be seen as such", 10, function()
+      local row = leader:member(others[1])
+      return not row.reachable, row
+    end)
+    local refused = leader:fails("manager", "remove", tostring(others[2]:member().raft_node_id))
+    assert.truthy(refused.message:lower():find("quorum"), refused.message)
+    assert.truthy(refused.hint:find("--force", 1, true), refused.hint)
+    assert.equal(3, #leader:json("manager", "members"))
+    local unknown = leader:fails("manager", "remove", "no-such-member")
+    assert.equal("not_found", unknown.code)
+  end))
+
+  it("refuses to remove the only manager", cluster.scenario(function(t)
+    local m = t:cluster(1)
+    local refused = m[1]:fails("manager", "remove", "1")
+    assert.is_string(refused.code)
+    m[1]:json("kv", "put", "a", "1")
+  end))
+
+  it("promotes a standby when a voter is gone for good", cluster.scenario(function(t)
+    local m = t:cluster(4)
+    settled(m[1], m, 3)
+    local leader = t:leader()
+    local victim
+    for _, row in ipairs(leader:json("manager", "members")) do
+      if row.raft_role == "voter" and not row.leader then victim = t:by_address(row.raft_address) end
+    end
+    -- Gone for a while is not gone for good.
+    victim:crash()
+    leader:json("kv", "put", "a", "1")
+    assert.equal("voter", leader:member(victim).raft_role)
+    leader:json("manager", "remove", leader:member(victim).name)
+    local left = {}
+    for _, each in ipairs(m) do
+      if each ~= victim then left[#left + 1] = each end
+    end
+    settled(leader, left, 3)
+  end))
+
+  it("grows to five voters and back", cluster.scenario(function(t)
+    local m = t:cluster(5)
+    settled(m[1], m, 5)
+    m[1]:json("kv", "put", "a", "5")
+    for i = 5, 4, -1 do
+      m[1]:json("manager", "remove", tostring(m[i]:member().raft_node_id))
+      knows_it_is_removed(m[i])
+      m[i] = nil
+    end
+    settled(m[1], m, 3)
+    assert.equal("5", m[1]:json("kv", "get", "a").value)
+  end))
+end)
+
+describe("manager leave and transfer", function()
+  it("leaves by itself, leader or not, and can join anew", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    leader:json("kv", "put", "a", "1")
+    leader:json("manager", "leave")
+    settled(others[1], others, 1)
+    assert.equal("1", others[1]:json("kv", "get", "a").value)
+    if not leader:is_running() then leader:start() end
+    cluster.wait_for("a new join", 20, function()
+      local result = leader:cli("manager", "join", others[1]:remote(), "--token", t.tokens.manager)
+      return result.code == 0, result.out .. result.err
+    end)
+    settled(others[1], t.managers, 3)
+    assert.equal("1", leader:json("kv", "get", "a").value)
+  end))
+
+  it("hands the leadership to whom one names", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    leader:json("manager", "transfer", tostring(others[1]:member().raft_node_id))
+    assert.equal(others[1], (t:leader()))
+    others[1]:json("manager", "transfer")
+    assert.not_equal(others[1], (t:leader()))
+  end))
+end)
+
+describe("manager join", function()
+  it("takes two at once", cluster.scenario(function(t)
+    local m = t:cluster(1)
+    local joins = {}
+    for i = 2, 3 do m[i] = t:manager():start() end
+    for i = 2, 3 do joins[i] = proc.begin(join_line(t, m[i], m[1])) end
+    for i = 2, 3 do
+      assert.truthy(proc.pump(30 * cluster.patience, joins[i].ended), "the join hangs")
+      assert.equal(0, joins[i].process.code, joins[i].out .. joins[i].err)
+    end
+    settled(m[1], m, 3)
+    m[3]:json("kv", "put", "a", "1")
+  end))
+
+  it("goes through a follower", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local _, others = t:leader()
+    m[4] = t:manager():start()
+    m[4]:json("manager", "join", others[1]:remote(), "--token", t.tokens.manager)
+    settled(m[1], m, 3)
+  end))
+
+  -- Each way of dying, at moments spread over the time that a join takes here.
+  local deaths = {
+    ["the joining daemon"] = { victim = function(_, joiner) return joiner end },
+    ["the manager that is asked"] = { victim = function(asked) return asked end },
+    ["the client"] = {},
+  }
+  for what, death in pairs(deaths) do
+    it("is finished by saying it again when " .. what .. " is killed half-way", cluster.scenario(function(t)
+      local m = t:cluster(1)
+      m[1]:json("kv", "put", "a", "1")
+      local probe = t:manager():start()
+      local whole = proc.run(join_line(t, probe, m[1])).seconds
+      m[1]:json("manager", "remove", tostring(m[1]:member(probe).raft_node_id))
+      probe:crash()
+      for step = 0, 9 do
+        local joiner = t:manager():start()
+        local join = proc.begin(join_line(t, joiner, m[1]))
+        proc.run_for(whole * step / 8)
+        local victim = death.victim and death.victim(m[1], joiner)
+        if victim then
+          victim:crash()
+          victim:start()
+        else
+          join.process:kill("sigkill")
+        end
+        assert.truthy(proc.pump(30 * cluster.patience, join.ended), "the join hangs")
+        cluster.wait_for("the second join, step " .. step, 30, function()
+          local again = joiner:cli("--json", "manager", "join", m[1]:remote(), "--token", t.tokens.manager)
+          if again.code == 0 then return true end
+          -- It had come through: then the node is a member, and the error says so.
+          return m[1]:member(joiner) ~= nil and again.error ~= nil and again.error.code == "exists",
+            again.out .. again.err
+        end)
+        settled(m[1], { m[1], joiner }, 1)
+        assert.equal("1", joiner:json("kv", "get", "a").value)
+        m[1]:json("manager", "remove", tostring(m[1]:member(joiner).raft_node_id))
+        settled(m[1], { m[1] }, 1)
+        joiner:crash()
+      end
+    end))
+  end
+
+  it("makes a third voter although a manager dies meanwhile", cluster.scenario(function(t)
+    for step = 0, 4 do
+      local first = #t.managers
+      local m = { t:manager():start(), t:manager():start(), t:manager():start() }
+      local token = m[1]:json("manager", "init").tokens.manager
+      m[2]:json("manager", "join", m[1]:remote(), "--token", token)
+      local join = proc.begin { cluster.symphony, "--socket", m[3].socket, "manager", "join", m[1]:remote(), "--token",
+        token }
+      proc.run_for(0.1 * step)
+      local victim = m[step % 2 + 1]
+      victim:crash()
+      victim:start()
+      assert.truthy(proc.pump(30 * cluster.patience, join.ended), "the join hangs")
+      if join.process.code ~= 0 then
+        cluster.wait_for("the join said again", 30, function()
+          local again = m[3]:cli("--json", "manager", "join", m[1]:remote(), "--token", token)
+          return again.code == 0 or again.error.code == "exists", again.out .. again.err
+        end)
+      end
+      settled(m[1], m, 3)
+      m[2]:json("kv", "put", "step", tostring(step))
+      for i = first + 1, first + 3 do t.managers[i]:crash() end
+    end
+  end))
+
+  it("brings a wiped manager back as a new member", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local wiped = others[1]
+    local old = wiped:member()
+    wiped:crash()
+    proc.run { "rm", "-rf", "--", wiped.dir }
+    leader:json("kv", "put", "a", "1")
+    wiped:start()
+    -- The address is the dead member's: it is a new member all the same, and the old one is removed by its id.
+    leader:json("manager", "remove", tostring(old.raft_node_id))
+    wiped:json("manager", "join", leader:remote(), "--token", t.tokens.manager)
+    local rows = settled(leader, t.managers, 3)
+    for _, row in ipairs(rows) do assert.not_equal(old.raft_node_id, row.raft_node_id) end
+    assert.equal("1", wiped:json("kv", "get", "a").value)
+    assert.truthy(uv.fs_stat(wiped.dir .. "/key.json"))
+  end))
+end)

@@ -1,0 +1,163 @@
+-- luacheck: no max line length
+-- The first session, as README.md shows it: line by line, with the default ports where they are free.
+local cluster = require "spec.support.cluster"
+local proc = require "spec.support.proc"
+
+local session = [[
+symphonyd manager --config-dir .config/manager-01
+symphony --socket .config/manager-01/control.sock manager init
+symphonyd manager --config-dir .config/manager-02 --listen-raft-port 15761 --listen-remote-port 27243 --listen-gossip-port 37066
+symphonyd manager --config-dir .config/manager-03 --listen-raft-port 15762 --listen-remote-port 27244 --listen-gossip-port 37067
+symphony --socket .config/manager-02/control.sock manager join <host>:27242 --token <token>
+symphony --socket .config/manager-03/control.sock manager join <host>:27242 --token <token>
+symphony --socket .config/manager-01/control.sock manager members
+symphony --socket .config/manager-01/control.sock manager remove <member-id>
+]]
+
+-- Every port of the session to itself, or all of them to others when one is taken.
+local function port_map()
+  local ports = { 15760, 15761, 15762, 27242, 27243, 27244, 37065, 37066, 37067 }
+  local map, free = {}, true
+  for _, port in ipairs(ports) do free = free and proc.port_is_free(port) end
+  for _, port in ipairs(ports) do map[tostring(port)] = tostring(free and port or proc.free_port()) end
+  return map, free
+end
+
+-- Runs the session's lines; what stands in <> comes from @fill, a table of functions. Returns the output of each
+-- client line, by its line.
+local function play(t, lines, fill)
+  local map, free = port_map()
+  local outputs = {}
+  local function words_of(line)
+    local words = {}
+    for word in line:gmatch("%S+") do
+      word = word:gsub("<([%w-]+)>", function(name) return tostring(fill[name](outputs)) end)
+      words[#words + 1] = (word:gsub("%d%d%d%d%d", map))
+    end
+    return words
+  end
+  for line in lines:gmatch("[^\n]+") do
+    local words = words_of(line)
+    if words[1] == "symphonyd" then
+      local dir = words[4]
+      local m = t:manager { dir = t.root .. "/" .. dir }
+      if not free and not line:find("--listen", 1, true) then
+        for flag, port in pairs { raft = "15760", remote = "27242", gossip = "37065" } do
+          words[#words + 1] = ("--listen-%s-port"):format(flag)
+          words[#words + 1] = map[port]
+        end
+      end
+      words[1], words[4] = cluster.symphonyd, m.dir
+      m.command = function() return words end
+      m:start()
+      m.remote_port = tonumber(map[line:match("remote%-port (%d+)") or "27242"])
+      m.raft_port = tonumber(map[line:match("raft%-port (%d+)") or "15760"])
+    else
+      words[1] = cluster.symphony
+      local result = proc.run(words, { cwd = t.root, timeout = 30 * cluster.patience })
+      assert.equal(0, result.code, line .. "\n" .. result.out .. result.err)
+      outputs[line] = result.out
+      t.last_output = result.out
+    end
+  end
+  return outputs
+end
+
+local function socket(t, n) return ("%s/.config/manager-%02d/control.sock"):format(t.root, n) end
+
+local function members(t, n)
+  local result = cluster.cli(socket(t, n), "--json", "manager", "members")
+  assert.equal(0, result.code, result.err)
+  return result.json
+end
+
+local function followers(t)
+  local ids = {}
+  for _, row in ipairs(members(t, 1)) do
+    if not row.leader then ids[#ids + 1] = row end
+  end
+  return ids
+end
+
+describe("the session of the README", function()
+  it("is in the README, line by line", function()
+    local readme = assert(proc.read_file("README.md"))
+    for line in session:gmatch("[^\n]+") do assert.truthy(readme:find(line, 1, true), "README.md lacks: " .. line) end
+  end)
+
+  it("runs as it is written", cluster.scenario(function(t)
+    local removed
+    play(t, session, {
+      host = function() return "127.0.0.1" end,
+      token = function()
+        local shown = cluster.cli(socket(t, 1), "--json", "token", "create", "--role", "manager")
+        assert.equal(0, shown.code, shown.err)
+        return shown.json.token
+      end,
+      ["member-id"] = function()
+        t:wait_voters(3, t.managers[1])
+        removed = followers(t)[1]
+        return removed.raft_node_id
+      end,
+    })
+    local left = cluster.wait_for("two members", 10, function()
+      local rows = members(t, 1)
+      return #rows == 2 and rows, rows
+    end)
+    for _, row in ipairs(left) do assert.not_equal(removed.raft_node_id, row.raft_node_id) end
+    local gone = t.managers[removed.raft_node_id == 1 and 1 or 0]
+    for _, m in ipairs(t.managers) do
+      if removed.raft_address:match(":" .. m.raft_port .. "$") then gone = m end
+    end
+    cluster.wait_for("the removed manager to say so", 10, function()
+      local failure = gone:cli("--json", "kv", "put", "a", "b")
+      return failure.code ~= 0 and failure.error and failure.error.hint, failure.err
+    end)
+  end))
+
+  it("takes the tokens that init prints", cluster.scenario(function(t)
+    local a, b = t:manager():start(), t:manager():start()
+    local first = a:cli("manager", "init")
+    assert.equal(0, first.code, first.err)
+    local token = first.out:match("SYMTKN%-1%-%w+%-%w+")
+    assert.truthy(token, first.out)
+    assert.truthy(first.out:find("symphony.-manager join 127.0.0.1:" .. a.remote_port), first.out)
+    local second = b:cli("manager", "join", a:remote(), "--token", token)
+    assert.equal(0, second.code, second.err)
+    assert.truthy((second.out .. second.err):find("no failure"), "two managers: " .. second.out .. second.err)
+  end))
+
+  it("joins without a token after an approval", cluster.scenario(function(t)
+    local a, b = t:manager():start(), t:manager():start()
+    a:json("manager", "init")
+    local join = proc.begin { cluster.symphony, "--socket", b.socket, "manager", "join", a:remote() }
+    local fingerprint = cluster.wait_for("the fingerprint", 10, function()
+      local text = join.out .. join.err
+      return text:match("key fingerprint: +(%x+)"), text
+    end)
+    local pending = cluster.wait_for("the pending request", 10, function()
+      local rows = a:json("node", "pending")
+      return #rows == 1 and rows[1], rows
+    end)
+    local wrong = a:fails("node", "approve", pending.id, "--fingerprint", ("0"):rep(64))
+    assert.is_string(wrong.code)
+    assert.is_nil(join.process.code, "joined with a wrong fingerprint")
+    a:json("node", "approve", pending.id, "--fingerprint", fingerprint)
+    assert.truthy(proc.pump(15 * cluster.patience, join.ended), "the join still waits: " .. join.out .. join.err)
+    assert.equal(0, join.process.code, join.out .. join.err)
+    cluster.wait_for("two members", 10, function() return #a:json("manager", "members") == 2 end)
+  end))
+
+  it("approves by itself under --dev, and says so", cluster.scenario(function(t)
+    local m = { t:manager():start(), t:manager():start(), t:manager():start() }
+    local init = m[1]:cli("manager", "init", "--dev")
+    assert.equal(0, init.code, init.err)
+    for i = 2, 3 do
+      local join = m[i]:cli("manager", "join", m[1]:remote())
+      assert.equal(0, join.code, join.out .. join.err)
+    end
+    t:wait_voters(3, m[1])
+    local status = m[2]:cli("manager", "status")
+    assert.truthy((status.out .. status.err):lower():find("dev"), status.out)
+  end))
+end)

@@ -1,0 +1,137 @@
+-- What README.md, docs/ and the man pages show is what happens.
+local uv = require "luv"
+local cluster = require "spec.support.cluster"
+local json = require "spec.support.json"
+local proc = require "spec.support.proc"
+
+-- The commands and answers of the blocks of @path that stand behind a line <!-- run -->.
+local function examples(path)
+  local blocks, block, armed = {}, nil, false
+  for line in (assert(proc.read_file(path)) .. "\n"):gmatch("([^\n]*)\n") do
+    local code = line:match("^    (.*)$")
+    if line == "<!-- run -->" then
+      armed = true
+    elseif armed and code then
+      block = block or {}
+      local command = code:match("^%$ (.*)$")
+      if command then
+        block[#block + 1] = { command = command, answer = "" }
+      else
+        block[#block].answer = block[#block].answer .. code .. "\n"
+      end
+    elseif block then
+      blocks[#blocks + 1], block, armed = block, nil, false
+    end
+  end
+  return blocks
+end
+
+-- The same names and kinds of values; texts equal too, unless the shown one is "...". Numbers are of the moment.
+local function alike(shown, got, where)
+  assert.equal(type(shown), type(got), where)
+  if type(shown) == "string" and shown ~= "..." then assert.equal(shown, got, where) end
+  if type(shown) ~= "table" then return end
+  for k, v in pairs(shown) do alike(v, got[k], where .. "." .. tostring(k)) end
+  for k in pairs(got) do
+    if k ~= "hint" then assert.not_nil(shown[k], where .. "." .. tostring(k) .. " is not shown") end
+  end
+end
+
+local function sources()
+  local list = { "README.md" }
+  local folder = assert(uv.fs_scandir("docs"))
+  for name in uv.fs_scandir_next, folder do
+    if name:find("%.md$") then list[#list + 1] = "docs/" .. name end
+  end
+  return list
+end
+
+describe("the documentation", function()
+  it("shows what the API does", cluster.scenario(function(t)
+    local blocks = examples("docs/api.md")
+    assert.is_true(#blocks >= 2)
+    for _, block in ipairs(blocks) do
+      local m = t:manager():start()
+      m:json("manager", "init")
+      for _, example in ipairs(block) do
+        local result = proc.run({ "sh", "-c", example.command }, { cwd = m.dir })
+        assert.equal(0, result.code, example.command .. "\n" .. result.err)
+        local shown = assert(json.decode(example.answer))
+        alike(shown, json.decode(result.out) or result.out, example.command .. "\n" .. result.out .. "\n answer")
+      end
+    end
+  end))
+
+  it("has a demo that runs, again too, and ends", function()
+    local folder = proc.temp_folder()
+    local env = { DEMO_DIR = folder .. "/demo", DEMO_OFFSET = tostring(math.random(1000, 9000)) }
+    local function demo(...)
+      local result = proc.run({ "scripts/demo", ... }, { timeout = 120, env = env })
+      assert.equal(0, result.code, result.out .. result.err)
+      return result.out
+    end
+    for _ = 1, 2 do
+      local out = demo()
+      assert.truthy(out:find("is gone, and here we are\n", 1, true), out)
+      assert.truthy(out:find("\n  export SYMPHONY_SOCKET=", 1, true), out)
+    end
+    assert.truthy(demo("--stop"):find("^2 of"))
+    assert.truthy(demo("--stop"):find("^0 of"))
+    proc.remove_tree(folder)
+  end)
+
+  it("names only commands that there are", function()
+    local known = {}
+    local seen = 0
+    for _, path in ipairs(sources()) do
+      for line in assert(proc.read_file(path)):gmatch("[^\n]+") do
+        for words in line:gmatch("%f[%w]symphony ([%l ]+)") do
+          local first, second = words:match("^(%l+) ?(%l*)")
+          local is_command = line:find("^    ") or line:find("`[^`]*symphony " .. words)
+          if is_command then
+            seen = seen + 1
+            local topic = first .. " " .. second
+            if known[topic] == nil then
+              local both = cluster.cli("/nonexistent", "help", first, second ~= "" and second or nil)
+              known[topic] = both.code == 0 or cluster.cli("/nonexistent", "help", first).out:find("Usage") and
+                not cluster.cli("/nonexistent", "help", first).out:find("Commands")
+            end
+            assert.truthy(known[topic], path .. ": there is no `symphony " .. topic .. "`: " .. line)
+          end
+        end
+      end
+    end
+    assert.is_true(seen > 10)
+  end)
+
+  it("links only to what is there", function()
+    for _, path in ipairs(sources()) do
+      for target in assert(proc.read_file(path)):gmatch("%]%(([^)#]+)[^)]*%)") do
+        if not target:find("^%a+:") then
+          local full = (path:match("^(.*/)") or "") .. target
+          assert.truthy(uv.fs_stat(full), path .. " links to " .. target)
+        end
+      end
+    end
+  end)
+
+  it("lists every option of symphonyd in its man page, and every command in symphony's", function()
+    local page = assert(proc.read_file("docs/man/man8/symphonyd.8")):gsub("\\", "")
+    for option in proc.run({ cluster.symphonyd, "--help" }).out:gmatch("%-%-([%l-]+)") do
+      assert.truthy(page:find("--" .. option, 1, true), "symphonyd(8) lacks --" .. option)
+    end
+    page = assert(proc.read_file("docs/man/man1/symphony.1"))
+    for command in cluster.cli("/nonexistent", "help").out:gmatch("\n  +(%l+)  ") do
+      assert.truthy(page:find("%f[%l]" .. command .. "%f[%L]"), "symphony(1) lacks " .. command)
+    end
+  end)
+
+  it("has man pages without a warning", function()
+    for _, page in ipairs { "man1/symphony.1", "man8/symphonyd.8" } do
+      local man = { "man", "--warnings", "-l", "-Tutf8", "docs/man/" .. page }
+      local result = proc.run(man, { env = { LC_ALL = "C.UTF-8" } })
+      assert.equal(0, result.code, result.err)
+      assert.equal("", result.err)
+    end
+  end)
+end)

@@ -1,0 +1,43 @@
+-- The programs as `cmake --install` puts them below SYMPHONY_PREFIX: they run from there, by their own Lua tree.
+local uv = require "luv"
+local cluster = require "spec.support.cluster"
+local proc = require "spec.support.proc"
+
+local prefix = assert(os.getenv("SYMPHONY_PREFIX"), "SYMPHONY_PREFIX: where symphony is installed")
+
+describe("the installed symphony", function()
+  it("has everything in its place", function()
+    for _, path in ipairs { "bin/symphony", "sbin/symphonyd", "share/symphony/lua/symphony/boot.lua",
+      "share/symphony/contrib/systemd/symphonyd-manager.service", "share/man/man1/symphony.1",
+      "share/man/man8/symphonyd.8" } do
+      assert.truthy(uv.fs_stat(prefix .. "/" .. path), path .. " is not installed")
+    end
+  end)
+
+  it("runs from there", cluster.scenario(function(t)
+    cluster.symphonyd, cluster.symphony = prefix .. "/sbin/symphonyd", prefix .. "/bin/symphony"
+    local m = t:cluster(3)
+    m[1]:json("kv", "put", "a", "1")
+    assert.equal("1", m[3]:json("kv", "get", "a").value)
+    for _, path in ipairs { "/sbin/symphonyd", "/bin/symphony" } do
+      assert.equal(0, proc.run({ prefix .. path, "--version" }).code)
+    end
+    local where = m[1]:cli("lua", { stdin = "package.searchpath('symphony.boot', package.path)\n" })
+    assert.truthy(where.out:find(prefix .. "/share/symphony/lua/symphony/boot.lua", 1, true), where.out .. where.err)
+    assert.equal(0, cluster.cli("/nonexistent", "help").code)
+  end))
+
+  it("has a unit that systemd understands", function()
+    local ok = pcall(proc.run, { "systemd-analyze", "--version" })
+    if not ok then return pending("no systemd-analyze here") end
+    local folder = proc.temp_folder()
+    local unit = assert(proc.read_file(prefix .. "/share/symphony/contrib/systemd/symphonyd-manager.service"))
+    unit = unit:gsub("/usr/local/sbin/symphonyd", (prefix .. "/sbin/symphonyd"):gsub("%%", "%%%%"))
+      :gsub("Documentation=[^\n]*\n", "")
+    proc.write_file(folder .. "/symphonyd-manager.service", unit)
+    local result = proc.run({ "systemd-analyze", "verify", folder .. "/symphonyd-manager.service" })
+    proc.remove_tree(folder)
+    assert.equal(0, result.code, result.err)
+    assert.falsy(result.err:find("symphonyd-manager.service", 1, true), result.err)
+  end)
+end)
