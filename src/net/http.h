@@ -1,0 +1,134 @@
+/* HTTP/1.1: a server over any number of listeners, and a client call. llhttp parses; here are the limits and
+ * the life of a request.
+ *
+ * A server request is alive from on_request until it has been answered *and* its exchange is over, or the
+ * peer is gone. Whoever takes it sets req->on_gone: it fires exactly once, when the request object is about
+ * to be freed, after an answer or without one. Do not touch the request after it. It never fires inside
+ * http_respond or another call with the request, but when the handler has returned, or later from the loop.
+ * Answering a request twice is a programming error (asserted); one that its handler neither answered nor took
+ * (on_gone) is answered with 500. Requests of one connection are served one at a time, in order (a pipelined
+ * one waits). A HEAD request is answered like a GET: the body is left out here.
+ */
+#ifndef SYM_NET_HTTP_H
+#define SYM_NET_HTTP_H
+
+#include "net/stream.h"
+
+struct http_limits {
+    size_t max_head; /* request line and headers; default 16 KiB -> 431 */
+    size_t max_body; /* default 2 MiB -> 413 */
+    unsigned
+        max_conns; /* default 4096; at the limit an idle connection makes room, else the new one is refused */
+    unsigned max_conns_addr; /* for each address, unix exempt; default 2048 */
+    uint64_t head_ms;  /* from the first byte of a request, or from accept, to the end of its headers; default
+                          10 s */
+    uint64_t body_ms;  /* to the end of the body; default 30 s */
+    uint64_t idle_ms;  /* keep-alive without a request; default 300 s */
+    uint64_t send_ms;  /* an answer of which the peer takes nothing for so long is cut; default 30 s */
+    size_t max_memory; /* bodies and unsent answers of all connections together; beyond it a body is refused
+                        * (503) and the connection with the most unsent bytes is cut; default 256 MiB */
+};                     /* 0 means the default, and so does NULL for all of them */
+
+struct http_server;
+struct http_req;
+typedef void (*http_handler)(struct http_req *req, void *arg);
+
+struct http_req {
+    /* Read-only to handlers; strings are NUL-terminated and live as long as the request. */
+    const char *method; /* "GET", ... */
+    const char *path;   /* percent-decoded bytes, without the query; may hold any byte but NUL */
+    size_t path_len;
+    const char *query;   /* raw, "" if none */
+    const uint8_t *body; /* whole body */
+    size_t body_len;
+    bool tls; /* came in over TLS */
+    const struct peer_addr *from;
+    const struct tls_peer *peer; /* NULL without TLS */
+    uint64_t arrived_ms;         /* uv_now at the end of the body */
+    /* The handler's own. */
+    void *data;
+    void (*on_gone)(struct http_req *req);
+    void (*on_drain)(struct http_req *req); /* a streamed answer may go on */
+};
+
+/* Header by lower-case name, NULL if absent. */
+const char *http_req_header(const struct http_req *req, const char *name);
+/* Percent-decoded ('+' is itself) value of query parameter @name into @out (NUL-terminated); SYM_ENOTFOUND,
+ * SYM_EINVAL, SYM_ETOOBIG. */
+int http_req_param(const struct http_req *req, const char *name, char *out, size_t size);
+
+int http_server_new(uv_loop_t *loop, const struct http_limits *limits, http_handler handler, void *arg,
+    struct http_server **out);
+/* TCP with TLS (@tls is used for new connections until http_server_set_tls replaces it), or plain if NULL. */
+int http_server_listen_tcp(
+    struct http_server *s, const char *bind_addr, uint16_t port, struct tls_ctx *tls, uint16_t *bound);
+int http_server_listen_unix(struct http_server *s, const char *path, mode_t mode, gid_t gid);
+/* Connections accepted from now on use @tls (renewed certificate, new CA). Takes ownership of neither. */
+void http_server_set_tls(struct http_server *s, struct tls_ctx *tls);
+/* Asked once for each connection after its handshake; false closes it. NULL: all are let in. */
+void http_server_set_admit(struct http_server *s, bool (*admit)(void *arg, const struct tls_peer *peer));
+/* Closes every connection whose peer certificate's CN is @cn (a removed node). */
+void http_server_drop_cn(struct http_server *s, const char *cn);
+/* Stops listening and accepting requests, lets answers under way finish for @grace_ms (streamed ones are cut
+ * at once), closes the rest, then @done (may be NULL), never inside this call. The server is freed after it.
+ */
+void http_server_close(struct http_server *s, uint64_t grace_ms, void (*done)(void *arg), void *arg);
+struct http_stats {
+    uint64_t accepted, requests, refused;
+    unsigned open;
+};
+void http_server_stats(const struct http_server *s, struct http_stats *out);
+
+/* One whole answer. @ctype NULL: application/json. @extra: NULL or whole header lines, each ended by \r\n. */
+void http_respond(
+    struct http_req *req, int status, const char *ctype, const char *extra, const void *body, size_t n);
+/* {"error": {"code", "message", "hint"}} with err_http_status(code); @hint may be NULL. */
+void http_respond_error(struct http_req *req, int code, const char *message, const char *hint);
+/* An answer of unknown length (chunked): start, any number of writes, end. A write answers 0, SYM_EBUSY
+ * (taken, but wait for on_drain before the next), or SYM_ECLOSED. */
+void http_stream_start(struct http_req *req, int status, const char *ctype);
+int http_stream_write(struct http_req *req, const void *data, size_t n);
+void http_stream_end(struct http_req *req);
+/* Asks for on_drain, later from the loop, as soon as more may be written: in the next turn if that is so
+ * already. */
+void http_stream_notify(struct http_req *req);
+/* Ends the connection in the middle of a streamed answer, so that the client sees it is not whole. */
+void http_abort(struct http_req *req);
+
+/* --- client: one call, one connection
+ * --------------------------------------------------------------------------- */
+
+struct http_call;
+struct http_call_opts {
+    const char *unix_path; /* or: */
+    const char *host;
+    uint16_t port;
+    struct tls_ctx *tls; /* NULL: plain */
+    /* Asked after the handshake: non-zero closes with that code. May be NULL. */
+    int (*check_peer)(void *arg, struct stream *s);
+    const char *method, *path; /* path with query, already encoded */
+    const char *headers;       /* NULL or whole lines, each ended by \r\n */
+    const void *body;          /* copied */
+    size_t body_len;
+    uint64_t timeout_ms; /* to the end of the headers of the answer; 0: 10 s */
+    uint64_t idle_ms;    /* between two pieces of the body; 0: 60 s */
+    size_t max_body;     /* without on_data: bytes collected; 0: 16 MiB */
+    /* Status and headers have arrived; may be NULL. */
+    void (*on_head)(void *arg, int status);
+    /* A piece of the body; NULL: the body is collected and given to on_done. */
+    void (*on_data)(void *arg, const uint8_t *data, size_t n);
+    /* Over, exactly once, never inside http_call_start. @err 0 or SYM_E* with err_msg(); @status 0 if no
+     * answer came;
+     * @body (NUL-terminated) is NULL when on_data took it. The call is freed after this returns. */
+    void (*on_done)(void *arg, int err, int status, const uint8_t *body, size_t n);
+    void *arg;
+};
+/* A failure to start is returned, and then nothing fires. */
+int http_call_start(uv_loop_t *loop, const struct http_call_opts *opts, struct http_call **out);
+/* on_done comes with SYM_ECANCELED. */
+void http_call_cancel(struct http_call *c);
+/* Back-pressure for on_data. */
+void http_call_pause(struct http_call *c);
+void http_call_resume(struct http_call *c);
+
+#endif

@@ -1,0 +1,315 @@
+/* Answers: heads put together by hand, short ones sent with their body in one piece. */
+#include "net/http_impl.h"
+
+#include "base/err.h"
+#include "codec/json.h"
+#include "net/http_text.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+enum {
+    JOIN_MAX = 32 * 1024, /* a body up to here is copied behind its head; a longer one is not */
+    HEAD_MAX = 256,       /* a head without content type and extra lines */
+    SCRATCH_KEEP = 256 * 1024
+};
+
+/* Answers are built here and copied or sent before the call returns. */
+static _Thread_local struct buf scratch;
+
+static const char *reason(int status)
+{
+    static const struct {
+        int status;
+        const char *text;
+    } known[] = {
+        {200, "OK"},
+        {201, "Created"},
+        {202, "Accepted"},
+        {204, "No Content"},
+        {304, "Not Modified"},
+        {400, "Bad Request"},
+        {401, "Unauthorized"},
+        {403, "Forbidden"},
+        {404, "Not Found"},
+        {405, "Method Not Allowed"},
+        {408, "Request Timeout"},
+        {409, "Conflict"},
+        {410, "Gone"},
+        {412, "Precondition Failed"},
+        {413, "Content Too Large"},
+        {417, "Expectation Failed"},
+        {429, "Too Many Requests"},
+        {431, "Request Header Fields Too Large"},
+        {499, "Client Closed Request"},
+        {500, "Internal Server Error"},
+        {501, "Not Implemented"},
+        {502, "Bad Gateway"},
+        {503, "Service Unavailable"},
+        {504, "Gateway Timeout"},
+        {505, "HTTP Version Not Supported"},
+        {507, "Insufficient Storage"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof known[0]; i++) {
+        if (known[i].status == status) {
+            return known[i].text;
+        }
+    }
+    return "Other";
+}
+
+static char *put(char *at, const char *text, size_t n)
+{
+    memcpy(at, text, n);
+    return at + n;
+}
+
+static char *put_text(char *at, const char *text)
+{
+    return put(at, text, strlen(text));
+}
+
+static char *put_number(char *at, size_t v)
+{
+    char digits[20];
+    size_t n = 0;
+    do {
+        digits[sizeof digits - ++n] = (char)('0' + v % 10);
+        v /= 10;
+    } while (v != 0);
+    return put(at, digits + sizeof digits - n, n);
+}
+
+#define PUT(at, literal) put(at, literal, sizeof(literal) - 1)
+
+enum framing { NO_BODY, LENGTH, CHUNKS, TO_THE_END };
+
+struct head {
+    int status;
+    const char *ctype, *extra;
+    enum framing framing;
+    size_t length;
+    bool close;
+    bool say_keep_alive; /* HTTP/1.0 must be told */
+};
+
+/* Begins scratch with the head; there is room for @more bytes behind it. */
+static int begin(const struct head *h, size_t more)
+{
+    const char *ctype = h->ctype != NULL ? h->ctype : "application/json";
+    size_t extra_len = h->extra != NULL ? strlen(h->extra) : 0;
+    buf_clear(&scratch);
+    char *start = (char *)buf_reserve(&scratch, HEAD_MAX + strlen(ctype) + extra_len + more);
+    if (start == NULL) {
+        return SYM_ENOMEM;
+    }
+    char *at = start;
+    if (h->status == 200) {
+        at = PUT(at, "HTTP/1.1 200 OK\r\n");
+    } else {
+        at = PUT(at, "HTTP/1.1 ");
+        at = put_number(at, (size_t)h->status);
+        *at++ = ' ';
+        at = put_text(at, reason(h->status));
+        at = PUT(at, "\r\n");
+    }
+    if (h->framing != NO_BODY) {
+        at = PUT(at, "Content-Type: ");
+        at = put_text(at, ctype);
+        at = PUT(at, "\r\n");
+    }
+    if (h->framing == LENGTH) {
+        at = PUT(at, "Content-Length: ");
+        at = put_number(at, h->length);
+        at = PUT(at, "\r\n");
+    } else if (h->framing == CHUNKS) {
+        at = PUT(at, "Transfer-Encoding: chunked\r\n");
+    }
+    if (h->close) {
+        at = PUT(at, "Connection: close\r\n");
+    } else if (h->say_keep_alive) {
+        at = PUT(at, "Connection: keep-alive\r\n");
+    }
+    at = put(at, h->extra != NULL ? h->extra : "", extra_len);
+    at = PUT(at, "\r\n");
+    buf_commit(&scratch, (size_t)(at - start));
+    return 0;
+}
+
+/* Sends scratch and @data behind it, if there was room for it there, in one piece. */
+static int send_scratch(struct stream *stream, const void *data, size_t n, bool joined, const char *tail)
+{
+    int rv;
+    if (joined) {
+        /* The room was reserved: this cannot fail. */
+        (void)buf_append(&scratch, data, n);
+        (void)buf_append(&scratch, tail, strlen(tail));
+        rv = stream_write(stream, buf_data(&scratch), scratch.len);
+    } else {
+        stream_cork(stream);
+        rv = stream_write(stream, buf_data(&scratch), scratch.len);
+        rv = rv != 0 ? rv : stream_write(stream, data, n);
+        rv = rv != 0 ? rv : stream_write(stream, tail, strlen(tail));
+        stream_uncork(stream);
+    }
+    if (scratch.cap > SCRATCH_KEEP) {
+        buf_free(&scratch);
+    }
+    return rv == 0 ? 0 : SYM_ECLOSED;
+}
+
+static void send_answer(struct stream *stream, const struct head *head, const void *body, size_t n)
+{
+    bool joined = n <= JOIN_MAX;
+    if (begin(head, joined ? n : 0) != 0) {
+        stream_close(stream, SYM_ENOMEM);
+    } else {
+        (void)send_scratch(stream, body, n, joined, ""); /* a peer that is gone is heard of from the stream */
+    }
+}
+
+void http_respond(
+    struct http_req *req, int status, const char *ctype, const char *extra, const void *body, size_t n)
+{
+    struct exchange *x = exchange_of(req);
+    struct http_conn *c = x->conn;
+    assert(!x->answered);
+    assert(status >= 200 && status <= 599);
+    x->answered = true;
+    x->close = !x->parser.keep_alive || c->server->closing;
+    bool no_body = status == 204 || status == 304;
+    struct head head = {
+        .status = status,
+        .ctype = ctype,
+        .extra = extra,
+        .framing = no_body ? NO_BODY : LENGTH,
+        .length = n,
+        .close = x->close,
+        .say_keep_alive = x->parser.http10,
+    };
+    send_answer(c->stream, &head, body, no_body || x->parser.is_head ? 0 : n);
+    conn_over(c);
+}
+
+static int put_error(struct buf *out, const char *code, const char *message, const char *hint)
+{
+    const char *texts[] = {code, message, hint};
+    static const char *const names[] = {"{\"error\":{\"code\":", ",\"message\":", ",\"hint\":"};
+    for (int i = 0; i < 3 && texts[i] != NULL; i++) {
+        const uint8_t *text = (const uint8_t *)texts[i];
+        size_t n = strlen(texts[i]);
+        if (!utf8_valid(text, n)) {
+            text = (const uint8_t *)"(not text)";
+            n = 10;
+        }
+        if (buf_append(out, names[i], strlen(names[i])) != 0 || json_string(out, text, n) != 0) {
+            return SYM_ENOMEM;
+        }
+    }
+    return buf_append(out, "}}\n", 3);
+}
+
+void http_respond_error(struct http_req *req, int code, const char *message, const char *hint)
+{
+    static const char last_resort[] =
+        "{\"error\":{\"code\":\"out_of_memory\",\"message\":\"out of memory\"}}\n";
+    struct buf body = {0};
+    if (put_error(&body, err_name(code), message != NULL ? message : err_name(code), hint) == 0) {
+        http_respond(req, err_http_status(code), NULL, NULL, buf_data(&body), body.len);
+    } else {
+        http_respond(req, 500, NULL, NULL, last_resort, sizeof last_resort - 1);
+    }
+    buf_free(&body);
+}
+
+void http_answer_error(struct stream *stream, int status, int code, const char *message)
+{
+    struct buf body = {0};
+    if (put_error(&body, err_name(code), message, NULL) != 0) {
+        buf_clear(&body);
+    }
+    struct head head = {.status = status, .framing = LENGTH, .length = body.len, .close = true};
+    send_answer(stream, &head, buf_data(&body), body.len);
+    buf_free(&body);
+}
+
+void http_stream_start(struct http_req *req, int status, const char *ctype)
+{
+    struct exchange *x = exchange_of(req);
+    struct http_conn *c = x->conn;
+    assert(!x->answered);
+    assert(status >= 200 && status <= 599 && status != 204 && status != 304);
+    x->answered = true;
+    x->chunked = !x->parser.http10;
+    /* HTTP/1.0 has no chunks: the end of the connection is the end of the answer. */
+    x->close = !x->parser.keep_alive || c->server->closing || !x->chunked;
+    struct head head = {
+        .status = status,
+        .ctype = ctype,
+        .framing = x->chunked ? CHUNKS : TO_THE_END,
+        .close = x->close,
+    };
+    send_answer(c->stream, &head, NULL, 0);
+}
+
+int http_stream_write(struct http_req *req, const void *data, size_t n)
+{
+    struct exchange *x = exchange_of(req);
+    struct stream *stream = x->conn->stream;
+    assert(x->answered && !x->over);
+    if (n > 0 && !x->parser.is_head) {
+        bool joined = n <= JOIN_MAX;
+        buf_clear(&scratch);
+        char *at = (char *)buf_reserve(&scratch, 32 + (joined ? n : 0));
+        if (at == NULL) {
+            stream_close(stream, SYM_ENOMEM);
+            return SYM_ECLOSED;
+        }
+        if (x->chunked) {
+            buf_commit(&scratch, (size_t)snprintf(at, 24, "%zx\r\n", n));
+        }
+        if (send_scratch(stream, data, n, joined, x->chunked ? "\r\n" : "") != 0) {
+            return SYM_ECLOSED;
+        }
+    }
+    return stream_congested(stream) ? SYM_EBUSY : 0;
+}
+
+void http_stream_end(struct http_req *req)
+{
+    struct exchange *x = exchange_of(req);
+    assert(x->answered && !x->over);
+    if (x->chunked && !x->parser.is_head) {
+        (void)stream_write(x->conn->stream, "0\r\n\r\n", 5);
+    }
+    conn_over(x->conn);
+}
+
+void http_stream_notify(struct http_req *req)
+{
+    struct exchange *x = exchange_of(req);
+    x->notify = true;
+    if (!stream_congested(x->conn->stream)) {
+        conn_want_turn(x->conn);
+    }
+}
+
+void http_abort(struct http_req *req)
+{
+    struct exchange *x = exchange_of(req);
+    if (!x->over) {
+        x->answered = true;
+        conn_close(x->conn, err_setf(SYM_ECANCELED, "the answer was cut"));
+    }
+}
+
+const char *http_req_header(const struct http_req *req, const char *name)
+{
+    return http_parser_header(&((const struct exchange *)req)->parser, name);
+}
+
+int http_req_param(const struct http_req *req, const char *name, char *out, size_t size)
+{
+    return http_query_param(req->query, name, out, size);
+}

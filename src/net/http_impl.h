@@ -1,0 +1,118 @@
+/* What http_server.c (doors, limits, the end), http_conn.c (a connection and its requests) and http_answer.c
+ * share. */
+#ifndef SYM_NET_HTTP_IMPL_H
+#define SYM_NET_HTTP_IMPL_H
+
+#include "net/addr_count.h"
+#include "net/http.h"
+#include "net/http_parse.h"
+
+#include <sys/queue.h>
+
+/* Where a connection is. Each phase has a list in the order of entry, so the head of it is the first to
+ * expire. */
+enum http_phase {
+    PHASE_HEAD, /* from accept or the first byte of a request */
+    PHASE_BODY,
+    PHASE_IDLE,
+    PHASE_BUSY, /* a handler has the request */
+    PHASE_END,  /* the last answer is on its way out */
+    PHASE_GONE, /* on_close is due */
+    PHASES
+};
+
+/* A request with its buffers. They are taken from the server's pool when the first byte of a request comes
+ * and go back after its answer: an idle connection holds none, and a busy one allocates nothing. */
+struct exchange {
+    struct http_req req; /* first: what handlers see */
+    struct http_conn *conn;
+    struct http_parser parser;
+    SLIST_ENTRY(exchange) link;
+    bool given; /* a handler has seen it: on_gone is due */
+    bool answered;
+    bool chunked; /* a streamed answer, and how its pieces are framed */
+    bool over;    /* nothing more will be written */
+    bool close;   /* the connection ends with it */
+    bool notify;  /* on_drain was asked for */
+};
+
+struct http_conn {
+    struct http_server *server;
+    struct stream *stream;
+    struct exchange *x;          /* being read or served */
+    struct buf rest;             /* read behind the request that is being served */
+    TAILQ_ENTRY(http_conn) link; /* of its phase */
+    TAILQ_ENTRY(http_conn) turn; /* of server->turns */
+    enum http_phase phase;
+    uint64_t since; /* uv_now at its entry */
+    struct addr_entry *addr;
+    uint64_t sent, stuck_since; /* stream_sent, and since when it stands still */
+    bool queued;                /* in server->turns */
+    bool in_handler;
+    bool paused;
+};
+
+TAILQ_HEAD(http_conns, http_conn);
+
+enum { HTTP_DOORS_MAX = 8 };
+
+struct http_server {
+    uv_loop_t *loop;
+    struct http_limits limits;
+    http_handler handler;
+    void *arg;
+    bool (*admit)(void *arg, const struct tls_peer *peer);
+    struct tls_ctx *tls;
+    struct http_door {
+        struct http_server *server;
+        struct listener *listener;
+        bool tls;
+    } doors[HTTP_DOORS_MAX];
+    unsigned n_doors;
+    struct http_conns phases[PHASES];
+    struct http_conns
+        turns;            /* connections whose request is over or that have more to read: served by on_turn */
+    uv_prepare_t prepare; /* on_turn runs before and after each poll, so that none waits for the next event */
+    uv_check_t check;
+    uv_idle_t idle; /* active while turns are left over: the poll must not block then */
+    uv_timer_t sweep, grace;
+    unsigned handles;
+    struct http_stats stats;
+    unsigned alive; /* connections that are not GONE */
+    size_t held;    /* bytes of bodies */
+    SLIST_HEAD(, exchange) pool;
+    unsigned n_pool, pool_low; /* spare ones, and the fewest since the last sweep */
+    struct addr_counts addrs;
+    bool closing;
+    void (*done)(void *arg);
+    void *done_arg;
+};
+
+static inline struct exchange *exchange_of(const struct http_req *req)
+{
+    return (struct exchange *)req; /* its first member */
+}
+
+/* http_conn.c */
+extern const struct stream_ops http_conn_ops;
+void conn_opened(struct http_server *s, struct stream *stream);
+/* Closes at once, with err_msg() as the reason unless @status is 0. */
+void conn_close(struct http_conn *c, int status);
+/* Lets what is queued go out, then closes. */
+void conn_finish(struct http_conn *c);
+/* Answers a request that is not whole with an error, and closes. */
+void conn_fail(struct http_conn *c, int status, const char *why);
+/* The answer is complete: the rest of its life follows when no caller is on the stack. */
+void conn_over(struct http_conn *c);
+/* Gives it a turn soon; conn_turn is that turn. */
+void conn_want_turn(struct http_conn *c);
+void conn_turn(struct http_conn *c);
+void exchange_free(struct exchange *x);
+
+/* http_server.c */
+void server_conn_gone(struct http_server *s);
+
+/* http_answer.c: an answer without a request to it. */
+void http_answer_error(struct stream *stream, int status, int code, const char *message);
+
+#endif

@@ -1,0 +1,398 @@
+/* The server: its doors, its limits, and its end. */
+#include "net/http_impl.h"
+
+#include "base/err.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { SWEEP_MS = 500 };
+
+/* --- deadlines and limits */
+
+static bool overdue(const struct http_conn *c, uint64_t now, uint64_t ms)
+{
+    return c != NULL && now - c->since >= ms;
+}
+
+static void expire(struct http_server *s, enum http_phase phase, uint64_t ms)
+{
+    uint64_t now = uv_now(s->loop);
+    struct http_conn *c;
+    while (c = TAILQ_FIRST(&s->phases[phase]), overdue(c, now, ms)) {
+        if (c->x != NULL) {
+            conn_fail(c, 408, "the request did not arrive in time");
+        } else {
+            conn_close(c, 0);
+        }
+    }
+}
+
+/* Cuts peers that take nothing of what is waiting for them. If more waits than may, the one with the most is
+ * cut, and true is returned: look again. */
+static bool sweep_queues(struct http_server *s)
+{
+    static const enum http_phase sending[] = {PHASE_BUSY, PHASE_IDLE, PHASE_END};
+    uint64_t now = uv_now(s->loop);
+    size_t total = s->held, most = 0;
+    struct http_conn *worst = NULL;
+    for (size_t i = 0; i < sizeof sending / sizeof sending[0]; i++) {
+        struct http_conn *c, *next;
+        for (c = TAILQ_FIRST(&s->phases[sending[i]]); c != NULL; c = next) {
+            next = TAILQ_NEXT(c, link);
+            size_t queued = stream_queued(c->stream);
+            uint64_t sent = stream_sent(c->stream);
+            if (queued == 0 || sent != c->sent) {
+                c->sent = sent;
+                c->stuck_since = now;
+            } else if (now - c->stuck_since >= s->limits.send_ms) {
+                conn_close(c, err_setf(SYM_ETIMEOUT, "the peer does not read"));
+                continue;
+            }
+            total += queued + c->rest.len;
+            if (queued + c->rest.len > most) {
+                most = queued + c->rest.len;
+                worst = c;
+            }
+        }
+    }
+    if (total > s->limits.max_memory && worst != NULL) {
+        conn_close(worst, err_setf(SYM_EBUSY, "too much is waiting to be sent"));
+        return true;
+    }
+    return false;
+}
+
+/* Half of what was not needed since the last time goes. */
+static void trim_pool(struct http_server *s, unsigned n)
+{
+    while (n-- > 0) {
+        struct exchange *x = SLIST_FIRST(&s->pool);
+        SLIST_REMOVE_HEAD(&s->pool, link);
+        s->n_pool--;
+        exchange_free(x);
+    }
+    s->pool_low = s->n_pool;
+}
+
+static void on_sweep(uv_timer_t *timer)
+{
+    struct http_server *s = timer->data;
+    expire(s, PHASE_HEAD, s->limits.head_ms);
+    expire(s, PHASE_BODY, s->limits.body_ms);
+    expire(s, PHASE_IDLE, s->limits.idle_ms);
+    while (sweep_queues(s)) {
+    }
+    trim_pool(s, (s->pool_low + 1) / 2);
+    if (s->stats.open == 0 && s->n_pool == 0) {
+        uv_timer_stop(timer);
+    }
+}
+
+/* Often enough for the shortest deadline to be kept by about a quarter. */
+static void start_sweep(struct http_server *s)
+{
+    const struct http_limits *l = &s->limits;
+    uint64_t ms = SWEEP_MS;
+    const uint64_t all[] = {l->head_ms, l->body_ms, l->idle_ms, l->send_ms};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        ms = all[i] / 4 < ms ? all[i] / 4 : ms;
+    }
+    if (!uv_is_active((uv_handle_t *)&s->sweep)) {
+        uv_timer_start(&s->sweep, on_sweep, ms > 0 ? ms : 1, ms > 0 ? ms : 1);
+    }
+}
+
+/* Closes the connection that has been without a whole request for the longest time. */
+static bool make_room(struct http_server *s)
+{
+    static const enum http_phase spare[] = {PHASE_END, PHASE_HEAD, PHASE_BODY, PHASE_IDLE};
+    struct http_conn *oldest = NULL;
+    for (size_t i = 0; i < sizeof spare / sizeof spare[0]; i++) {
+        struct http_conn *c = TAILQ_FIRST(&s->phases[spare[i]]);
+        if (c != NULL && (oldest == NULL || c->since < oldest->since)) {
+            oldest = c;
+        }
+    }
+    if (oldest != NULL) {
+        conn_close(oldest, err_setf(SYM_EBUSY, "too many connections"));
+    }
+    return oldest != NULL;
+}
+
+static bool on_accept(void *arg, const struct peer_addr *from, struct stream_config *cfg)
+{
+    struct http_door *door = arg;
+    struct http_server *s = door->server;
+    if (s->closing || (!from->is_unix && addr_count(&s->addrs, from) >= s->limits.max_conns_addr) ||
+        (s->alive >= s->limits.max_conns && !make_room(s))) {
+        s->stats.refused++;
+        return false;
+    }
+    cfg->ops = &http_conn_ops;
+    cfg->tls = door->tls ? s->tls : NULL;
+    cfg->open_ms = s->limits.head_ms;
+    return true;
+}
+
+static void on_opened(void *arg, struct stream *stream)
+{
+    struct http_door *door = arg;
+    conn_opened(door->server, stream);
+    start_sweep(door->server);
+}
+
+/* --- turns */
+
+static void noop(uv_idle_t *idle)
+{
+    (void)idle;
+}
+
+/* One turn for each that waits now: a peer that sends many requests at once is served in turn with the
+ * others. */
+static void run_turns(struct http_server *s)
+{
+    struct http_conn *c;
+    struct http_conn *last = TAILQ_LAST(&s->turns, http_conns);
+    while ((c = TAILQ_FIRST(&s->turns)) != NULL) {
+        TAILQ_REMOVE(&s->turns, c, turn);
+        c->queued = false;
+        conn_turn(c);
+        if (c == last) {
+            break;
+        }
+    }
+    if (TAILQ_EMPTY(&s->turns)) {
+        uv_idle_stop(&s->idle);
+    } else {
+        uv_idle_start(&s->idle, noop);
+    }
+}
+
+static void on_prepare(uv_prepare_t *prepare)
+{
+    struct http_server *s = prepare->data;
+    if (!TAILQ_EMPTY(&s->turns) || uv_is_active((uv_handle_t *)&s->idle)) {
+        run_turns(s);
+    }
+}
+
+static void on_check(uv_check_t *check)
+{
+    struct http_server *s = check->data;
+    if (!TAILQ_EMPTY(&s->turns)) {
+        run_turns(s);
+    }
+}
+
+/* --- life */
+
+static void set_default(uint64_t *v, uint64_t value)
+{
+    *v = *v != 0 ? *v : value;
+}
+
+static void set_limits(struct http_limits *l)
+{
+    l->max_head = l->max_head != 0 ? l->max_head : 16 * 1024;
+    l->max_body = l->max_body != 0 ? l->max_body : 2 << 20;
+    l->max_conns = l->max_conns != 0 ? l->max_conns : 4096;
+    l->max_conns_addr = l->max_conns_addr != 0 ? l->max_conns_addr : 2048;
+    l->max_memory = l->max_memory != 0 ? l->max_memory : 256 << 20;
+    set_default(&l->head_ms, 10 * 1000);
+    set_default(&l->body_ms, 30 * 1000);
+    set_default(&l->idle_ms, 300 * 1000);
+    set_default(&l->send_ms, 30 * 1000);
+}
+
+int http_server_new(uv_loop_t *loop, const struct http_limits *limits, http_handler handler, void *arg,
+    struct http_server **out)
+{
+    struct http_server *s = calloc(1, sizeof *s);
+    if (s == NULL) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    s->loop = loop;
+    if (limits != NULL) {
+        s->limits = *limits;
+    }
+    set_limits(&s->limits);
+    s->handler = handler;
+    s->arg = arg;
+    s->addrs.seed = uv_hrtime();
+    for (int i = 0; i < PHASES; i++) {
+        TAILQ_INIT(&s->phases[i]);
+    }
+    TAILQ_INIT(&s->turns);
+    SLIST_INIT(&s->pool);
+    uv_prepare_init(loop, &s->prepare);
+    uv_check_init(loop, &s->check);
+    uv_idle_init(loop, &s->idle);
+    uv_timer_init(loop, &s->sweep);
+    uv_timer_init(loop, &s->grace);
+    s->prepare.data = s->check.data = s->idle.data = s->sweep.data = s->grace.data = s;
+    s->handles = 5;
+    uv_prepare_start(&s->prepare, on_prepare);
+    uv_check_start(&s->check, on_check);
+    *out = s;
+    return 0;
+}
+
+static struct http_door *new_door(struct http_server *s)
+{
+    if (s->n_doors == HTTP_DOORS_MAX || s->closing) {
+        err_setf(SYM_EINVAL, s->closing ? "the server is closing" : "too many listeners");
+        return NULL;
+    }
+    s->doors[s->n_doors] = (struct http_door){.server = s};
+    return &s->doors[s->n_doors];
+}
+
+int http_server_listen_tcp(
+    struct http_server *s, const char *bind_addr, uint16_t port, struct tls_ctx *tls, uint16_t *bound)
+{
+    struct http_door *door = new_door(s);
+    int rv = door == NULL
+                 ? SYM_EINVAL
+                 : listener_tcp(s->loop, bind_addr, port, on_accept, on_opened, door, &door->listener);
+    if (rv != 0) {
+        return rv;
+    }
+    door->tls = tls != NULL;
+    if (tls != NULL) {
+        s->tls = tls;
+    }
+    if (bound != NULL) {
+        *bound = listener_port(door->listener);
+    }
+    s->n_doors++;
+    return 0;
+}
+
+int http_server_listen_unix(struct http_server *s, const char *path, mode_t mode, gid_t gid)
+{
+    struct http_door *door = new_door(s);
+    int rv = door == NULL
+                 ? SYM_EINVAL
+                 : listener_unix(s->loop, path, mode, gid, on_accept, on_opened, door, &door->listener);
+    s->n_doors += rv == 0;
+    return rv;
+}
+
+void http_server_set_tls(struct http_server *s, struct tls_ctx *tls)
+{
+    s->tls = tls;
+}
+
+void http_server_set_admit(struct http_server *s, bool (*admit)(void *arg, const struct tls_peer *peer))
+{
+    s->admit = admit;
+}
+
+void http_server_drop_cn(struct http_server *s, const char *cn)
+{
+    for (int i = 0; i < PHASE_GONE; i++) {
+        struct http_conn *c, *next;
+        for (c = TAILQ_FIRST(&s->phases[i]); c != NULL; c = next) {
+            next = TAILQ_NEXT(c, link);
+            const struct tls_peer *peer = stream_tls_peer(c->stream);
+            if (peer != NULL && peer->present && strcmp(peer->cert.cn, cn) == 0) {
+                conn_close(c, err_setf(SYM_EDENIED, "%s was removed", cn));
+            }
+        }
+    }
+}
+
+void http_server_stats(const struct http_server *s, struct http_stats *out)
+{
+    *out = s->stats;
+}
+
+/* --- the end */
+
+static void on_handle_closed(uv_handle_t *handle)
+{
+    struct http_server *s = handle->data;
+    if (--s->handles > 0) {
+        return;
+    }
+    trim_pool(s, s->n_pool);
+    if (s->done != NULL) {
+        s->done(s->done_arg);
+    }
+    free(s);
+}
+
+static void end_if_empty(struct http_server *s)
+{
+    if (s->stats.open > 0 || uv_is_closing((uv_handle_t *)&s->sweep)) {
+        return;
+    }
+    uv_handle_t *all[] = {(uv_handle_t *)&s->prepare, (uv_handle_t *)&s->check, (uv_handle_t *)&s->idle,
+        (uv_handle_t *)&s->sweep, (uv_handle_t *)&s->grace};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        uv_close(all[i], on_handle_closed);
+    }
+}
+
+void server_conn_gone(struct http_server *s)
+{
+    s->stats.open--;
+    if (s->closing) {
+        end_if_empty(s);
+    }
+}
+
+static void on_grace_end(uv_timer_t *timer)
+{
+    struct http_server *s = timer->data;
+    for (int i = 0; i < PHASE_GONE; i++) {
+        struct http_conn *c;
+        while ((c = TAILQ_FIRST(&s->phases[i])) != NULL) {
+            conn_close(c, err_setf(SYM_ECLOSED, "the server is closing"));
+        }
+    }
+}
+
+/* Only a request whose handler works on its one whole answer is worth waiting for, and an answer that is on
+ * its way. */
+static void wind_up(struct http_conn *c)
+{
+    struct exchange *x = c->x;
+    if (c->phase == PHASE_BUSY && x != NULL && (!x->answered || x->over)) {
+        return;
+    }
+    bool between = c->phase == PHASE_IDLE || (c->phase == PHASE_BUSY && x == NULL);
+    if (between && stream_queued(c->stream) > 0) {
+        conn_finish(c);
+    } else if (c->phase != PHASE_END) {
+        conn_close(c, err_setf(SYM_ECLOSED, "the server is closing"));
+    }
+}
+
+void http_server_close(struct http_server *s, uint64_t grace_ms, void (*done)(void *arg), void *arg)
+{
+    if (s->closing) {
+        return;
+    }
+    s->closing = true;
+    s->done = done;
+    s->done_arg = arg;
+    for (unsigned i = 0; i < s->n_doors; i++) {
+        listener_close(s->doors[i].listener);
+    }
+    for (int i = 0; i < PHASE_GONE; i++) {
+        struct http_conn *c, *next;
+        for (c = TAILQ_FIRST(&s->phases[i]); c != NULL; c = next) {
+            next = TAILQ_NEXT(c, link);
+            wind_up(c);
+        }
+    }
+    if (grace_ms == 0) {
+        on_grace_end(&s->grace);
+    } else {
+        uv_timer_start(&s->grace, on_grace_end, grace_ms, 0);
+    }
+    end_if_empty(s);
+}
