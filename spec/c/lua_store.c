@@ -123,7 +123,8 @@ static void reading(void **state)
     put(store, "/a/2", "");
     put(store, "/a/1", "uno");
     put(store, "/b", "x");
-    RUNS("local e = s.get('/a/1') return e.key .. e.value .. e.create_revision .. e.mod_revision", "/a/1uno13");
+    RUNS("local e = s.get('/a/1') return e.key .. e.value .. e.create_revision .. e.mod_revision",
+        "/a/1uno13");
     RUNS("return math.type(s.get('/a/1').mod_revision)", "integer");
     RUNS("return select('#', s.get('/none')) .. tostring(s.get('/none'))", "1nil");
     RUNS("local r, err = s.get('') return tostring(r) .. err.code", "nilinvalid");
@@ -136,8 +137,9 @@ static void reading(void **state)
     RUNS("return s.list('', {after = '/a/1', limit = 1})[1].key", "/a/2");
     RUNS("return s.revision() .. s.applied() .. s.keys()", "443");
     RUNS("return s.headroom() > 7000000", "true");
-    static const char *const misuse[] = {"s.get()", "s.get({})", "s.list()", "s.list('', 1)", "s.list('', {limit = 'x'})",
-        "s.watch('', -1, print)", "s.watch('', 0)", "s.watch('', 'x', print)", "s.snapshot()", "s.snapshot_list('')"};
+    static const char *const misuse[] = {"s.get()", "s.get({})", "s.list()", "s.list('', 1)",
+        "s.list('', {limit = 'x'})", "s.watch('', -1, print)", "s.watch('', 0)", "s.watch('', 'x', print)",
+        "s.snapshot()", "s.snapshot_list('')"};
     for (unsigned i = 0; i < sizeof misuse / sizeof *misuse; i++) {
         if (strncmp(run(misuse[i]), "raised: ", 8) != 0) {
             fail_msg("%s does not raise", misuse[i]);
@@ -206,8 +208,10 @@ static void snapshots(void **state)
     RUNS("local t = {} local ok = s.snapshot_list(got, function(k, v) t[#t + 1] = k .. '=' .. v end) "
          "return tostring(ok) .. ' ' .. table.concat(t, ' ')",
         "true /a=1 /b=two");
-    RUNS("local r, err = s.snapshot_list('no snapshot', function() end) return tostring(r) .. err.code", "nilcorrupt");
-    RUNS("local ok, err = pcall(s.snapshot_list, got, function(k) error('at ' .. k, 0) end) return err", "at /a");
+    RUNS("local r, err = s.snapshot_list('no snapshot', function() end) return tostring(r) .. err.code",
+        "nilcorrupt");
+    RUNS("local ok, err = pcall(s.snapshot_list, got, function(k) error('at ' .. k, 0) end) return err",
+        "at /a");
     /* The next one works, and the store may be closed under it, and the state too. */
     RUNS("s.snapshot(function(err) n = n + 1 got = err and err.code end)", "");
     store_close(store);

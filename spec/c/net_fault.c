@@ -21,7 +21,12 @@ static bool fails(void)
     return true;
 }
 
-#if defined(__SANITIZE_ADDRESS__) || (defined(__has_feature) && __has_feature(address_sanitizer))
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1
+#endif
+#endif
+#ifdef __SANITIZE_ADDRESS__
 #define REAL(f) __interceptor_##f
 #else
 #define REAL(f) __libc_##f
@@ -49,6 +54,7 @@ void *realloc(void *p, size_t n)
 static struct http_server *server;
 static unsigned begun, gone, done, closed;
 static int outcome, status;
+static char last_why[300];
 static struct tls_ctx *server_tls, *client_tls;
 static char body[100000];
 
@@ -86,6 +92,7 @@ static void on_done(void *arg, int err, int code, const uint8_t *data, size_t n)
     (void)n;
     done++;
     outcome = err;
+    snprintf(last_why, sizeof last_why, "%s", err_msg());
     status = code;
 }
 
@@ -149,6 +156,9 @@ static bool exchange(long n, bool tls, const char *path, bool collect)
     assert_int_equal(done, rv == 0 ? 1 : 0);
     assert_int_equal(begun, gone);
     if (!hit) {
+        if (rv != 0 || outcome != 0) {
+            print_error("undisturbed, and yet: %s\n", rv != 0 ? err_msg() : last_why);
+        }
         assert_int_equal(rv, 0);
         assert_int_equal(outcome, 0);
     }
@@ -158,6 +168,8 @@ static bool exchange(long n, bool tls, const char *path, bool collect)
 static void every_allocation(bool tls, const char *path, bool collect, long step)
 {
     long n = 0;
+    /* What is set up once and for all, in OpenSSL too, is set up by the first. */
+    assert_true(exchange(1000000, tls, path, collect));
     while (!exchange(n, tls, path, collect)) {
         n += step;
         assert_true(n < 100000);
@@ -180,7 +192,7 @@ static void with_tls(void **state)
     assert_int_equal(
         tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, server_chain, server_id.key, ca.cert, &server_tls), 0);
     assert_int_equal(tls_ctx_new(0, client_id.cert, client_id.key, ca.cert, &client_tls), 0);
-    every_allocation(true, "/stream", true, 7);
+    every_allocation(true, "/stream", true, 29);
     tls_ctx_free(server_tls);
     tls_ctx_free(client_tls);
 }

@@ -318,6 +318,8 @@ static void query_params(void **state)
     assert_int_equal(http_query_param(query, "e", out, sizeof out), SYM_EINVAL);
     assert_int_equal(http_query_param(query, "f", out, sizeof out), SYM_EINVAL);
     assert_int_equal(http_query_param(query, "long", out, sizeof out), SYM_ETOOBIG);
+    /* Bad encoding behind more than fits. */
+    assert_int_equal(http_query_param("x=123456789%%%%%%", "x", out, sizeof out), SYM_ETOOBIG);
     assert_int_equal(http_query_param("x=%31%32%33%34%35%36%37", "x", out, sizeof out), 0);
     assert_string_equal(out, "1234567");
 }

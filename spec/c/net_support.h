@@ -27,7 +27,7 @@ static uv_loop_t loop;
 
 /* --- the loop */
 
-static void on_give_up(uv_timer_t *timer)
+static inline void on_give_up(uv_timer_t *timer)
 {
     *(bool *)timer->data = true;
 }
@@ -54,7 +54,7 @@ static void on_give_up(uv_timer_t *timer)
         }                                                                                                    \
     } while (0)
 
-static void on_found(uv_handle_t *handle, void *arg)
+static inline void on_found(uv_handle_t *handle, void *arg)
 {
     void **wanted = arg;
     if (handle == *wanted) {
@@ -76,7 +76,7 @@ static inline int loop_begin(void **state)
     return uv_loop_init(&loop);
 }
 
-static void print_handle(uv_handle_t *handle, void *arg)
+static inline void print_handle(uv_handle_t *handle, void *arg)
 {
     (void)arg;
     print_error("left in the loop: %s%s\n", uv_handle_type_name(handle->type),

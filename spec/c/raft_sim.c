@@ -576,6 +576,24 @@ static void pause_or_revive(void)
     }
 }
 
+/* What failover.c does when a connection ends, whether the leader's process is gone or not. */
+static void lose_connection(void)
+{
+    struct server *s = &sim.servers[rnd(sim.n)];
+    struct raft *r = s->raft;
+    if (alive(s->i) && r->state == RAFT_FOLLOWER && r->follower_state.current_leader.id != 0) {
+        trace("server %u: forgets its leader", s->i + 1);
+        raft_free(r->follower_state.current_leader.address);
+        r->follower_state.current_leader.address = NULL;
+        r->follower_state.current_leader.id = 0;
+        look(s);
+        if (chance(50)) {
+            r->election_timer_start = 0;
+            guard_tick(&s->guard);
+        }
+    }
+}
+
 static void partition(void)
 {
     if (n_alive() < sim.n) {
@@ -595,6 +613,9 @@ static void partition(void)
 static void nemesis(void)
 {
     change_role();
+    if (chance(30)) {
+        lose_connection();
+    }
     switch (rnd(8)) {
     case 0:
     case 1:
@@ -808,8 +829,10 @@ static bool settled(void)
     }
     for (unsigned i = 0; i < sim.n; i++) {
         struct server *s = &sim.servers[i];
-        if (s->raft->last_applied != raft_last_index(lead->raft) || s->submit.n_calls > 0 || s->reads.n > 0 ||
-            guard_snapshotting(&s->guard)) {
+        if (s->raft->last_applied != raft_last_index(lead->raft) ||
+            s->raft->configuration_uncommitted_index != 0 ||
+            s->raft->configuration_committed_index != lead->raft->configuration_committed_index ||
+            s->submit.n_calls > 0 || s->reads.n > 0 || guard_snapshotting(&s->guard)) {
             return false;
         }
     }
@@ -971,7 +994,7 @@ int main(int argc, char **argv)
     }
     rmdir(root);
     printf("%" PRIu64 " runs: %u txns acknowledged, %u refused, %u unknown; %u reads, %u without a quorum; "
-                      "%u terms led, %u "
+           "%u terms led, %u "
            "leaders deposed, %u handed over, %u changes of roles, %u snapshots taken, %u installed\n",
         seeds, sum.acked, sum.refused, sum.unknown, sum.reads_ok, sum.reads_failed, sum.elections,
         sum.deposed, sum.transfers, sum.changes, sum.snapshots, sum.installs);

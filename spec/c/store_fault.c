@@ -1,5 +1,5 @@
-/* Every allocation of ours fails, one at a time: an error comes back, nothing is lost or half done, nothing leaks (ASan), and
- * the next try works. */
+/* Every allocation of ours fails, one at a time: an error comes back, nothing is lost or half done, nothing
+ * leaks (ASan), and the next try works. */
 #include "store_support.h"
 
 #include "base_fault.h"
@@ -22,20 +22,20 @@
 enum { QUOTA = 4 << 20 };
 
 /* Runs @step with the first, second, ... allocation failing, until none is left to fail. */
-#define EACH_FAULT(step)                                                                                               \
-    do {                                                                                                               \
-        bool hit_;                                                                                                     \
-        long at_ = 0;                                                                                                  \
-        do {                                                                                                           \
-            fault_after(at_, false);                                                                                   \
-            int rv_ = (step);                                                                                          \
-            hit_ = fault_end();                                                                                        \
-            if (rv_ != 0 && (!hit_ || rv_ != SYM_ENOMEM)) {                                                            \
-                fail_msg("%s, allocation %ld: %s: %s", #step, at_, err_name(rv_), err_msg());                          \
-            }                                                                                                          \
-            at_++;                                                                                                     \
-        } while (hit_);                                                                                                \
-        assert_true(at_ > 1);                                                                                          \
+#define EACH_FAULT(step)                                                                                     \
+    do {                                                                                                     \
+        bool hit_;                                                                                           \
+        long at_ = 0;                                                                                        \
+        do {                                                                                                 \
+            fault_after(at_, false);                                                                         \
+            int rv_ = (step);                                                                                \
+            hit_ = fault_end();                                                                              \
+            if (rv_ != 0 && (!hit_ || rv_ != SYM_ENOMEM)) {                                                  \
+                fail_msg("%s, allocation %ld: %s: %s", #step, at_, err_name(rv_), err_msg());                \
+            }                                                                                                \
+            at_++;                                                                                           \
+        } while (hit_);                                                                                      \
+        assert_true(at_ > 1);                                                                                \
     } while (0)
 
 static struct store_config cfg, other_cfg;
@@ -95,7 +95,8 @@ static bool see(void *arg, int status, struct event **events, unsigned n)
     return true;
 }
 
-/* One entry and what its watches get: either it was applied, and events may be lost, which is told; or nothing was. */
+/* One entry and what its watches get: either it was applied, and events may be lost, which is told; or
+ * nothing was. */
 static int apply_and_pump(void)
 {
     struct txn_result *results = NULL;

@@ -1,5 +1,6 @@
-/* Keys of all lengths in the order of their bytes, against a sorted array: LMDB's own keys end at 511 bytes, ours at 1024, and
- * nobody must see the seam. Keys are made so that many share long beginnings and end near the seams. */
+/* Keys of all lengths in the order of their bytes, against a sorted array: LMDB's own keys end at 511 bytes,
+ * ours at 1024, and nobody must see the seam. Keys are made so that many share long beginnings and end near
+ * the seams. */
 #include "store_support.h"
 
 struct item {
@@ -152,8 +153,8 @@ static void check_list(struct store *s)
     struct slice p = {prefix, prefix_n}, a = {after, after_n};
     int rv = store_list(s, p, has_after ? &a : NULL, listed, &l);
     if (l.n != expected || rv != (expected == l.limit ? 7 : 0)) {
-        fail_msg("%zu keys listed (%d), not %zu, below a prefix of %zu bytes, after %zu", l.n, rv, expected, prefix_n,
-            has_after ? after_n : 0);
+        fail_msg("%zu keys listed (%d), not %zu, below a prefix of %zu bytes, after %zu", l.n, rv, expected,
+            prefix_n, has_after ? after_n : 0);
     }
 }
 
@@ -225,7 +226,8 @@ static void run(void **state, uint64_t seed, unsigned rounds, bool write_map)
         }
         struct txn_result r = apply_one(s, t);
         if (r.status != TXN_APPLIED) {
-            fail_msg("seed %llu, round %u: compare %u did not hold", (unsigned long long)seed, round, r.failed);
+            fail_msg(
+                "seed %llu, round %u: compare %u did not hold", (unsigned long long)seed, round, r.failed);
         }
         assert_int_equal(r.revision, revision - !changed);
         assert_int_equal(store_keys(s), model.n);

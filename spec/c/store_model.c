@@ -1,5 +1,6 @@
-/* Random packs against a naive model: compares, changes, revisions, results, what is remembered of ids, events. And the same
- * packs to a second store that is closed, copied while open and installed from snapshots on the way: equal at every step. */
+/* Random packs against a naive model: compares, changes, revisions, results, what is remembered of ids,
+ * events. And the same packs to a second store that is closed, copied while open and installed from snapshots
+ * on the way: equal at every step. */
 #include "store_support.h"
 
 enum { N_KEYS = 24, WINDOW = 32, FORGET = 256, MAX_MEMORY = 100000 };
@@ -33,9 +34,11 @@ static struct {
 } m;
 
 /* Keys whose names are beginnings of one another, in order. */
-static const char *const names[N_KEYS] = {"/a", "/a/1", "/a/1/x", "/a/1/y", "/a/2", "/a/22", "/a/3", "/b", "/b/1", "/b/2",
-    "/b/2/", "/b/2/z", "/bb", "/c/1", "/c/2", "/c/3", "/d", "/e/1", "/e/2", "/e/3", "/e/4", "/e/5", "/f", "/g"};
-static const char *const prefixes[] = {"", "/", "/a", "/a/", "/a/1", "/a/2", "/b", "/b/2/", "/c", "/e/", "/g", "/zz"};
+static const char *const names[N_KEYS] = {"/a", "/a/1", "/a/1/x", "/a/1/y", "/a/2", "/a/22", "/a/3", "/b",
+    "/b/1", "/b/2", "/b/2/", "/b/2/z", "/bb", "/c/1", "/c/2", "/c/3", "/d", "/e/1", "/e/2", "/e/3", "/e/4",
+    "/e/5", "/f", "/g"};
+static const char *const prefixes[] = {
+    "", "/", "/a", "/a/", "/a/1", "/a/2", "/b", "/b/2/", "/c", "/e/", "/g", "/zz"};
 
 static uint64_t prefix_value(enum cmp_kind kind, const char *prefix)
 {
@@ -114,7 +117,8 @@ static struct txn_result model_txn(const struct txn *t)
         v->create = v->present ? v->create : m.revision + 1;
         v->mod = m.revision + 1;
         v->present = op->kind == OP_PUT;
-        snprintf(v->text, sizeof v->text, "%.*s", (int)op->value.n, op->value.n > 0 ? (const char *)op->value.p : "");
+        snprintf(v->text, sizeof v->text, "%.*s", (int)op->value.n,
+            op->value.n > 0 ? (const char *)op->value.p : "");
         m.events[m.n_events].key = k;
         m.events[m.n_events].is_delete = op->kind == OP_DELETE;
         m.events[m.n_events].create = v->create;
@@ -336,10 +340,10 @@ static void run(void **state, uint64_t seed, unsigned rounds)
         for (unsigned i = 0; i < n; i++) {
             if (results[i].status != expected[i].status || results[i].repeated != expected[i].repeated ||
                 results[i].failed != expected[i].failed || results[i].revision != expected[i].revision) {
-                fail_msg("seed %llu, round %u, txn %u: %u %u %u %llu instead of %u %u %u %llu", (unsigned long long)seed,
-                    round, i, results[i].status, results[i].repeated, results[i].failed,
-                    (unsigned long long)results[i].revision, expected[i].status, expected[i].repeated,
-                    expected[i].failed, (unsigned long long)expected[i].revision);
+                fail_msg("seed %llu, round %u, txn %u: %u %u %u %llu instead of %u %u %u %llu",
+                    (unsigned long long)seed, round, i, results[i].status, results[i].repeated,
+                    results[i].failed, (unsigned long long)results[i].revision, expected[i].status,
+                    expected[i].repeated, expected[i].failed, (unsigned long long)expected[i].revision);
             }
         }
         free(results);
@@ -362,15 +366,16 @@ static void run(void **state, uint64_t seed, unsigned rounds)
         }
         /* An entry that has been applied changes nothing, whatever it holds. */
         if (round % 32 == 0) {
-            OK(store_apply(a, m.applied - rnd(m.applied), buf_data(&p.pack), p.pack.len, &results, &n_results));
+            OK(store_apply(
+                a, m.applied - rnd(m.applied), buf_data(&p.pack), p.pack.len, &results, &n_results));
             assert_int_equal(n_results, 0);
             assert_null(results);
             assert_int_equal(store_revision(a), m.revision);
         }
     }
     if (m.repeated < rounds / 20 || m.unknown < 3 || m.conflicts < rounds / 20) {
-        fail_msg("seed %llu: %u repeated, %u unknown, %u conflicts: not much of a test", (unsigned long long)seed,
-            m.repeated, m.unknown, m.conflicts);
+        fail_msg("seed %llu: %u repeated, %u unknown, %u conflicts: not much of a test",
+            (unsigned long long)seed, m.repeated, m.unknown, m.conflicts);
     }
     watch_close(w);
     store_close(a);
@@ -388,7 +393,8 @@ static void random_packs(void **state)
     }
 }
 
-/* A txn that changes something makes exactly one revision, however many changes; one that does not makes none. */
+/* A txn that changes something makes exactly one revision, however many changes; one that does not makes
+ * none. */
 static void revisions(void **state)
 {
     struct store_config cfg = {.dir = in_folder(state, "state"), .quota = 8 << 20};

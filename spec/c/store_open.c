@@ -1,4 +1,5 @@
-/* Opening what an earlier process left: cleanly closed, killed, after the machine went down, damaged; and the quota. */
+/* Opening what an earlier process left: cleanly closed, killed, after the machine went down, damaged; and the
+ * quota. */
 #include "store_support.h"
 
 #include <fcntl.h>

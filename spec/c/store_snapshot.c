@@ -1,5 +1,5 @@
-/* Snapshots: the same bytes for the same state, there and back, hostile bytes, and what happens to one that is being taken when
- * the store changes under it. */
+/* Snapshots: the same bytes for the same state, there and back, hostile bytes, and what happens to one that
+ * is being taken when the store changes under it. */
 #include "crypto/crypto.h"
 #include "store_support.h"
 

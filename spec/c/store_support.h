@@ -1,4 +1,5 @@
-/* What the store's tests share: folders, packs in one line, a seeded generator, and snapshots to compare stores by. */
+/* What the store's tests share: folders, packs in one line, a seeded generator, and snapshots to compare
+ * stores by. */
 #ifndef SYM_SPEC_STORE_SUPPORT_H
 #define SYM_SPEC_STORE_SUPPORT_H
 
@@ -17,19 +18,19 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define OK(call)                                                                                                       \
-    do {                                                                                                               \
-        int rv_ = (call);                                                                                              \
-        if (rv_ != 0) {                                                                                                \
-            fail_msg("%s: %s: %s", #call, err_name(rv_), err_msg());                                                   \
-        }                                                                                                              \
+#define OK(call)                                                                                             \
+    do {                                                                                                     \
+        int rv_ = (call);                                                                                    \
+        if (rv_ != 0) {                                                                                      \
+            fail_msg("%s: %s: %s", #call, err_name(rv_), err_msg());                                         \
+        }                                                                                                    \
     } while (0)
-#define FAILS(code, call)                                                                                              \
-    do {                                                                                                               \
-        int rv_ = (call);                                                                                              \
-        if (rv_ != (code)) {                                                                                           \
-            fail_msg("%s: %s instead of %s: %s", #call, err_name(rv_), err_name(code), err_msg());                     \
-        }                                                                                                              \
+#define FAILS(code, call)                                                                                    \
+    do {                                                                                                     \
+        int rv_ = (call);                                                                                    \
+        if (rv_ != (code)) {                                                                                 \
+            fail_msg("%s: %s instead of %s: %s", #call, err_name(rv_), err_name(code), err_msg());           \
+        }                                                                                                    \
     } while (0)
 
 static inline struct slice str(const char *text)
@@ -230,8 +231,8 @@ static inline void assert_same(struct store *a, struct store *b)
     take_snapshot(a, &x);
     take_snapshot(b, &y);
     if (x.len != y.len || memcmp(buf_data(&x), buf_data(&y), x.len) != 0) {
-        fail_msg("snapshots differ: %zu and %zu bytes, entries %llu and %llu, revisions %llu and %llu", x.len, y.len,
-            (unsigned long long)store_applied(a), (unsigned long long)store_applied(b),
+        fail_msg("snapshots differ: %zu and %zu bytes, entries %llu and %llu, revisions %llu and %llu", x.len,
+            y.len, (unsigned long long)store_applied(a), (unsigned long long)store_applied(b),
             (unsigned long long)store_revision(a), (unsigned long long)store_revision(b));
     }
     buf_free(&x);

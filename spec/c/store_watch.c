@@ -1,4 +1,5 @@
-/* Watches: what is delivered, from where, in what portions, and to whom; slow ones, and callbacks that close and open. */
+/* Watches: what is delivered, from where, in what portions, and to whom; slow ones, and callbacks that close
+ * and open. */
 #include "store_support.h"
 
 struct seer {
@@ -31,8 +32,8 @@ static bool see(void *arg, int status, struct event **events, unsigned n)
         }
         s->last = events[i]->revision;
         if (strlen(s->text) + events[i]->key.n + 2 < sizeof s->text) {
-            sprintf(s->text + strlen(s->text), "%c%.*s", events[i]->is_delete ? '-' : '+', (int)events[i]->key.n,
-                events[i]->key.p);
+            sprintf(s->text + strlen(s->text), "%c%.*s", events[i]->is_delete ? '-' : '+',
+                (int)events[i]->key.n, events[i]->key.p);
         }
         if (s->leave_line && events[i]->line == NULL) {
             events[i]->line = malloc(1000);
@@ -100,8 +101,7 @@ static void from_a_revision(void **state)
     struct watch *w;
     FAILS(SYM_EINVAL, watch_open(s, str(""), 7, see, &all, &w));
     uint8_t long_prefix[KEY_MAX + 1] = {0};
-    FAILS(SYM_ETOOBIG,
-        watch_open(s, (struct slice){long_prefix, sizeof long_prefix}, 0, see, &all, &w));
+    FAILS(SYM_ETOOBIG, watch_open(s, (struct slice){long_prefix, sizeof long_prefix}, 0, see, &all, &w));
     assert_false(store_pump(s));
     struct seer *seers[] = {&all, &a, &late, &now, &exact};
     for (unsigned i = 0; i < 5; i++) {
@@ -348,7 +348,8 @@ static void waking(void **state)
     store_close(s);
 }
 
-/* Random watches on random prefixes, opened and closed and paused at random, each against a look through all events. */
+/* Random watches on random prefixes, opened and closed and paused at random, each against a look through all
+ * events. */
 enum { N_WATCHES = 60, N_ROUNDS = 600 };
 struct random_watch {
     struct watch *watch;

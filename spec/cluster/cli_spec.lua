@@ -43,8 +43,8 @@ describe("symphony", function()
 
   it("tells wrong usage (2) from no daemon (3)", cluster.scenario(function(t)
     local nowhere = t.root .. "/nowhere.sock"
-    for _, line in ipairs { "", "nonsense", "kv", "kv put", "kv put a", "kv nonsense", "manager remove",
-      "--nonsense", "token create --ttl never", "help nonsense", "kv get a b c" } do
+    for _, line in ipairs { "nonsense", "kv", "kv put", "kv put a", "kv nonsense", "manager remove",
+      "--nonsense", "token create --uses zero", "help nonsense", "kv get a b c" } do
       local result = cluster.cli(nowhere, table.unpack(words(line)))
       assert.equal(2, result.code, ("`%s`: %s%s"):format(line, result.out, result.err))
       assert.truthy(#result.err > 0, line)
@@ -196,12 +196,25 @@ describe("txn", function()
 end)
 
 describe("lua", function()
-  it("evaluates a line after the other in the daemon", cluster.scenario(function(t)
+  it("evaluates a line after the other in the daemon, at a prompt", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
-    local result = m:cli("lua", { stdin = "1 + 1\nx = 20\nx + 2.5\nerror('oops')\n'still' .. ' here'\nif\n" })
-    assert.truthy(result.out:find("2\n.*22.5\n.*still here"), result.out)
-    assert.truthy((result.out .. result.err):find("oops"), result.err)
-    assert.is_false(result.timed_out or false)
+    local prompt = ("%s --socket %s lua"):format(cluster.symphony, m.socket)
+    local result = proc.run({ "script", "-qec", prompt, "/dev/null" },
+      { stdin = "1 + 1\nx = 20\nx + 2.5\nerror('oops')\n'still' .. ' here'\n\4" })
+    assert.falsy(result.timed_out, result.out)
+    assert.truthy(result.out:find("2\r?\n.*22.5\r?\n.*oops.*still here"), result.out)
+    m:json("kv", "put", "a", "1")
+  end))
+
+  it("runs a piece of code, and fails when that does", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    assert.equal("42\n", m:cli("lua", "-e", "6 * 7").out)
+    assert.equal("3\n", m:cli("lua", { stdin = "local x = 1\nprint(x + 2)\n" }).out)
+    for _, code in ipairs { "error('oops')", "if", "while true do end" } do
+      local result = m:cli("--timeout", "20", "lua", "-e", code)
+      assert.not_equal(0, result.code, code)
+      assert.truthy(#result.err > 0, code)
+    end
     m:json("kv", "put", "a", "1")
   end))
 end)

@@ -139,6 +139,8 @@ end
 function clients:run(client)
   local seen = {}
   while not self.stopping do
+    -- Now and then elsewhere, so that every manager is asked at all times.
+    if math.random(10) == 1 then self:move(client) end
     local key = self:pick()
     local roll = math.random(100)
     client.n = client.n + 1

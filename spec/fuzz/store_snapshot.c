@@ -1,5 +1,5 @@
-/* A snapshot's bytes, which come from another manager or out of a backup file: their digest is put right first, or nothing
- * would ever get past it. */
+/* A snapshot's bytes, which come from another manager or out of a backup file: their digest is put right
+ * first, or nothing would ever get past it. */
 #include "crypto/crypto.h"
 #include "store/snapshot.h"
 
@@ -39,7 +39,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     }
     dedup_init(&dedup);
     if (snap_check(copy, n + SHA256_LEN, &r, &head) == 0 && snap_keys(&r, &head, see_key, &sum) == 0 &&
-        snap_entries(&r, &head, see_entry, &dedup) == 0 && snap_each(copy, n + SHA256_LEN, see_key, &sum) != 0) {
+        snap_entries(&r, &head, see_entry, &dedup) == 0 &&
+        snap_each(copy, n + SHA256_LEN, see_key, &sum) != 0) {
         abort();
     }
     (void)snap_peek_index(copy, n);

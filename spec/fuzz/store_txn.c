@@ -1,5 +1,5 @@
-/* Txns and packs, which come in log entries and from other nodes. The first byte says which. What decodes has one form: it
- * encodes to the same bytes. */
+/* Txns and packs, which come in log entries and from other nodes. The first byte says which. What decodes has
+ * one form: it encodes to the same bytes. */
 #include "store/txn.h"
 
 #include <stdlib.h>

@@ -195,6 +195,16 @@ describe("router", function()
     end)
   end)
 
+  it("takes large bodies only from those who are trusted", function()
+    router.route("POST", "/b", { auth = { none = true, control = true } }, function()
+      return 200, {}
+    end)
+    local body = ("x"):rep(65537)
+    assert.equal(200, ask("POST", "/b", { body = body }).status)
+    assert.equal(413, ask("POST", "/b", { body = body, peer = { tls = true } }).status)
+    assert.equal(200, ask("POST", "/b", { body = body:sub(2), peer = { tls = true } }).status)
+  end)
+
   it("passes on to the leader what is the leader's", function()
     local passed
     package.loaded["symphony.cluster.leader"] = {

@@ -75,6 +75,11 @@ void daemon_pump(struct daemon *d)
     }
 }
 
+static void wake_pump(void *arg)
+{
+    daemon_pump(arg);
+}
+
 static bool on_node_event(void *arg, int status, struct event **events, unsigned n);
 
 static void watch_nodes(struct daemon *d)
@@ -215,11 +220,12 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
         rv = err_wrapf(rv, "remote port");
         goto close_remote;
     }
-    struct store_config store = {.dir = state, .quota = d->opt.quota};
+    struct store_config store = {.dir = state, .quota = d->opt.quota, .write_map = true};
     rv = store_open(&store, &d->store);
     if (rv != 0) {
         goto close_remote;
     }
+    store_on_watch(d->store, wake_pump, d);
     if (cfg->bootstrap) {
         rv = rnode_bootstrap(raft, cfg->raft_id, cfg->raft_address);
         if (rv != 0) {

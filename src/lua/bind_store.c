@@ -344,12 +344,16 @@ static int l_watch(lua_State *L)
 
 #define ENCODE_TYPE "sym.store.encode"
 
+struct anchor {
+    struct encode *encode;
+};
+
 struct encode {
     uv_work_t work;
     struct vm_cb cb;
     /* Where a userdata that lives until this is done points here: so a state that is closed meanwhile can say
      * so. */
-    struct encode **anchor;
+    struct anchor *anchor;
     int anchor_ref;
     struct snap *snap;
     struct buf out;
@@ -375,10 +379,10 @@ static int push_bytes(lua_State *L, void *arg)
 
 static int encode_orphaned(lua_State *L)
 {
-    struct encode **anchor = luaL_checkudata(L, 1, ENCODE_TYPE);
-    if (*anchor != NULL) {
-        (*anchor)->cb.L = NULL;
-        *anchor = NULL;
+    struct anchor *anchor = luaL_checkudata(L, 1, ENCODE_TYPE);
+    if (anchor->encode != NULL) {
+        anchor->encode->cb.L = NULL;
+        anchor->encode = NULL;
     }
     return 0;
 }
@@ -389,7 +393,7 @@ static void encode_done(uv_work_t *work, int status)
     (void)status;
     snap_end(e->snap);
     if (e->cb.L != NULL) {
-        *e->anchor = NULL;
+        e->anchor->encode = NULL;
         luaL_unref(e->cb.L, LUA_REGISTRYINDEX, e->anchor_ref);
         if (e->rv != 0) {
             err_setf(e->rv, "%s", e->message);
@@ -408,8 +412,8 @@ static int l_snapshot(lua_State *L)
     if (s == NULL) {
         return fail_closed(L);
     }
-    struct encode **anchor = lua_newuserdatauv(L, sizeof *anchor, 0);
-    *anchor = NULL;
+    struct anchor *anchor = lua_newuserdatauv(L, sizeof *anchor, 0);
+    anchor->encode = NULL;
     luaL_setmetatable(L, ENCODE_TYPE);
     int anchor_ref = luaL_ref(L, LUA_REGISTRYINDEX);
     vm_cb_take(L, 1, &cb);
@@ -421,7 +425,7 @@ static int l_snapshot(lua_State *L)
         luaL_unref(L, LUA_REGISTRYINDEX, anchor_ref);
         return vm_fail(L, rv);
     }
-    *anchor = e;
+    anchor->encode = e;
     e->anchor = anchor;
     e->anchor_ref = anchor_ref;
     e->cb = cb;

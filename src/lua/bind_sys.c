@@ -213,6 +213,12 @@ static int l_write_file(lua_State *L)
     return done(L, write_file(path, data, n, opt_mode(L, 3, 0600)));
 }
 
+static const char *user_name(uid_t uid)
+{
+    const struct passwd *user = getpwuid(uid);
+    return user != NULL ? user->pw_name : "nobody known";
+}
+
 static int make_folder(const char *path, mode_t mode)
 {
     struct stat st;
@@ -229,9 +235,8 @@ static int make_folder(const char *path, mode_t mode)
         return err_setf(SYM_EEXIST, "%s is there and not a folder", path);
     }
     if (st.st_uid != geteuid()) {
-        const struct passwd *owner = getpwuid(st.st_uid);
-        return err_setf(SYM_EDENIED, "%s belongs to %s (uid %u), not to uid %u", path,
-            owner != NULL ? owner->pw_name : "nobody known", st.st_uid, geteuid());
+        return err_setf(SYM_EDENIED, "%s belongs to %s (uid %u), not to uid %u", path, user_name(st.st_uid),
+            st.st_uid, geteuid());
     }
     return 0;
 }
@@ -342,10 +347,11 @@ static int take_lock(const char *path, int *out)
     }
     /* Only for the message above; the lock is what counts. */
     int n = snprintf(pid, sizeof pid, "%d\n", (int)getpid());
-    if (ftruncate(fd, 0) != 0 || pwrite(fd, pid, (size_t)n, 0) != n) {
-        int errnum = errno;
+    bool written = ftruncate(fd, 0) == 0 && pwrite(fd, pid, (size_t)n, 0) == n;
+    int rv = written ? 0 : err_sysf(errno, "%s", path);
+    if (rv != 0) {
         close(fd);
-        return err_sysf(errnum, "%s", path);
+        return rv;
     }
     *out = fd;
     return 0;

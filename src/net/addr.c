@@ -26,13 +26,22 @@ static bool parse_port(const char *text, uint16_t *out)
     return port >= 1 && port <= 65535;
 }
 
+#define LETTERS_DIGITS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+/* Also with "%" and the name of an interface. */
 static bool is_ipv6(const char *text)
 {
     struct in6_addr addr;
     char plain[INET6_ADDRSTRLEN];
     size_t n = strcspn(text, "%");
-    if (n >= sizeof plain || strlen(text) > n + IF_NAMESIZE || (text[n] == '%' && text[n + 1] == '\0')) {
+    if (n >= sizeof plain) {
         return false;
+    }
+    if (text[n] == '%') {
+        size_t scope = strspn(text + n + 1, LETTERS_DIGITS ".-_");
+        if (scope == 0 || scope >= IF_NAMESIZE || text[n + 1 + scope] != '\0') {
+            return false;
+        }
     }
     memcpy(plain, text, n);
     plain[n] = '\0';
@@ -42,8 +51,7 @@ static bool is_ipv6(const char *text)
 static bool is_name(const char *text)
 {
     size_t n = strlen(text);
-    return n > 0 && text[0] != '-' &&
-           strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") == n;
+    return n > 0 && text[0] != '-' && strspn(text, LETTERS_DIGITS ".-_") == n;
 }
 
 int addr_parse(const char *text, uint16_t default_port, char host[256], uint16_t *port)

@@ -226,11 +226,9 @@ void http_respond_error(struct http_req *req, int code, const char *message, con
 void http_answer_error(struct stream *stream, int status, int code, const char *message)
 {
     struct buf body = {0};
-    if (put_error(&body, err_name(code), message, NULL) != 0) {
-        buf_clear(&body);
-    }
-    struct head head = {.status = status, .framing = LENGTH, .length = body.len, .close = true};
-    send_answer(stream, &head, buf_data(&body), body.len);
+    bool whole = put_error(&body, err_name(code), message, NULL) == 0;
+    struct head head = {.status = status, .framing = LENGTH, .length = whole ? body.len : 0, .close = true};
+    send_answer(stream, &head, whole ? buf_data(&body) : NULL, head.length);
     buf_free(&body);
 }
 

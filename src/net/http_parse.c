@@ -206,7 +206,8 @@ static enum http_parsed take_target(struct http_parser *p)
     }
     char *mark = strchr(at, '?');
     p->query = mark != NULL ? mark + 1 : end;
-    ssize_t len = http_percent_decode(at, (size_t)((mark != NULL ? mark : end) - at), at);
+    size_t encoded = (size_t)((mark != NULL ? mark : end) - at);
+    ssize_t len = http_percent_decode(at, encoded, at, encoded);
     if (len < 0) {
         return bad(p, 400, "the path is not properly percent-encoded");
     }
@@ -351,18 +352,20 @@ static enum http_parsed take_length(struct http_parser *p, const uint8_t *data, 
 
 static enum http_parsed take_chunks(struct http_parser *p, const uint8_t *data, size_t n, size_t *used)
 {
-    llhttp_errno_t rv = llhttp_execute(&p->engine, (const char *)data, n);
-    size_t took = rv == HPE_OK ? n : (size_t)(llhttp_get_error_pos(&p->engine) - (const char *)data);
-    p->wire += took;
-    *used += took;
+    /* Chunk extensions and trailers may not be used to send without end. */
+    uint64_t room = 2 * (uint64_t)p->max_body + p->max_head - p->wire;
+    size_t take = n < room ? n : (size_t)room;
+    llhttp_errno_t rv = llhttp_execute(&p->engine, (const char *)data, take);
     if (rv == HPE_PAUSED) {
+        take = (size_t)(llhttp_get_error_pos(&p->engine) - (const char *)data);
         p->state = HTTP_WHOLE;
     } else if (rv != HPE_OK) {
         return engine_error(p);
-    } else if (p->wire > 2 * (uint64_t)p->max_body + p->max_head) {
-        /* Chunk extensions and trailers may not be used to send without end. */
+    } else if (take < n) {
         return bad(p, 413, "the framing of the body is too large");
     }
+    p->wire += take;
+    *used += take;
     return HTTP_PARSE_MORE;
 }
 
@@ -371,13 +374,13 @@ enum http_parsed http_parse(struct http_parser *p, const uint8_t *data, size_t n
     enum http_parsed rv = HTTP_PARSE_MORE;
     *used = 0;
     if (p->state == HTTP_IN_HEAD) {
-        size_t end;
-        rv = scan_lines(p, data, n, &end);
+        size_t end, room = p->max_head - p->head.len;
+        rv = scan_lines(p, data, n < room ? n : room, &end);
         size_t take = end != 0 ? end : n;
         if (rv == HTTP_PARSE_BAD) {
             return rv;
         }
-        if (take > p->max_head - p->head.len) {
+        if (take > room) {
             return bad(p, 431, "the head of the request is too large");
         }
         if (buf_append(&p->head, data, take) != 0) {

@@ -10,7 +10,7 @@ static int hex_digit(char c)
     return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
 }
 
-ssize_t http_percent_decode(const char *from, size_t n, char *to)
+ssize_t http_percent_decode(const char *from, size_t n, char *to, size_t room)
 {
     size_t len = 0;
     for (size_t i = 0; i < n; i++) {
@@ -19,13 +19,16 @@ ssize_t http_percent_decode(const char *from, size_t n, char *to)
             int high = i + 2 < n ? hex_digit(from[i + 1]) : -1;
             int low = high >= 0 ? hex_digit(from[i + 2]) : -1;
             if (low < 0) {
-                return -1;
+                return SYM_EINVAL;
             }
             c = (char)(high << 4 | low);
             i += 2;
         }
         if (c == '\0') {
-            return -1;
+            return SYM_EINVAL;
+        }
+        if (len == room) {
+            return SYM_ETOOBIG;
         }
         to[len++] = c;
     }
@@ -34,14 +37,10 @@ ssize_t http_percent_decode(const char *from, size_t n, char *to)
 
 static int take_value(const char *name, const char *value, size_t n, char *out, size_t size)
 {
-    size_t encoded = 0;
-    for (size_t i = 0; i < n; i++) {
-        encoded += value[i] == '%';
-    }
-    if (n >= 2 * encoded && n - 2 * encoded >= size) {
+    ssize_t len = http_percent_decode(value, n, out, size - 1);
+    if (len == SYM_ETOOBIG) {
         return err_setf(SYM_ETOOBIG, "parameter %s is longer than %zu bytes", name, size - 1);
     }
-    ssize_t len = n >= 3 * encoded ? http_percent_decode(value, n, out) : -1;
     if (len < 0) {
         return err_setf(SYM_EINVAL, "parameter %s is not properly percent-encoded", name);
     }

@@ -6,9 +6,9 @@
 #include <stddef.h>
 #include <sys/types.h>
 
-/* Decodes @n bytes of percent-encoding to @to, which may be @from; no terminator. Returns the length, -1 if
- * it is bad or holds a NUL. */
-ssize_t http_percent_decode(const char *from, size_t n, char *to);
+/* Decodes @n bytes of percent-encoding to @to, which may be @from; no terminator. Returns the length,
+ * SYM_EINVAL if it is bad or holds a NUL, SYM_ETOOBIG if it is longer than @room. Sets no message. */
+ssize_t http_percent_decode(const char *from, size_t n, char *to, size_t room);
 
 /* Value of @name in a raw query string: 0, SYM_ENOTFOUND, SYM_EINVAL, SYM_ETOOBIG. '+' stands for itself. */
 int http_query_param(const char *query, const char *name, char *out, size_t size);

@@ -57,6 +57,18 @@ static void on_timer(uv_timer_t *timer)
     }
 }
 
+/* libraft refuses votes until its own, randomized, timeout has passed. The shortest that it can be is enough:
+ * else the slower of two survivors decides how long the cluster has no leader. */
+void failover_tick(struct rnode *n)
+{
+    struct raft *r = &n->raft;
+    if (r->state == RAFT_FOLLOWER && r->follower_state.current_leader.id != 0 &&
+        uv_now(n->loop) - r->election_timer_start >= r->election_timeout) {
+        forget_leader(r);
+        node_look(n);
+    }
+}
+
 void failover_down(struct rnode *n, uint64_t id)
 {
     struct raft *r = &n->raft;

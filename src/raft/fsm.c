@@ -93,7 +93,6 @@ static int restore(struct raft_fsm *base, struct raft_buffer *buf)
     int rv = 0;
     uint64_t index = snap_peek_index(buf->base, buf->len);
     if (!f->running) {
-        f->restored = index;
         if (index != 0 && index <= store_applied(f->store)) {
             goto done; /* the state has come further than its snapshot */
         }

@@ -32,7 +32,6 @@ struct fsm {
     struct snap *pinned;      /* of the snapshot under way */
     struct install *prepared; /* of the one being installed */
     struct raft_buffer placeholder;
-    uint64_t restored; /* applied index of the snapshot that was found at the start, 0 if there was none */
     uint64_t snapshots;
     int failed; /* why restoring at the start failed: SYM_E* with err_msg() */
     bool running;

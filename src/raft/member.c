@@ -16,17 +16,6 @@ static int refuse_not_leader(void)
     return err_setf(SYM_ENOTLEADER, "this manager does not lead");
 }
 
-static const struct raft_server *server_of(const struct rnode *n, uint64_t id)
-{
-    const struct raft_configuration *c = &n->raft.configuration;
-    for (unsigned i = 0; i < c->n; i++) {
-        if (c->servers[i].id == id) {
-            return &c->servers[i];
-        }
-    }
-    return NULL;
-}
-
 /* A configuration may only follow an entry of its leader's own term that is committed, or two configurations
  * that do not overlap could both come to be. libraft opens a term with an entry only if some entry is not
  * known to be committed. */
@@ -224,7 +213,7 @@ static int check_change(struct rnode *n, enum member_what what, uint64_t id, con
                    ? 0
                    : err_setf(SYM_ETOOBIG, "there are as many managers as there can be");
     }
-    if (server_of(n, id) == NULL) {
+    if (node_server(n, id) == NULL) {
         return err_setf(SYM_ENOTFOUND, "no manager has raft id %llu", (unsigned long long)id);
     }
     if (id == n->cfg.id && (what == MEMBER_REMOVE || role != RAFT_VOTER)) {
@@ -333,7 +322,7 @@ static int transfer_begin(struct rnode *n, uint64_t id)
             return err_setf(SYM_ENOTFOUND, "there is no other voter to lead");
         }
     }
-    const struct raft_server *s = server_of(n, id);
+    const struct raft_server *s = node_server(n, id);
     if (s == NULL) {
         return err_setf(SYM_ENOTFOUND, "no manager has raft id %llu", (unsigned long long)id);
     }

@@ -76,7 +76,7 @@ static void say_laters(struct rnode *n)
 
 /* --- the others --- */
 
-struct other *node_other(struct rnode *n, uint64_t id)
+static struct other *find_other(struct rnode *n, uint64_t id)
 {
     for (unsigned i = 0; i < n->n_others; i++) {
         if (n->others[i].id == id) {
@@ -88,7 +88,7 @@ struct other *node_other(struct rnode *n, uint64_t id)
 
 static const struct other *other_of(const struct rnode *n, uint64_t id)
 {
-    return node_other((struct rnode *)n, id);
+    return find_other((struct rnode *)n, id);
 }
 
 static void drop_other(struct rnode *n, struct other *o)
@@ -99,7 +99,7 @@ static void drop_other(struct rnode *n, struct other *o)
 
 static struct other *add_other(struct rnode *n, uint64_t id)
 {
-    struct other *o = node_other(n, id);
+    struct other *o = find_other(n, id);
     if (o == NULL && n->n_others == NODE_PEERS_MAX) {
         /* One removed long ago makes room: its id is refused by what the state says of it. */
         for (unsigned i = 0; i < n->n_others && n->n_others == NODE_PEERS_MAX; i++) {
@@ -115,7 +115,7 @@ static struct other *add_other(struct rnode *n, uint64_t id)
     return o;
 }
 
-static const struct raft_server *server_of(const struct rnode *n, uint64_t id)
+const struct raft_server *node_server(const struct rnode *n, uint64_t id)
 {
     const struct raft_configuration *c = &n->raft.configuration;
     for (unsigned i = 0; i < c->n; i++) {
@@ -144,13 +144,13 @@ static void remove_others(struct rnode *n)
     }
     for (unsigned i = 0; i < n->n_others; i++) {
         struct other *o = &n->others[i];
-        if (o->member && !o->removed && server_of(n, o->id) == NULL) {
+        if (o->member && !o->removed && node_server(n, o->id) == NULL) {
             log_info("manager %llu is no member any more", (unsigned long long)o->id);
             o->removed = true;
             peers_forget(n->peers, o->id);
         }
     }
-    if (server_of(n, n->cfg.id) != NULL) {
+    if (node_server(n, n->cfg.id) != NULL) {
         n->was_member = true;
     } else if (n->was_member) {
         tell_removed(n, SYM_ENOTFOUND, "this manager has been removed from the cluster");
@@ -182,7 +182,7 @@ static void sync_others(struct rnode *n)
  * joining. To answer it we have to connect to it. */
 static void meet(struct rnode *n, uint64_t id)
 {
-    struct other *o = node_other(n, id);
+    struct other *o = find_other(n, id);
     if (o == NULL) {
         const char *address = peers_heard_address(n->peers, id);
         o = address == NULL ? NULL : add_other(n, id);
@@ -207,7 +207,7 @@ static void forget_strangers(struct rnode *n)
 }
 
 /* Only frames that are copied. */
-void node_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t n_bytes)
+static void send_frame(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t n_bytes)
 {
     if (n->peers_open) {
         uv_buf_t piece = uv_buf_init((char *)data, (unsigned)n_bytes);
@@ -237,7 +237,7 @@ static void send_info(struct rnode *n, uint64_t id)
     wr_u64(&w, n->health.free);
     wr_u64(&w, store_headroom(n->cfg.store));
     if (!w.bad) {
-        node_send(n, id, KIND_INFO, buf_data(&bytes), bytes.len);
+        send_frame(n, id, KIND_INFO, buf_data(&bytes), bytes.len);
     }
     buf_free(&bytes);
 }
@@ -254,7 +254,7 @@ static void send_infos(struct rnode *n)
 
 static void on_info(struct rnode *n, uint64_t id, const uint8_t *data, size_t len)
 {
-    struct other *o = node_other(n, id);
+    struct other *o = find_other(n, id);
     struct rd r = rd_init(data, len);
     uint8_t version = rd_u8(&r);
     uint8_t flags = rd_u8(&r);
@@ -575,7 +575,7 @@ static uint64_t submit_leader(void *arg)
 
 static void ops_send(void *arg, uint64_t id, uint8_t kind, const void *data, size_t len)
 {
-    node_send(arg, id, kind, data, len);
+    send_frame(arg, id, kind, data, len);
 }
 
 static void ops_kick(void *arg)
@@ -659,6 +659,10 @@ static void flush(struct rnode *n)
             n->cfg.on_change(n->cfg.arg);
         }
         stop_step(n);
+    } else {
+        /* Those that still come are refused. */
+        submit_flush(&n->submit);
+        reads_flush(&n->reads);
     }
     if (!n->kicked) {
         uv_idle_stop(&n->idle);
@@ -681,6 +685,7 @@ static void on_tick(uv_timer_t *timer)
     if (n->phase == NODE_CLOSING) {
         return;
     }
+    failover_tick(n);
     submit_tick(&n->submit);
     reads_tick(&n->reads);
     health_tick(&n->health);
@@ -722,6 +727,9 @@ static void finish_close(struct rnode *n)
     }
     void (*stopped)(void *arg) = n->stopped;
     void *arg = n->stopped_arg;
+    submit_close(&n->submit);
+    reads_close(&n->reads);
+    say_laters(n);
     free_node(n);
     if (stopped != NULL) {
         stopped(arg);
@@ -1193,7 +1201,9 @@ void rnode_status(const struct rnode *n, struct rnode_status *out)
     out->term = r->current_term;
     out->last_index = raft_last_index((struct raft *)r);
     out->commit_index = r->commit_index;
-    out->applied_index = r->last_applied;
+    /* After a restart the state is ahead of what libraft has gone through again. */
+    out->applied_index =
+        r->last_applied > store_applied(n->cfg.store) ? r->last_applied : store_applied(n->cfg.store);
     out->snapshot_index = r->trail.snapshot.index;
     out->log_bytes = guard_log_bytes((struct guard *)&n->guard);
     out->has_quorum = r->state == RAFT_LEADER ? voters(n, is_heard) : out->leader != 0;

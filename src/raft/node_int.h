@@ -119,10 +119,9 @@ struct rnode {
 };
 
 /* node.c */
+const struct raft_server *node_server(const struct rnode *n, uint64_t id); /* NULL if it is in no configuration */
 void node_kick(struct rnode *n);
 void node_later(struct rnode *n, rnode_cb cb, void *arg, int status); /* with err_msg() as it is now */
-struct other *node_other(struct rnode *n, uint64_t id);
-void node_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t n_bytes);
 void node_look(struct rnode *n); /* has anything changed? */
 void node_fatal(void *arg, const char *what, int rv);
 uint64_t node_random(struct rnode *n, unsigned below);
@@ -139,6 +138,7 @@ void member_close(struct rnode *n);
 
 /* failover.c: the leader's process is gone, not just slow */
 void failover_down(struct rnode *n, uint64_t id);
+void failover_tick(struct rnode *n);
 void failover_init(struct rnode *n);
 
 #endif

@@ -21,7 +21,7 @@ struct db {
     char path[];        /* of data.mdb, as it was opened */
 };
 
-enum { ROOM_LEAST = 16 << 20, ROOM_STEP = 32 << 20 }; /* for what one transaction writes */
+enum { ROOM_LEAST = 16 << 20, ROOM_STEP = 16 << 20 }; /* for what one transaction writes */
 
 static int fail(int rc, const char *what)
 {
@@ -36,8 +36,12 @@ static int fail(int rc, const char *what)
     case MDB_INCOMPATIBLE:
         return err_setf(SYM_ECORRUPT, "%s: %s", what, mdb_strerror(rc));
     default:
-        return rc > 0 ? err_sysf(rc, "%s", what) : err_setf(SYM_EIO, "%s: %s", what, mdb_strerror(rc));
+        break;
     }
+    if (rc > 0) {
+        return err_sysf(rc, "%s", what);
+    }
+    return err_setf(SYM_EIO, "%s: %s", what, mdb_strerror(rc));
 }
 
 /* MDB_NOTFOUND is an answer, not an error. */
@@ -173,8 +177,7 @@ static int check_length(struct db *db, uint64_t length)
 }
 
 /* A page of the map that finds no room on the disk when it is first written is a bus error too: room for what
- * the next transaction may write is taken before it begins. Where the file system cannot do that, it is for
- * the caller's watch over the free space to prevent. */
+ * the next transaction may write is taken before it begins. */
 static int make_room(struct db *db)
 {
     mdb_filehandle_t fd;
@@ -188,13 +191,28 @@ static int make_room(struct db *db)
     if (rc != 0) {
         return fail(rc, "cannot make room");
     }
-    needed += ROOM_STEP;
-    needed = needed < info.me_mapsize ? needed : info.me_mapsize;
-    if (fallocate(fd, 0, 0, (off_t)needed) != 0 && errno != EOPNOTSUPP && errno != EINTR) {
-        return err_sysf(errno, "no room on the disk for the state");
+    for (uint64_t step = ROOM_STEP;; step = 0) {
+        uint64_t end = needed + step < info.me_mapsize ? needed + step : info.me_mapsize;
+        if (fallocate(fd, 0, 0, (off_t)end) == 0) {
+            db->allocated = end;
+            return 0;
+        }
+        if (step == 0) {
+            return err_sysf(errno, "no room on the disk for the state");
+        }
     }
-    db->allocated = needed;
-    return 0;
+}
+
+/* Writing through the map needs room that can be taken ahead. */
+static bool can_make_room(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) {
+        return true; /* mdb_env_open will say what is wrong */
+    }
+    bool can = fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, 1) == 0 || errno != EOPNOTSUPP;
+    close(fd);
+    return can;
 }
 
 int db_open(const char *dir, size_t map, bool write_map, struct db **out)
@@ -205,9 +223,10 @@ int db_open(const char *dir, size_t map, bool write_map, struct db **out)
     if (db == NULL) {
         return err_setf(SYM_ENOMEM, "%s", dir);
     }
-    db->write_map = write_map;
     snprintf(db->path, path_len, "%s/data.mdb", dir);
     uint64_t length = stat(db->path, &st) == 0 ? (uint64_t)st.st_size : 0;
+    write_map = write_map && can_make_room(db->path);
+    db->write_map = write_map;
     int rc = mdb_env_create(&db->env);
     if (rc != 0) {
         rc = fail(rc, dir);

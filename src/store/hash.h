@@ -1,5 +1,5 @@
-/* uthash as the store uses it: what has no place in the hash for want of memory is marked @lost, and not added. Private to
- * src/store. */
+/* uthash as the store uses it: what has no place in the hash for want of memory is marked @lost, and not
+ * added. Private to src/store. */
 #ifndef SYM_STORE_HASH_H
 #define SYM_STORE_HASH_H
 

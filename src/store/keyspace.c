@@ -298,15 +298,21 @@ static int enter(struct ks_iter *it, struct slice rest, struct slice *name, stru
     if (rest.n > room(level)) {
         rest.n = room(level);
     }
-    *name = rest;
+    struct slice at = rest;
     if (level > 0) {
         put_node(bytes, it->node[level]);
         copy(bytes + NODE_LEN, rest);
-        *name = (struct slice){bytes, NODE_LEN + rest.n};
+        at = (struct slice){bytes, NODE_LEN + rest.n};
     }
-    int rv =
-        it->cur[level] != NULL ? 0 : db_cur_open(it->tx, level == 0 ? DB_KEYS : DB_TAILS, &it->cur[level]);
-    return rv != 0 ? rv : db_cur_seek(it->cur[level], name, data);
+    int rv = 0;
+    if (it->cur[level] == NULL) {
+        rv = db_cur_open(it->tx, level == 0 ? DB_KEYS : DB_TAILS, &it->cur[level]);
+    }
+    if (rv == 0) {
+        rv = db_cur_seek(it->cur[level], &at, data);
+    }
+    *name = rv == 0 ? at : (struct slice){NULL, 0};
+    return rv;
 }
 
 /* From where a cursor stands (@rv its answer) to the key that is there: down into nodes, up at their ends.

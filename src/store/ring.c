@@ -46,7 +46,7 @@ static void drop_oldest(struct ring *r)
 static int grow(struct ring *r)
 {
     size_t cap = r->cap == 0 ? 64 : r->cap * 2;
-    struct ring_event **slots = malloc(cap * sizeof *slots);
+    struct ring_event **slots = malloc(cap * sizeof(void *));
     if (slots == NULL) {
         return err_setf(SYM_ENOMEM, "watch history");
     }

@@ -70,7 +70,8 @@ struct txn {
 
 /* Whether a txn with this id is remembered. */
 bool txn_has_id(const struct txn_id *id);
-/* The id of an encoded txn, read and overwritten in place (it has a fixed place). SYM_EPROTO when @n bytes cannot hold it. */
+/* The id of an encoded txn, read and overwritten in place (it has a fixed place). SYM_EPROTO when @n bytes
+ * cannot hold it. */
 int txn_peek_id(const uint8_t *data, size_t n, struct txn_id *id);
 int txn_set_id(uint8_t *data, size_t n, const struct txn_id *id);
 
@@ -79,8 +80,9 @@ int txn_encode(const struct txn *t, struct buf *out);
 /* Decodes exactly @n bytes, checking every limit. SYM_EPROTO. */
 int txn_decode(const uint8_t *data, size_t n, struct txn *t);
 
-/* A pack is written by pack_begin (into an empty buffer: a pack is all that it holds), pack_add of encoded txns, pack_end
- * (patches the count, pads). pack_add answers SYM_ETOOBIG, and adds nothing, when the pack would pass PACK_MAX. */
+/* A pack is written by pack_begin (into an empty buffer: a pack is all that it holds), pack_add of encoded
+ * txns, pack_end (patches the count, pads). pack_add answers SYM_ETOOBIG, and adds nothing, when the pack
+ * would pass PACK_MAX. */
 int pack_begin(struct buf *out);
 int pack_add(struct buf *out, const uint8_t *txn, size_t n);
 int pack_end(struct buf *out, unsigned n_txns);
@@ -96,8 +98,8 @@ enum txn_status {
     TXN_UNKNOWN      /* its id is too old to tell whether it was applied before: it was not applied now */
 };
 struct txn_result {
-    uint8_t status; /* enum txn_status */
-    bool repeated;  /* remembered from before */
+    uint8_t status;  /* enum txn_status */
+    bool repeated;   /* remembered from before */
     uint16_t failed; /* index of the compare, from 0 */
     uint64_t revision;
 };

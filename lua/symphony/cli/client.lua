@@ -10,7 +10,8 @@ local M = {}
 
 local SOCKET_HINT = "start a daemon with `symphonyd manager --config-dir DIR`, or name its socket with --socket "
   .. "DIR/control.sock or $SYMPHONY_SOCKET"
-local PATIENCE_S = 5 -- the daemon keeps --timeout itself; this is for one that does not
+local GONE_HINT = "its log may say why; look at the state before saying it again"
+local PATIENCE_S = 1 -- the daemon keeps --timeout itself; this is for one that does not
 
 -- Output --------------------------------------------------------------------------------------------------------------
 
@@ -88,16 +89,17 @@ end
 
 -- Talking to the daemon -----------------------------------------------------------------------------------------------
 
--- What a failure to get any answer means to the person who called.
-local function no_answer(err, socket)
-  if err.code == "denied" then
+-- What a failed call means to the person who called. @status: of the answer that had begun to come, or nil.
+local function explain(err, socket, status)
+  if status and err.code ~= "closed" then
+    return err
+  elseif err.code == "denied" then
     return errors.new("denied", ("%s: this user may not use it"):format(socket),
       "the daemon's user and root may, and the group given as --socket-group")
   elseif err.code == "timeout" then
     return errors.new("no_daemon", ("the daemon at %s does not answer"):format(socket), "is it stopped, or overloaded?")
   elseif err.code == "closed" or err.code == "canceled" then
-    return errors.new("outcome_unknown", ("the daemon at %s closed the connection"):format(socket),
-      "its log may say why; look at the state before saying it again")
+    return errors.new("outcome_unknown", ("the daemon at %s went away before it was done"):format(socket), GONE_HINT)
   end
   return errors.new("no_daemon", ("no daemon answers at %s: %s"):format(socket, err.message), SOCKET_HINT)
 end
@@ -139,7 +141,7 @@ function M.call(socket, method, path, body, opts, cb)
     end or nil,
   }, function(err, answer)
     if err then
-      return cb(status and err or no_answer(err, socket), nil, status)
+      return cb(explain(err, socket, status), nil, status)
     elseif answer.status >= 400 then
       local text = opts.on_data and table.concat(refused) or answer.body
       return cb(refusal(answer.status, text or ""), nil, answer.status)
@@ -150,7 +152,7 @@ function M.call(socket, method, path, body, opts, cb)
     cb(bad, doc, answer.status)
   end)
   if not handle then
-    cb(no_answer(failed, socket))
+    cb(explain(failed, socket))
   end
 end
 
@@ -231,11 +233,8 @@ local function remote(argv, found, socket)
       -- What is wrong in the line itself should not wait until there is a daemon.
       local _, usage = require("symphony.cli.parser").parse(argv)
       fail(usage or err, found)
-    elseif err and err.code ~= "closed" then
-      fail(err, found)
     end
-    fail(errors.new("outcome_unknown", "the daemon went away before the command was done",
-      "its log may say why; look at the state before saying it again"), found)
+    fail(err or explain({ code = "closed" }, socket), found)
   end)
   signal = on_interrupt()
   local limit = tonumber(found.timeout)

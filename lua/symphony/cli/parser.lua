@@ -52,7 +52,7 @@ end
 
 -- A parser that knows command @name in full and of the others their names.
 local function build(name)
-  local root = load_argparse()("symphony"):require_command(false):command_target("@1")
+  local root = load_argparse()("symphony"):require_command(false):command_target("@1"):usage_max_width(100)
   root:option("--socket", "The daemon's control socket (default $SYMPHONY_SOCKET, else ./control.sock).")
     :argname("PATH")
   root:flag("--json", "Print JSON.")

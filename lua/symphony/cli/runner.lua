@@ -108,7 +108,7 @@ local function context(req, who, body)
     return asked.yes
   end
   function ctx.call()
-    errors.raise("usage", "this command runs in the client")
+    return nil, errors.new("usage", "this command runs in the client")
   end
   function ctx.cancelled()
     return gone

@@ -41,7 +41,7 @@ local function run(ctx, request)
   if err then
     return nil, err
   elseif not seen.exit then
-    return nil, errors.new("outcome_unknown", "the daemon went away before the code was done")
+    return nil, errors.new("protocol", "the daemon's answer has no end")
   end
   return seen
 end

@@ -122,7 +122,7 @@ Example:
   symphony kv ls
   symphony kv ls app/ --limit 10]],
   args = function(parser)
-    parser:argument("prefix", "Their beginning (default: all)."):args("?"):default(""):argname("PREFIX")
+    parser:argument("prefix", "Their beginning (default: all)."):args("?"):argname("PREFIX")
     parser:option("--limit", "At most so many (default 1000)."):argname("N"):default("1000"):convert(function(text)
       local n = math.tointeger(tonumber(text))
       if not n or n < 1 or n > 100000 then return nil, ("'%s' is no number from 1 to 100000"):format(text) end
@@ -132,11 +132,11 @@ Example:
   end,
   run = function(ctx)
     local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
-    kv.check_key(ctx.args.prefix, true)
+    local prefix = kv.check_key(ctx.args.prefix or "", true)
     local fresh, err = state.read { stale = true }
     if not fresh then return nil, err end
     local rows
-    rows, err = state.list_raw(kv.PREFIX .. ctx.args.prefix, { limit = ctx.args.limit + 1,
+    rows, err = state.list_raw(kv.PREFIX .. prefix, { limit = ctx.args.limit + 1,
       after = ctx.args.after and kv.PREFIX .. kv.check_key(ctx.args.after) or nil })
     if not rows then return nil, err end
     note_stale(ctx, fresh)
@@ -201,7 +201,7 @@ Example:
   symphony kv watch app/
   symphony --json kv watch --from 120]],
   args = function(parser)
-    parser:argument("prefix", "The keys' beginning (default: all)."):args("?"):default(""):argname("PREFIX")
+    parser:argument("prefix", "The keys' beginning (default: all)."):args("?"):argname("PREFIX")
     parser:option("--from", "Begin with the changes of this revision (default: with the next)."):argname("REVISION")
       :convert(function(text)
         local n = math.tointeger(tonumber(text))
@@ -213,13 +213,13 @@ Example:
     local async, json, store = require "symphony.async", require "symphony.json", require "sym.store"
     local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
     local values = require "symphony.cluster.values"
-    kv.check_key(ctx.args.prefix, true)
+    local prefix = kv.check_key(ctx.args.prefix or "", true)
     local fresh, err = state.read { stale = true }
     if not fresh then return nil, err end
     note_stale(ctx, fresh)
     local queue, wake, ended, bytes = {}, async.event(), nil, 0
     local handle
-    handle, err = store.watch(kv.PREFIX .. ctx.args.prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),
+    handle, err = store.watch(kv.PREFIX .. prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),
       function(status, events)
         for _, e in ipairs(events or {}) do
           local event = { type = e.deleted and "delete" or "put", revision = e.revision }

@@ -1,8 +1,15 @@
 return {
   name = "lua",
   summary = "Lua at a prompt in the daemon, or a piece of code",
-  description = "Without arguments and at a terminal: a prompt. Else runs the code of -e, of a file, or from "
-    .. "standard input; the exit status is 1 after an error. The code runs in the daemon: help() says what is there.",
+  description = [[
+Without arguments and at a terminal: a prompt. Else runs the code of -e, of a file, or from standard
+input; the exit status is 1 after an error. The code runs in the daemon: help() says what is there.
+
+Example:
+  symphony lua
+  symphony lua -e 'raft.status()'
+  symphony lua --json -e 'kv.ls("app/")'
+  symphony lua check.lua first second]],
   where = "client",
   args = function(parser)
     parser:option("-e --eval", "Run this code."):argname("CODE")
