@@ -448,6 +448,7 @@ static void no_memory(void **state)
         lua_gc(L, LUA_GCCOLLECT); /* a handler that failed has left the object behind */
         raw_until(fd, &s, NULL);
         assert_int_equal(served, before + 1);
+        assert_non_null(s.text);
         worked = strstr(s.text, "200 OK") != NULL;
         if (!worked) {
             assert_non_null(strstr(s.text, " 500 "));

@@ -86,7 +86,7 @@ static void handle(struct http_req *req, void *arg)
         http_server_close(server, 1000, on_server_closed, &closed);
         respond(req, "closing");
     } else {
-        http_respond_error(req, SYM_ENOTFOUND, "no such \"thing\"\n", "look \xff" + (req->query[0] == '\0'));
+        http_respond_error(req, SYM_ENOTFOUND, "no such \"thing\"\n", "look \xff");
     }
 }
 

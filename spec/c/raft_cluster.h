@@ -132,10 +132,13 @@ static inline void cluster_close(struct cluster *c)
     remove_tree(c->dir);
 }
 
-/* Runs the loop until @cond holds; fails the test, saying so, after @ms. */
+/* A loaded machine under sanitizers: how much longer than it should take is waited for something. */
+enum { PATIENCE = 10 };
+
+/* Runs the loop until @cond holds; fails the test, saying so, after @ms (and patience). */
 #define run_until(c, ms, cond)                                                                               \
     do {                                                                                                     \
-        uint64_t end_ = now_ms() + (ms);                                                                     \
+        uint64_t end_ = now_ms() + (uint64_t)(ms) * PATIENCE;                                                                     \
         while (!(cond)) {                                                                                    \
             if (now_ms() > end_) {                                                                           \
                 cluster_print(c);                                                                            \
@@ -350,7 +353,7 @@ static inline void put(
 static inline void put_ok(struct manager *m, const char *key, const char *value)
 {
     struct answer a;
-    put(m, key, value, 5000, &a);
+    put(m, key, value, 5000 * PATIENCE, &a);
     run_until(m->c, 6000, a.n > 0);
     if (a.status != 0) {
         cluster_print(m->c);
@@ -362,7 +365,7 @@ static inline void put_ok(struct manager *m, const char *key, const char *value)
 static inline void read_ok(struct manager *m)
 {
     struct answer a;
-    ask(m->c, 6000, a, rnode_read, m->node, 5000);
+    ask(m->c, 6000, a, rnode_read, m->node, 5000 * PATIENCE);
     if (a.status != 0) {
         cluster_print(m->c);
         fail_msg("read at manager %" PRIu64 ": %s (%s)", m->id, err_name(a.status), a.text);
@@ -421,7 +424,7 @@ static inline bool sees_up(struct manager *m, uint64_t id)
 #define change_ok(c, call, ...)                                                                              \
     do {                                                                                                     \
         struct answer a_;                                                                                    \
-        uint64_t end_of_ = now_ms() + 15000;                                                                 \
+        uint64_t end_of_ = now_ms() + 15000 * PATIENCE;                                                                 \
         do {                                                                                                 \
             run_until(c, 5000, leader_of(c) != NULL);                                                        \
             ask(c, 31000, a_, call, leader_of(c)->node, __VA_ARGS__);                                        \

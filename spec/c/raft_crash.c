@@ -65,7 +65,7 @@ static void do_put(struct child *ch, struct command *cmd, const char *key, const
     if (txn_encode(t, &bytes) != 0) {
         _exit(4);
     }
-    rnode_submit(ch->m->node, buf_data(&bytes), bytes.len, 10000, on_put_done, cmd);
+    rnode_submit(ch->m->node, buf_data(&bytes), bytes.len, 10000 * PATIENCE, on_put_done, cmd);
     buf_free(&bytes);
     free(padded);
     free(t);
@@ -95,7 +95,7 @@ static void do_command(struct child *ch, char *line)
         return;
     }
     if (strcmp(verb, "read") == 0) {
-        rnode_read(ch->m->node, 10000, on_command_done, cmd);
+        rnode_read(ch->m->node, 10000 * PATIENCE, on_command_done, cmd);
         return;
     }
     if (strcmp(verb, "add") == 0) {
@@ -283,7 +283,7 @@ static void command_(struct proc *p, struct reply *r, int line, const char *fmt,
 {
     uint64_t number = tell(p, fmt, a, b);
     do {
-        if (!hear(p, 20000, r)) {
+        if (!hear(p, 20000 * PATIENCE, r)) {
             fail_msg("line %d: no answer of manager %" PRIu64 " to: %s %s %s", line, p->m->id, fmt, a, b);
         }
     } while (r->number != number);
@@ -292,7 +292,7 @@ static void command_(struct proc *p, struct reply *r, int line, const char *fmt,
 static void started(struct proc *p)
 {
     struct reply r;
-    if (!hear(p, 20000, &r) || r.number != 0 || strcmp(r.code, "ok") != 0) {
+    if (!hear(p, 20000 * PATIENCE, &r) || r.number != 0 || strcmp(r.code, "ok") != 0) {
         fail_msg("manager %" PRIu64 " did not start: %s %s", p->m->id, r.code, r.text);
     }
 }
@@ -345,7 +345,7 @@ static void put_until(struct proc *p, unsigned n)
             under_way++;
         }
         struct reply r;
-        if (!hear(p, 20000, &r)) {
+        if (!hear(p, 20000 * PATIENCE, &r)) {
             fail_msg("manager %" PRIu64 ": no answer to puts, %u under way", p->m->id, under_way);
         }
         if (r.number >= PUT_NUMBER + next_put - under_way) {
@@ -459,7 +459,7 @@ static void expect_corrupt(struct cluster *c, struct manager *m, const char *nam
     struct proc p;
     struct reply r;
     spawn(c, m, &p);
-    assert_true(hear(&p, 20000, &r));
+    assert_true(hear(&p, 20000 * PATIENCE, &r));
     if (strcmp(r.code, "corrupt") != 0 || strstr(r.text, name) == NULL) {
         fail_msg("damage to %s: %s: %s", name, r.code, r.text);
     }
@@ -660,7 +660,7 @@ static void recovered_alone(void **state)
 
 static struct proc *find_leader(struct proc *procs, unsigned n)
 {
-    for (unsigned tries = 0; tries < 2000; tries++) {
+    for (unsigned tries = 0; tries < 20000; tries++) {
         for (unsigned i = 0; i < n; i++) {
             struct reply r;
             if (procs[i].pid == 0) {
@@ -683,7 +683,7 @@ static struct proc *find_leader(struct proc *procs, unsigned n)
 static void until_ok(struct proc *p, const char *fmt, const char *a, const char *b)
 {
     struct reply r;
-    uint64_t end = now_ms() + 20000;
+    uint64_t end = now_ms() + 20000 * PATIENCE;
     do {
         command(p, &r, fmt, a, b);
         if (strcmp(r.code, "ok") != 0) {
@@ -829,7 +829,7 @@ static void full_disk(void **state)
     assert_string_equal(r.code, "no_space");
     command(&p, &r, "read", "", "");
     assert_string_equal(r.code, "ok");
-    uint64_t end = now_ms() + 10000;
+    uint64_t end = now_ms() + 10000 * PATIENCE;
     while (stat(reserve, &st) == 0 && now_ms() < end) {
         usleep(10000); /* it is given up */
     }
@@ -847,7 +847,7 @@ static void full_disk(void **state)
     assert_int_equal(remove(fill), 0);
     until_ok(&p, "put %s %s", "k1", "v1");
     expect_get(&p, 1);
-    while (stat(reserve, &st) != 0 && now_ms() < end + 10000) {
+    while (stat(reserve, &st) != 0 && now_ms() < end + 10000 * PATIENCE) {
         usleep(10000);
     }
     assert_int_equal(stat(reserve, &st), 0);

@@ -678,13 +678,14 @@ static void refusals(void **state)
     const struct {
         int verdict, code;
         const char *cluster;
-        uint64_t starts;
+        uint64_t starts, nonce;
         const char *reason;
     } cases[] = {
-        {SYM_ENOTFOUND, SYM_ENOTFOUND, "cluster", 5, "removed"},
-        {SYM_EDENIED, SYM_EDENIED, "cluster", 5, "certificate"},
-        {0, SYM_EDENIED, "other", 5, "cluster"},
-        {0, SYM_ECONFLICT, "cluster", 4, "older copy"},
+        {SYM_ENOTFOUND, SYM_ENOTFOUND, "cluster", 5, 0, "removed"},
+        {SYM_EDENIED, SYM_EDENIED, "cluster", 5, 0, "certificate"},
+        {0, SYM_EDENIED, "other", 5, 0, "cluster"},
+        {0, SYM_ECONFLICT, "cluster", 4, 0, "older copy"},
+        {0, SYM_ECONFLICT, "cluster", 5, 99, "older copy"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct node a, b;
@@ -698,6 +699,7 @@ static void refusals(void **state)
         a = (struct node){0};
         struct peers_config cfg = config_of(&a, 1, cases[i].starts);
         cfg.cluster_id = cases[i].cluster;
+        cfg.nonce = cases[i].nonce;
         b.verdict[1] = cases[i].verdict;
         start_as(&a, &cfg, &identities[1]);
         OK(peers_set(a.peers, 2, b.address));

@@ -134,9 +134,11 @@ describe("--json", function()
     end
     assert.equal(3, found.uses)
     assert.same({ zone = "a" }, found.labels)
-    m:json("token", "rotate", "--role", "manager")
     m:json("token", "rm", token.id)
     assert.equal("not_found", m:fails("token", "rm", token.id).code)
+    local rotated = m:json("token", "rotate", "--role", "manager")
+    assert.equal(1, #rotated.removed)
+    assert.truthy(rotated.token:find("^SYMTKN%-1%-"))
   end))
 end)
 

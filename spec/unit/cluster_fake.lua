@@ -97,7 +97,8 @@ crypto.random = function(n)
   counter = counter + 1
   return (digest("random" .. counter) .. digest("more" .. counter)):sub(1, n)
 end
-crypto.sha256, crypto.base36, crypto.unbase36, crypto.base32, crypto.unbase64 = digest, base36, unbase36, base32, unbase64
+crypto.sha256, crypto.base36, crypto.unbase36, crypto.base32, crypto.unbase64 = digest, base36, unbase36, base32,
+  unbase64
 crypto.unhex = function(text)
   if not text:match("^%x*$") or #text % 2 ~= 0 then return nil, err("invalid", "not hex") end
   return (text:gsub("..", function(h) return string.char(tonumber(h, 16)) end))
@@ -231,7 +232,8 @@ M.module("store", {
   list = function(prefix, opts)
     local out = {}
     for _, key in ipairs(sorted(prefix)) do
-      if (not opts.after or key > opts.after) and #out < (opts.limit or math.huge) then out[#out + 1] = copy(M.kvs[key]) end
+      if (not opts.after or key > opts.after) and #out < (opts.limit or math.huge) then
+        out[#out + 1] = copy(M.kvs[key]) end
     end
     return out
   end,
@@ -399,7 +401,8 @@ function M.reset()
   end
   for w in pairs(watches) do watches[w] = nil end
   M.revision, M.status, M.started, M.answer = 0, nil, false, nil
-  M.read_error, M.submit_error, M.start_error, M.change_error, M.before_submit, M.write_fails = nil, nil, nil, nil, nil, nil
+  M.read_error, M.submit_error, M.start_error, M.change_error, M.before_submit, M.write_fails = nil, nil, nil, nil,
+    nil, nil
   M.recovered = nil
   M.now = 1700000000
   M.options = { role = "manager", config_dir = "/dir", raft_port = 15760, remote_port = 27242, gossip_port = 37065,

@@ -164,7 +164,8 @@ describe("join.run", function()
     assert.same({ "0cluster", "0node", 2, "host", "standby" }, { answer.cluster_id, answer.node_id, answer.raft_node_id,
       answer.name, answer.raft_role })
     local request = fake.requests[1]
-    assert.same({ "10.0.0.1", 27242, "/v1/join", "manager" }, { request.host, request.port, request.path, request.role })
+    assert.same({ "10.0.0.1", 27242, "/v1/join", "manager" }, { request.host, request.port, request.path,
+      request.role })
     assert.equal(token.parse(side.token).ca, request.tls.pin)
     assert.equal("127.0.0.1:15760", side.asked.addresses.raft)
     local doc = json.decode(fake.files["/dir/key.json"])
@@ -239,7 +240,8 @@ describe("join.run", function()
       n = n + 1
       key = crypto.key_load(fake.files["/dir/tls/node.key"])
       if n < 3 then
-        return side.answers(202, { pending = { id = "abcdef0123", fingerprint = key:fingerprint(), expires = 1 } })(opts)
+        return side.answers(202, { pending = { id = "abcdef0123", fingerprint = key:fingerprint(),
+          expires = 1 } })(opts)
       end
       return side.answers(200, side.welcome)(opts)
     end

@@ -27,7 +27,8 @@ end
 -- Another manager in the state and in raft.
 local function add_member(id, role, down)
   local n = { node_id = "0member" .. id, raft_node_id = id, name = "m" .. id, role = "manager", fingerprint = "f" .. id,
-    raft_address = "h:" .. id, remote_address = "r:" .. id, gossip_address = "g:" .. id, version = "1.2.3", labels = {} }
+    raft_address = "h:" .. id, remote_address = "r:" .. id, gossip_address = "g:" .. id, version = "1.2.3",
+      labels = {} }
   fake.apply { ops = { state.put("/node/" .. n.node_id, n), state.put("/raft/" .. id, n.node_id),
     state.put("/name/" .. n.name, n.node_id), state.put("/fingerprint/" .. n.fingerprint, n.node_id) } }
   table.insert(fake.status.servers, { id = id, role = role or "voter", up = not down, address = n.raft_address })
@@ -47,7 +48,8 @@ local function logged(word)
 end
 
 describe("identity.parse", function()
-  local sound = { format = 1, node_id = "n", raft_node_id = 1, cluster_id = "c", role = "manager", name = "a", starts = 3,
+  local sound = { format = 1, node_id = "n", raft_node_id = 1, cluster_id = "c", role = "manager", name = "a",
+    starts = 3,
     folder = "f", advertise = { raft = "a:1", remote = "a:2", gossip = "a:3" }, managers = json.array { "a:2" },
     removed = false }
 
@@ -58,7 +60,8 @@ describe("identity.parse", function()
   it("refuses what is damaged, with a reason", function()
     local text = json.encode(sound)
     for i = 0, #text - 1, 7 do assert.is_nil(identity.parse(text:sub(1, i))) end
-    for key in pairs { node_id = 1, raft_node_id = 1, cluster_id = 1, folder = 1, starts = 1, advertise = 1, managers = 1 } do
+    for key in pairs { node_id = 1, raft_node_id = 1, cluster_id = 1, folder = 1, starts = 1, advertise = 1,
+      managers = 1 } do
       for _, wrong in ipairs { json.null, "x", 1.5, {}, -1 } do
         local doc = json.decode(text)
         doc[key] = wrong
@@ -251,7 +254,8 @@ describe("the start of a daemon", function()
     local cases = {
       crypto.cert_sign({ name = info.issuer }, ca, crypto.csr(other_key, "x"), { cn = doc.node_id, ou = "manager",
         o = doc.cluster_id, not_before = 0, not_after = 1 }),
-      crypto.cert_sign(other_key, ca, "CSR " .. info.key .. " x", { cn = doc.node_id, ou = "manager", o = doc.cluster_id,
+      crypto.cert_sign(other_key, ca, "CSR " .. info.key .. " x", { cn = doc.node_id, ou = "manager",
+        o = doc.cluster_id,
         not_before = 0, not_after = 1 }),
       crypto.cert_sign({ name = info.issuer }, ca, "CSR " .. info.key .. " x", { cn = "0other", ou = "manager",
         o = doc.cluster_id, not_before = 0, not_after = 1 }),
@@ -496,7 +500,8 @@ describe("members", function()
     assert.same({
       { raft_node_id = 1, node_id = made.node_id, name = "first", raft_role = "voter", leader = true,
         raft_address = "127.0.0.1:15760", remote_address = "127.0.0.1:27242", reachable = true },
-      { raft_node_id = 2, node_id = "0member2", name = "m2", raft_role = "standby", leader = false, raft_address = "h:2",
+      { raft_node_id = 2, node_id = "0member2", name = "m2", raft_role = "standby", leader = false,
+        raft_address = "h:2",
         remote_address = "r:2", reachable = false },
     }, rows)
     fake.read_error = { code = "no_quorum", message = "no answer" }

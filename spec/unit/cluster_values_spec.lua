@@ -44,7 +44,8 @@ describe("cidr", function()
   end)
 
   it("refuses blocks that are none", function()
-    for _, text in ipairs { "10.0.0.1/8", "10.0.0.0/33", "fd00::/129", "10.0.0.0/", "/8", "10.0.0.0/8/8", "fd00::1/64" } do
+    for _, text in ipairs { "10.0.0.1/8", "10.0.0.0/33", "fd00::/129", "10.0.0.0/", "/8", "10.0.0.0/8/8",
+      "fd00::1/64" } do
       assert.is_nil(cidr.parse(text), text)
     end
   end)
@@ -63,7 +64,8 @@ describe("address", function()
   it("reads host and port in every form", function()
     local good = {
       ["10.0.0.5:27242"] = { "10.0.0.5", 27242 }, ["[fd00::5]:1"] = { "fd00::5", 1 }, ["host"] = { "host", 9 },
-      ["[::1]"] = { "::1", 9 }, ["fd00::5"] = { "fd00::5", 9 }, ["a-b.example.org:65535"] = { "a-b.example.org", 65535 },
+      ["[::1]"] = { "::1", 9 }, ["fd00::5"] = { "fd00::5", 9 }, ["a-b.example.org:65535"] = { "a-b.example.org",
+        65535 },
     }
     for text, want in pairs(good) do
       local host, port = address.parse(text, 9)
@@ -75,7 +77,8 @@ describe("address", function()
 
   it("says why it is none", function()
     for _, text in ipairs { "", ":", ":1", "host:", "host:0", "host:65536", "host:99999999", "host:x", "[::1", "[::1]x",
-      "[host]:1", "a b:1", "1.2.3:1", "a..b:1", "-a:1", "a:1:2", ("a"):rep(300) .. ":1", ("a"):rep(64) .. ":1", "a\0b:1" } do
+      "[host]:1", "a b:1", "1.2.3:1", "a..b:1", "-a:1", "a:1:2", ("a"):rep(300) .. ":1", ("a"):rep(64) .. ":1",
+        "a\0b:1" } do
       local host, err = address.parse(text, 9)
       assert.is_nil(host, text)
       assert.equal("invalid", err.code)
@@ -137,7 +140,8 @@ end)
 
 describe("values", function()
   it("checks names", function()
-    for _, name in ipairs { "a", "manager-01", "a.b_c", "1a", ("a"):rep(63) } do assert.equal(name, values.check_name(name)) end
+    for _, name in ipairs { "a", "manager-01", "a.b_c", "1a", ("a"):rep(63) } do assert.equal(name,
+      values.check_name(name)) end
     for _, name in ipairs { "", "12", "-a", "a b", ("a"):rep(64), "a/b", "a\n", ids.new(), 7, false } do
       local ok, err = values.check_name(name)
       assert.is_nil(ok, tostring(name))

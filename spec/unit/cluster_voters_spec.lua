@@ -107,7 +107,8 @@ describe("voters.plan", function()
 
   it("waits while raft is at a change, without a majority, and before it knows anybody", function()
     assert.equal("wait", text(voters.plan(members(3), { server(1) }, 1, true)))
-    assert.equal("wait", text(voters.plan(members(3), { server(1), server(2, "voter", true), server(3, "voter", true) }, 1)))
+    assert.equal("wait", text(voters.plan(members(3), { server(1), server(2, "voter", true), server(3, "voter",
+      true) }, 1)))
     assert.equal("wait", text(voters.plan({}, { server(1) }, 1)))
   end)
 
@@ -158,7 +159,8 @@ describe("voters.plan", function()
         if step.step == "assign" and step.role == "voter" then
           check(was == "standby" and target.up and up == n, "a vote for one that is not ready, or with one down")
         end
-        if step.step == "assign" and step.role == "standby" then check(was == "spare" or up == n, "demoted with one down") end
+        if step.step == "assign" and step.role == "standby" then check(was == "spare" or up == n,
+          "demoted with one down") end
         servers, leader = voters.apply(servers, step, leader, math.random() < 0.9)
         local n_after, up_after = tally()
         check(math.abs(n_after - n) <= 1, "two votes at once")

@@ -4,6 +4,7 @@
 #include "codec/json.h"
 #include "crypto/crypto.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,8 @@ enum {
     READ_MS = 1500,
     LIST_DEFAULT = 1000,
     LIST_MAX = 10000,
-    LIST_BYTES = 8 << 20, /* an answer ends early, with "more", past this */
+    LIST_BYTES = 2 << 20, /* an answer ends early, with "more", past this: many may be due in one turn */
+    SCRATCH_KEEP = 256 << 10,
     HEARTBEAT_MS = 10000,
     IDEMPOTENCY_MAX = 256,
     USER_KEY_MAX = 1024
@@ -22,37 +24,50 @@ enum {
 
 static const uint8_t kv_folder[PREFIX_LEN] = {'/', 'k', 'v', '/'};
 
-enum access { READ = 1, WRITE = 2 };
+enum access { READ = 1, WRITE = 2, UNSURE = 4 };
 
 /* One request under way. It outlives the request when the peer goes first: req is NULL then. */
 struct call {
     struct api *api;
     struct http_req *req;
     TAILQ_ENTRY(call) link; /* watches only */
-    enum { GET_KEY, LIST_KEYS, CHANGE_KEY, WATCH_KEYS } kind;
+    enum { GET_KEY, LIST_KEYS, PUT_KEY, DELETE_KEY, WATCH_KEYS } kind;
     bool pending; /* an answer from raft is due */
     bool stale_ok;
     struct watch *watch;
+    bool synced;    /* watch: has been told that it has all there was when it began */
+    bool paused;    /* watch: the client is slower than the changes */
     uint64_t after; /* watch: revisions up to here are known to the client; list: limit */
     bool has_after;
-    size_t key_len;
-    uint8_t key[PREFIX_LEN + USER_KEY_MAX + 1]; /* with the prefix */
-    size_t start_len;
+    size_t key_len, start_len;
+    /* From here on only what is used is set. */
+    uint8_t key[PREFIX_LEN + USER_KEY_MAX + 1];   /* with the prefix */
     uint8_t start[PREFIX_LEN + USER_KEY_MAX + 1]; /* list: the key to go on after */
 };
 
 struct api {
     struct daemon *d;
     TAILQ_HEAD(, call) watches;
+    unsigned n_unsynced;
+    uint64_t
+        told; /* the last revision up to which every watch that was not paused had been told everything */
     uv_timer_t heartbeat;
     struct buf scratch; /* answers are built here and copied out at once */
-    bool shut;
 };
 
 static void call_release(struct call *c)
 {
     if (c->req == NULL && !c->pending) {
         free(c);
+    }
+}
+
+/* From here on nothing is delivered. The hub has closed it already, or does now. */
+static void watch_drop(struct call *c)
+{
+    if (c->watch != NULL) {
+        c->api->n_unsynced -= !c->synced;
+        c->watch = NULL;
     }
 }
 
@@ -64,7 +79,7 @@ static void call_gone(struct http_req *req)
         TAILQ_REMOVE(&c->api->watches, c, link);
         if (c->watch != NULL) {
             watch_close(c->watch);
-            c->watch = NULL;
+            watch_drop(c);
         }
     }
     call_release(c);
@@ -104,27 +119,42 @@ static int put_kv(struct buf *out, const struct kv *kv)
                          (unsigned long long)kv->create_revision, (unsigned long long)kv->mod_revision);
 }
 
-/* What an answer without a quorum adds: how old it may be and why it is. */
+/* What an answer without a quorum adds: how old it may be (null: nothing was heard of the cluster since the
+ * node was started) and why it is. */
 static int put_stale(struct api *a, struct buf *out)
 {
-    return buf_appendf(out, ",\"stale\":true,\"revision\":%llu,\"age_ms\":%llu,\"reason\":\"no_quorum\"",
-        (unsigned long long)store_revision(a->d->store),
-        (unsigned long long)(uv_now(a->d->loop) - a->d->fresh_ms));
+    char age[24] = "null";
+    if (a->d->fresh_ms != 0) {
+        snprintf(age, sizeof age, "%llu", (unsigned long long)(uv_now(a->d->loop) - a->d->fresh_ms));
+    }
+    return buf_appendf(out, ",\"stale\":true,\"revision\":%llu,\"age_ms\":%s,\"reason\":\"no_quorum\"",
+        (unsigned long long)store_revision(a->d->store), age);
+}
+
+/* An empty store that never caught up knows nothing: that is not the same as "absent". */
+static int check_known(const struct api *a, bool stale)
+{
+    return stale && store_revision(a->d->store) == 0
+               ? err_setf(SYM_ESTATE, "this manager has not caught up with the cluster yet")
+               : 0;
+}
+
+static void respond_scratch(struct call *c, const char *extra)
+{
+    struct buf *out = &c->api->scratch;
+    http_respond(c->req, 200, NULL, extra, buf_data(out), out->len);
+    if (out->cap > SCRATCH_KEEP) {
+        buf_free(out);
+    }
 }
 
 static void answer_key(struct call *c, bool stale)
 {
     struct api *a = c->api;
     struct kv kv;
-    int rv = store_get(a->d->store, c->key, c->key_len, &kv);
-    if (rv == SYM_ENOTFOUND && stale && store_revision(a->d->store) == 0) {
-        /* An empty store that never caught up knows nothing: that is not the same as "absent". */
-        rv = err_setf(SYM_ESTATE, "this manager has not caught up with the cluster yet");
-    }
+    int rv = check_known(a, stale);
+    rv = rv != 0 ? rv : store_get(a->d->store, c->key, c->key_len, &kv);
     if (rv != 0) {
-        if (rv == SYM_ENOTFOUND) {
-            err_setf(rv, "no such key");
-        }
         fail(c->req, rv, NULL);
         return;
     }
@@ -137,7 +167,7 @@ static void answer_key(struct call *c, bool stale)
         fail(c->req, rv, NULL);
         return;
     }
-    http_respond(c->req, 200, NULL, NULL, buf_data(out), out->len);
+    respond_scratch(c, NULL);
 }
 
 struct list_walk {
@@ -169,7 +199,8 @@ static void answer_list(struct call *c, bool stale)
     buf_clear(out);
     struct list_walk walk = {.api = a, .out = out, .left = c->after, .stale = stale};
     struct slice after = {c->start, c->start_len};
-    int rv = buf_append(out, "[", 1);
+    int rv = check_known(a, stale);
+    rv = rv != 0 ? rv : buf_append(out, "[", 1);
     if (rv == 0) {
         rv = store_list(
             a->d->store, (struct slice){c->key, c->key_len}, c->has_after ? &after : NULL, list_one, &walk);
@@ -182,7 +213,7 @@ static void answer_list(struct call *c, bool stale)
     char extra[96];
     snprintf(extra, sizeof extra, "X-Revision: %llu\r\n%s", (unsigned long long)store_revision(a->d->store),
         walk.more ? "X-More: true\r\n" : "");
-    http_respond(c->req, 200, NULL, extra, buf_data(out), out->len);
+    respond_scratch(c, extra);
 }
 
 /* --- watches
@@ -214,7 +245,7 @@ static void watch_end(struct call *c, int code)
     int n = snprintf(text, sizeof text, "{\"error\":{\"code\":\"%s\",\"message\":\"%s\"}}\n", err_name(code),
         code == SYM_ECOMPACTED ? "the history that this watch needs is gone: list again"
                                : "the watch has ended");
-    if (http_stream_write(c->req, text, (size_t)n) != SYM_ECLOSED && c->req != NULL) {
+    if (http_stream_write(c->req, text, (size_t)n) != SYM_ECLOSED) {
         http_stream_end(c->req);
     }
 }
@@ -223,7 +254,7 @@ static bool watch_events(void *arg, int status, struct event **events, unsigned 
 {
     struct call *c = arg;
     if (status != 0) {
-        c->watch = NULL; /* the hub has closed it */
+        watch_drop(c);
         watch_end(c, status);
         return true;
     }
@@ -239,6 +270,7 @@ static bool watch_events(void *arg, int status, struct event **events, unsigned 
         }
         room = room && rv == 0;
     }
+    c->paused = !room;
     return room;
 }
 
@@ -246,6 +278,7 @@ static void watch_drain(struct http_req *req)
 {
     struct call *c = req->data;
     if (c->watch != NULL) {
+        c->paused = false;
         watch_resume(c->watch);
         daemon_pump(c->api->d);
     }
@@ -254,8 +287,7 @@ static void watch_drain(struct http_req *req)
 static void answer_watch(struct call *c)
 {
     struct api *a = c->api;
-    uint64_t revision = store_revision(a->d->store);
-    uint64_t after = c->has_after ? c->after : revision;
+    uint64_t after = c->has_after ? c->after : store_revision(a->d->store);
     struct slice prefix = {c->key, c->key_len};
     int rv = watch_open(a->d->store, prefix, after, watch_events, c, &c->watch);
     if (rv != 0) {
@@ -263,30 +295,49 @@ static void answer_watch(struct call *c)
             rv == SYM_ECOMPACTED ? "list the keys again and watch from the list's revision + 1" : NULL);
         return;
     }
-    char text[64];
-    int n =
-        snprintf(text, sizeof text, "{\"type\":\"sync\",\"revision\":%llu}\n", (unsigned long long)revision);
+    a->n_unsynced++;
     c->req->on_drain = watch_drain;
     http_stream_start(c->req, 200, "application/x-ndjson");
-    http_stream_write(c->req, text, (size_t)n);
     daemon_pump(a->d);
+}
+
+static void watch_progress(struct call *c, const char *type)
+{
+    char text[80];
+    int n = snprintf(
+        text, sizeof text, "{\"type\":\"%s\",\"revision\":%llu}\n", type, (unsigned long long)c->api->told);
+    (void)http_stream_write(c->req, text, (size_t)n); /* a peer that is gone is heard of from the stream */
+}
+
+/* A client may go on after the revision of a "sync" or "heartbeat", so it must not be ahead of the events. */
+void api_told(struct api *a)
+{
+    struct call *c;
+    a->told = store_revision(a->d->store);
+    if (a->n_unsynced == 0) {
+        return;
+    }
+    TAILQ_FOREACH (c, &a->watches, link) {
+        if (c->watch != NULL && !c->synced && !c->paused) {
+            c->synced = true;
+            a->n_unsynced--;
+            watch_progress(c, "sync");
+        }
+    }
 }
 
 /* Tells an idle client that the line is alive, and how far the state is. */
 static void on_heartbeat(uv_timer_t *timer)
 {
     struct api *a = timer->data;
+    struct call *c;
     if (a->d->store == NULL) {
         return;
     }
-    char text[64];
-    int n = snprintf(text, sizeof text, "{\"type\":\"heartbeat\",\"revision\":%llu}\n",
-        (unsigned long long)store_revision(a->d->store));
-    struct call *c, *next;
-    for (c = TAILQ_FIRST(&a->watches); c != NULL; c = next) {
-        next = TAILQ_NEXT(c, link);
-        if (c->watch != NULL) {
-            http_stream_write(c->req, text, (size_t)n);
+    daemon_deliver(a->d);
+    TAILQ_FOREACH (c, &a->watches, link) {
+        if (c->watch != NULL && c->synced && !c->paused) {
+            watch_progress(c, "heartbeat");
         }
     }
 }
@@ -294,66 +345,9 @@ static void on_heartbeat(uv_timer_t *timer)
 /* --- raft's answers
  * ----------------------------------------------------------------------------------------------- */
 
-static void on_read(void *arg, int status)
-{
-    struct call *c = arg;
-    struct daemon *d = c->api->d;
-    c->pending = false;
-    if (c->req == NULL) {
-        call_release(c);
-        return;
-    }
-    if (d->store == NULL) {
-        status = err_setf(SYM_ECLOSED, "this node is shutting down");
-    }
-    if (status == 0) {
-        d->fresh_ms = uv_now(d->loop);
-    }
-    bool stale = status == SYM_ENOQUORUM && c->stale_ok;
-    if (status != 0 && !stale) {
-        fail(c->req, status, hint_for(status));
-        return;
-    }
-    switch (c->kind) {
-    case GET_KEY:
-        answer_key(c, stale);
-        break;
-    case LIST_KEYS:
-        answer_list(c, stale);
-        break;
-    default:
-        answer_watch(c);
-    }
-}
-
-static void on_changed(void *arg, int status, const struct txn_result *result)
-{
-    struct call *c = arg;
-    c->pending = false;
-    if (c->req == NULL) {
-        call_release(c);
-        return;
-    }
-    if (status == 0 && result->status == TXN_CONFLICT) {
-        status = err_setf(SYM_ECONFLICT, "the key is not as the request expects it");
-    } else if (status == 0 && result->status == TXN_UNKNOWN) {
-        status = err_setf(SYM_EUNKNOWN, "the Idempotency-Key is older than what is remembered");
-    }
-    if (status != 0) {
-        fail(c->req, status, hint_for(status));
-        return;
-    }
-    char body[64];
-    int n = snprintf(body, sizeof body, "{\"revision\":%llu%s}\n", (unsigned long long)result->revision,
-        result->repeated ? ",\"repeated\":true" : "");
-    http_respond(c->req, 200, NULL, NULL, body, (size_t)n);
-}
-
-/* --- requests
- * ----------------------------------------------------------------------------------------------------- */
-
-/* What the peer may do to the users' keys: 0, READ or READ|WRITE. A node's certificate is worth what the
- * state says of the node now. */
+/* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A manager's certificate is worth what
+ * the state says of its owner now: the key of a member is there, with its owner's name, until it is removed.
+ */
 static int access_of(struct daemon *d, const struct http_req *req)
 {
     if (!req->tls) {
@@ -370,13 +364,126 @@ static int access_of(struct daemon *d, const struct http_req *req)
         return READ;
     }
     if (strcmp(peer->cert.ou, "manager") == 0) {
-        char key[80];
+        char key[16 + 2 * SHA256_LEN + 1] = "/fingerprint/";
         struct kv kv;
-        int n = snprintf(key, sizeof key, "/node/%s", peer->cert.cn);
-        return store_get(d->store, key, (size_t)n, &kv) == 0 ? READ | WRITE : 0;
+        size_t n = strlen(key);
+        for (size_t i = 0; i < SHA256_LEN; i++) {
+            static const char digits[] = "0123456789abcdef";
+            key[n++] = digits[peer->cert.fingerprint[i] >> 4];
+            key[n++] = digits[peer->cert.fingerprint[i] & 15];
+        }
+        if (store_get(d->store, key, n, &kv) != 0) {
+            return UNSURE; /* this manager may be behind */
+        }
+        bool same = strlen(peer->cert.cn) == kv.value.n && memcmp(peer->cert.cn, kv.value.p, kv.value.n) == 0;
+        return same ? READ | WRITE : 0;
     }
     return 0;
 }
+
+static int needed_for(const struct call *c)
+{
+    return c->kind == PUT_KEY || c->kind == DELETE_KEY ? WRITE : READ;
+}
+
+static void refuse(struct http_req *req)
+{
+    const struct tls_peer *peer = req->peer;
+    if (peer == NULL || !peer->present) {
+        err_setf(SYM_EAUTH, "this needs a client certificate");
+        fail(req, SYM_EAUTH, NULL);
+    } else if (peer->expired) {
+        err_setf(SYM_EEXPIRED, "the certificate has expired: it is good for POST /v1/renew only");
+        fail(req, SYM_EEXPIRED, NULL);
+    } else {
+        err_setf(SYM_EDENIED, "this is not allowed to the owner of this certificate");
+        fail(req, SYM_EDENIED, NULL);
+    }
+}
+
+void api_recheck(struct api *a)
+{
+    struct call *c;
+    TAILQ_FOREACH (c, &a->watches, link) {
+        if (c->watch != NULL && (access_of(a->d, c->req) & READ) == 0) {
+            http_abort(c->req);
+        }
+    }
+}
+
+static int start_change(struct call *c);
+
+static void on_read(void *arg, int status)
+{
+    struct call *c = arg;
+    struct daemon *d = c->api->d;
+    c->pending = false;
+    if (c->req == NULL) {
+        call_release(c);
+        return;
+    }
+    if (status == SYM_ECANCELED || (status == 0 && d->raft == NULL)) {
+        status = err_setf(SYM_ECLOSED, "this node is stopping");
+    }
+    if (status == 0) {
+        d->fresh_ms = uv_now(d->loop);
+    }
+    bool stale = status == SYM_ENOQUORUM && c->stale_ok;
+    if (status != 0 && !stale) {
+        fail(c->req, status, hint_for(status));
+        return;
+    }
+    /* Again, because now this manager knows of everything that came before the request. */
+    if ((access_of(d, c->req) & needed_for(c)) == 0) {
+        refuse(c->req);
+        return;
+    }
+    switch (c->kind) {
+    case GET_KEY:
+        answer_key(c, stale);
+        break;
+    case LIST_KEYS:
+        answer_list(c, stale);
+        break;
+    case WATCH_KEYS:
+        answer_watch(c);
+        break;
+    default:
+        status = start_change(c);
+        if (status != 0) {
+            fail(c->req, status, NULL);
+        }
+    }
+}
+
+static void on_changed(void *arg, int status, const struct txn_result *result)
+{
+    struct call *c = arg;
+    c->pending = false;
+    if (c->req == NULL) {
+        call_release(c);
+        return;
+    }
+    if (status == SYM_ECANCELED) {
+        /* It may be in the log already, and those who go on have that. */
+        status = err_setf(SYM_EUNKNOWN, "this node is stopping; the write may or may not have happened");
+    } else if (status == 0 && result->status == TXN_CONFLICT) {
+        status = err_setf(SYM_ECONFLICT, "the key is not as the request expects it");
+    } else if (status == 0 && result->status == TXN_UNKNOWN) {
+        status = err_setf(SYM_EUNKNOWN, "the Idempotency-Key is older than what is remembered");
+    }
+    if (status != 0) {
+        fail(c->req, status, hint_for(status));
+        return;
+    }
+    char body[64];
+    int n = snprintf(body, sizeof body, "{\"revision\":%llu%s}\n", (unsigned long long)result->revision,
+        result->repeated ? ",\"repeated\":true" : "");
+    http_respond(c->req, 200, NULL, NULL, body, (size_t)n);
+}
+
+/* --- requests
+ * ----------------------------------------------------------------------------------------------------- */
 
 static bool parse_u64(const char *text, uint64_t *out)
 {
@@ -424,31 +531,36 @@ static int key_param(struct http_req *req, const char *name, uint8_t *to, size_t
     return 1;
 }
 
-static void idempotency(struct daemon *d, struct http_req *req, const char *key, struct txn_id *id)
+static int idempotency(struct daemon *d, struct http_req *req, const char *key, struct txn_id *id)
 {
     uint8_t digest[SHA256_LEN];
     const char *since = http_req_header(req, "idempotency-since");
-    if (crypto_sha256(key, strlen(key), digest) == 0) {
-        memcpy(id->bytes, digest, sizeof id->bytes);
-        if (since == NULL || !parse_u64(since, &id->since)) {
-            id->since = store_revision(d->store);
-        }
+    if (*key == '\0' || strlen(key) > IDEMPOTENCY_MAX) {
+        return err_setf(SYM_EINVAL, "an Idempotency-Key has 1 to %d characters", IDEMPOTENCY_MAX);
     }
+    id->since = store_revision(d->store);
+    if (since != NULL && !parse_u64(since, &id->since)) {
+        return err_setf(SYM_EINVAL, "Idempotency-Since is a revision");
+    }
+    int rv = crypto_sha256(key, strlen(key), digest);
+    memcpy(id->bytes, digest, rv == 0 ? sizeof id->bytes : 0);
+    return rv;
 }
 
-static int start_change(struct call *c, bool is_delete)
+static int start_change(struct call *c)
 {
     struct api *a = c->api;
     struct http_req *req = c->req;
+    bool is_put = c->kind == PUT_KEY;
     struct txn t; /* 11 KiB: only what is used is set */
     memset(&t.id, 0, sizeof t.id);
     t.n_cmps = 0;
     t.n_ops = 1;
-    t.ops[0].kind = is_delete ? OP_DELETE : OP_PUT;
+    t.ops[0].kind = is_put ? OP_PUT : OP_DELETE;
     t.ops[0].key = (struct slice){c->key, c->key_len};
     t.ops[0].value =
-        (struct slice){is_delete ? (const uint8_t *)"" : req->body, is_delete ? 0 : req->body_len};
-    if (!is_delete && req->body_len > VALUE_MAX) {
+        is_put ? (struct slice){req->body, req->body_len} : (struct slice){(const uint8_t *)"", 0};
+    if (is_put && req->body_len > VALUE_MAX) {
         return err_setf(SYM_ETOOBIG, "a value of %zu bytes; at most 1 MiB fits", req->body_len);
     }
     uint64_t revision = 0;
@@ -464,19 +576,17 @@ static int start_change(struct call *c, bool is_delete)
         t.cmps[0].number = revision;
     }
     const char *key = http_req_header(req, "idempotency-key");
-    if (key != NULL) {
-        if (*key == '\0' || strlen(key) > IDEMPOTENCY_MAX) {
-            return err_setf(SYM_EINVAL, "an Idempotency-Key has 1 to %d characters", IDEMPOTENCY_MAX);
-        }
-        idempotency(a->d, req, key, &t.id);
-    }
+    int rv = key == NULL ? 0 : idempotency(a->d, req, key, &t.id);
     buf_clear(&a->scratch);
-    int rv = txn_encode(&t, &a->scratch);
+    rv = rv != 0 ? rv : txn_encode(&t, &a->scratch);
     if (rv != 0) {
         return rv;
     }
     c->pending = true;
     rnode_submit(a->d->raft, buf_data(&a->scratch), a->scratch.len, WRITE_MS, on_changed, c);
+    if (a->scratch.cap > SCRATCH_KEEP) {
+        buf_free(&a->scratch);
+    }
     return 0;
 }
 
@@ -484,8 +594,8 @@ static int start_read(struct call *c)
 {
     char text[8];
     struct http_req *req = c->req;
-    c->stale_ok = *req->query != '\0' && http_req_param(req, "stale", text, sizeof text) == 0 &&
-                  strcmp(text, "ok") == 0;
+    c->stale_ok = (c->kind == GET_KEY || c->kind == LIST_KEYS) && *req->query != '\0' &&
+                  http_req_param(req, "stale", text, sizeof text) == 0 && strcmp(text, "ok") == 0;
     c->pending = true;
     rnode_read(c->api->d->raft, READ_MS, on_read, c);
     return 0;
@@ -518,9 +628,36 @@ static int start_watch(struct call *c)
     return start_read(c);
 }
 
-static void healthz(struct http_req *req)
+static void refuse_method(struct http_req *req, const char *allowed)
 {
-    http_respond(req, 200, NULL, NULL, "{\"ok\":true}\n", 12);
+    char body[192], extra[64];
+    int n = snprintf(body, sizeof body,
+        "{\"error\":{\"code\":\"invalid\",\"message\":\"this route has no such method\","
+        "\"hint\":\"allowed: %s\"}}\n",
+        allowed);
+    snprintf(extra, sizeof extra, "Allow: %s\r\n", allowed);
+    http_respond(req, 405, NULL, extra, body, (size_t)n);
+}
+
+static void refuse_stopped(struct daemon *d, struct http_req *req)
+{
+    bool stopping = d->stopping || d->node_stopping;
+    err_setf(SYM_ECLOSED, stopping ? "this node is stopping" : "this node is not part of a cluster");
+    fail(req, SYM_ECLOSED, stopping ? NULL : "`symphony manager init` or `symphony manager join`");
+}
+
+static int start_call(struct call *c, bool unsure)
+{
+    switch (c->kind) {
+    case WATCH_KEYS:
+        return start_watch(c);
+    case LIST_KEYS:
+        return start_list(c);
+    case GET_KEY:
+        return start_read(c);
+    default:
+        return unsure ? start_read(c) : start_change(c);
+    }
 }
 
 bool api_handle(struct api *a, struct http_req *req)
@@ -535,34 +672,29 @@ bool api_handle(struct api *a, struct http_req *req)
     bool list =
         is_kv && (req->path_len == sizeof kv - 1 || (req->path_len == sizeof kv && req->path[6] == '/'));
     bool watch = !is_kv && strcmp(req->path, "/v1/watch") == 0;
-    if (!is_kv && strcmp(req->path, "/healthz") == 0) {
-        healthz(req);
-        return true;
-    }
-    if (!one && !list && !watch) {
+    bool health = !is_kv && strcmp(req->path, "/healthz") == 0;
+    if (!one && !list && !watch && !health) {
         return false;
     }
-    bool get = strcmp(req->method, "GET") == 0;
-    bool put = strcmp(req->method, "PUT") == 0;
-    bool del = strcmp(req->method, "DELETE") == 0;
-    if (!(get || (one && (put || del)))) {
-        static const char body[] =
-            "{\"error\":{\"code\":\"method\",\"message\":\"this route has no such method\"}}\n";
-        http_respond(
-            req, 405, NULL, one ? "Allow: GET, PUT, DELETE\r\n" : "Allow: GET\r\n", body, sizeof body - 1);
+    /* The body of an answer to HEAD is left out below. */
+    bool get = strcmp(req->method, "GET") == 0 || (strcmp(req->method, "HEAD") == 0 && !watch);
+    bool put = one && strcmp(req->method, "PUT") == 0;
+    bool del = one && strcmp(req->method, "DELETE") == 0;
+    if (!get && !put && !del) {
+        refuse_method(req, one ? "GET, HEAD, PUT, DELETE" : watch ? "GET" : "GET, HEAD");
         return true;
     }
-    if (d->raft == NULL || a->shut) {
-        err_setf(SYM_ECLOSED, "this node is not part of a cluster");
-        fail(req, SYM_ECLOSED, "`symphony manager init` or `symphony manager join`");
+    if (health) {
+        http_respond(req, 200, NULL, NULL, "{\"ok\":true}\n", 12);
+        return true;
+    }
+    if (d->raft == NULL || (watch && d->node_stopping)) {
+        refuse_stopped(d, req);
         return true;
     }
     int may = access_of(d, req);
-    if (!(may & (get ? READ : WRITE))) {
-        bool unknown = req->peer == NULL || !req->peer->present;
-        err_setf(
-            SYM_EDENIED, unknown ? "a client certificate is needed" : "this certificate may not do that");
-        fail(req, unknown ? SYM_EAUTH : SYM_EDENIED, NULL);
+    if ((may & (UNSURE | (get ? READ : WRITE))) == 0) {
+        refuse(req);
         return true;
     }
     size_t key_len = one ? req->path_len - sizeof kv : 0;
@@ -577,17 +709,19 @@ bool api_handle(struct api *a, struct http_req *req)
         fail(req, SYM_ENOMEM, NULL);
         return true;
     }
-    *c = (struct call){.api = a, .req = req};
+    memset(c, 0, offsetof(struct call, key));
+    c->api = a;
+    c->req = req;
     memcpy(c->key, kv_folder, PREFIX_LEN);
-    memcpy(c->key + PREFIX_LEN, req->path + sizeof kv, key_len);
+    memcpy(c->key + PREFIX_LEN, one ? req->path + sizeof kv : "", key_len);
     c->key_len = PREFIX_LEN + key_len;
-    c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : get ? GET_KEY : CHANGE_KEY;
+    c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
     if (watch) {
         TAILQ_INSERT_TAIL(&a->watches, c, link);
     }
-    int rv = watch ? start_watch(c) : list ? start_list(c) : get ? start_read(c) : start_change(c, del);
+    int rv = start_call(c, (may & UNSURE) != 0);
     if (rv != 0) {
         fail(req, rv, NULL);
     }
@@ -617,7 +751,7 @@ void api_shut(struct api *a)
         next = TAILQ_NEXT(c, link);
         if (c->watch != NULL) {
             watch_close(c->watch);
-            c->watch = NULL;
+            watch_drop(c);
             watch_end(c, SYM_ECLOSED);
         }
     }

@@ -15,6 +15,11 @@ int api_new(struct daemon *d, struct api **out);
 void api_shut(struct api *a);
 void api_free(struct api *a);
 
+/* Every watch that is not paused has been told of all that is in the store. */
+void api_told(struct api *a);
+/* Cuts the watches of those who may not watch any more. */
+void api_recheck(struct api *a);
+
 /* True if the request was one of the above: it has been, or will be, answered. */
 bool api_handle(struct api *a, struct http_req *req);
 

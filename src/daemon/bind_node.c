@@ -1,13 +1,14 @@
 /* require "sym.node": the node of this daemon, as lua/symphony/cluster starts and stops it.
  *
- *   start{node_id, raft_id, raft_address, cluster_id, cert, key, ca, starts, bootstrap, raft_port,
- * remote_port}
- *                          -> {raft_port, remote_port} | nil, err      (ports: those given, else the
- * options') stop(cb)               back to idle; cb(err) from the loop started()              -> bool
- *   set_tls(cert, key, ca) -> true | nil, err
- *   recover{raft_id, raft_address} -> true | nil, err     only while stopped: makes this member the only
- * voter drop_peer(cn)          closes the remote connections of that certificate name on_request(fn(req))
- * on_change(fn())  on_removed(fn(err, code, reason)) quit(code)             orderly end of the daemon
+ * start{node_id, raft_id, raft_address, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
+ *     -> {raft_port, remote_port} | nil, err; ports that are not given are the options'
+ * stop(cb) -> true | nil, err; back to idle: cb(nil) from the loop, also if it was being stopped already
+ * started() -> bool: also while it is being stopped
+ * set_tls(cert, key, ca) -> true | nil, err
+ * recover{raft_id, raft_address} -> true | nil, err; only while stopped: makes this member the only voter
+ * drop_peer(cn): closes the remote connections of that certificate name
+ * on_request(fn(err, req)), on_change(fn(err)), on_removed(fn(err, code, reason)): err is nil
+ * quit(code): orderly end of the daemon
  */
 #include "base/err.h"
 #include "daemon/daemon.h"
@@ -107,7 +108,7 @@ static int l_stop(lua_State *L)
 
 static int l_started(lua_State *L)
 {
-    lua_pushboolean(L, daemon_of(L)->raft != NULL);
+    lua_pushboolean(L, daemon_started(daemon_of(L)));
     return 1;
 }
 
@@ -130,7 +131,7 @@ static int l_recover(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     uint64_t id = (uint64_t)number(L, "raft_id", 0);
     const char *address = field(L, "raft_address");
-    if (d->raft != NULL || d->node_stopping) {
+    if (daemon_started(d)) {
         return vm_fail(L, err_setf(SYM_EBUSY, "the node must be stopped first"));
     }
     char *dir = daemon_path(d, "raft");

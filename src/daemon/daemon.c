@@ -60,10 +60,22 @@ static void on_request(struct http_req *req, void *arg)
 /* --- watches
  * ------------------------------------------------------------------------------------------------------ */
 
+/* True if there is more to get. */
+static bool deliver(struct daemon *d)
+{
+    if (d->store == NULL) {
+        return false;
+    }
+    bool more = store_pump(d->store);
+    if (!more) {
+        api_told(d->api);
+    }
+    return more;
+}
+
 static void on_pump(uv_idle_t *idle)
 {
-    struct daemon *d = idle->data;
-    if (d->store == NULL || !store_pump(d->store)) {
+    if (!deliver(idle->data)) {
         uv_idle_stop(idle);
     }
 }
@@ -73,6 +85,18 @@ void daemon_pump(struct daemon *d)
     if (!d->stopping) {
         uv_idle_start(&d->pump, on_pump);
     }
+}
+
+void daemon_deliver(struct daemon *d)
+{
+    if (deliver(d)) {
+        daemon_pump(d);
+    }
+}
+
+static void on_watch(void *arg)
+{
+    daemon_pump(arg);
 }
 
 static void wake_pump(void *arg)
@@ -96,7 +120,9 @@ static bool on_node_event(void *arg, int status, struct event **events, unsigned
 {
     struct daemon *d = arg;
     if (status != 0) {
+        /* A snapshot came in between, and some of these may not be in it. */
         watch_nodes(d);
+        api_recheck(d->api);
         return true;
     }
     for (unsigned i = 0; i < n; i++) {
@@ -153,9 +179,7 @@ static void on_applied(void *arg)
 {
     struct daemon *d = arg;
     d->fresh_ms = uv_now(d->loop);
-    if (store_pump(d->store)) {
-        daemon_pump(d);
-    }
+    daemon_deliver(d);
 }
 
 struct removal {
@@ -202,8 +226,10 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
         rv = SYM_ENOMEM;
         goto free_paths;
     }
-    if (d->raft != NULL || d->store != NULL || d->stopping || d->node_stopping) {
-        rv = err_setf(SYM_EBUSY, "the node is already started");
+    if (d->stopping || daemon_started(d)) {
+        rv = err_setf(SYM_EBUSY, d->stopping        ? "this daemon is shutting down"
+                                 : d->node_stopping ? "the node is being stopped"
+                                                    : "the node is already started");
         goto free_paths;
     }
     rv = server_tls(cfg, &d->tls);
@@ -225,6 +251,8 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
     if (rv != 0) {
         goto close_remote;
     }
+    store_on_watch(d->store, on_watch, d);
+    d->fresh_ms = 0;
     store_on_watch(d->store, wake_pump, d);
     if (cfg->bootstrap) {
         rv = rnode_bootstrap(raft, cfg->raft_id, cfg->raft_address);
@@ -281,7 +309,7 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
 {
     struct tls_ctx *tls;
     struct node_config cfg = {.cert = cert, .key = key, .ca = ca};
-    if (d->raft == NULL) {
+    if (d->raft == NULL || d->remote == NULL) {
         return err_setf(SYM_ECLOSED, "the node is not started");
     }
     int rv = server_tls(&cfg, &tls);
@@ -299,19 +327,43 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     return 0;
 }
 
-struct stop {
-    struct daemon *d;
+bool daemon_started(const struct daemon *d)
+{
+    return d->raft != NULL || d->node_stopping;
+}
+
+struct stop_wait {
+    STAILQ_ENTRY(stop_wait) link;
     void (*done)(void *arg);
     void *arg;
-    bool close_control;
+};
+
+/* A stop under way: the doors, raft, the store. */
+struct stop {
+    struct daemon *d;
+    bool quit;
     unsigned waiting;
 };
 
 static void quit_now(struct daemon *d);
+static void quit_done(struct daemon *d);
+
+static void say_stopped(struct daemon *d)
+{
+    struct stop_waits due = STAILQ_HEAD_INITIALIZER(due);
+    struct stop_wait *wait;
+    STAILQ_CONCAT(&due, &d->waits);
+    while ((wait = STAILQ_FIRST(&due)) != NULL) {
+        STAILQ_REMOVE_HEAD(&due, link);
+        wait->done(wait->arg);
+        free(wait);
+    }
+}
 
 static void stop_done(struct stop *stop)
 {
     struct daemon *d = stop->d;
+    bool quit = stop->quit;
     if (d->nodes != NULL) {
         watch_close(d->nodes);
         d->nodes = NULL;
@@ -323,11 +375,11 @@ static void stop_done(struct stop *stop)
     tls_ctx_free(d->tls);
     d->tls = NULL;
     d->node_stopping = false;
-    if (stop->done != NULL) {
-        stop->done(stop->arg);
-    }
     free(stop);
-    if (d->quit_waits) {
+    say_stopped(d);
+    if (quit) {
+        quit_done(d);
+    } else if (d->quit_waits) {
         d->quit_waits = false;
         quit_now(d);
     }
@@ -335,20 +387,19 @@ static void stop_done(struct stop *stop)
 
 static void raft_stopped(void *arg)
 {
-    struct stop *stop = arg;
-    stop->d->raft = NULL;
-    stop_done(stop);
+    stop_done(arg);
 }
 
 static void door_closed(void *arg)
 {
     struct stop *stop = arg;
-    struct daemon *d = stop->d;
+    struct rnode *raft = stop->d->raft;
     if (--stop->waiting > 0) {
         return;
     }
-    if (d->raft != NULL) {
-        rnode_stop(d->raft, raft_stopped, stop);
+    if (raft != NULL) {
+        stop->d->raft = NULL; /* nothing may be asked of it any more */
+        rnode_stop(raft, raft_stopped, stop);
     } else {
         stop_done(stop);
     }
@@ -359,7 +410,7 @@ static void close_doors(struct stop *stop)
 {
     struct daemon *d = stop->d;
     struct http_server *remote = d->remote;
-    struct http_server *control = stop->close_control ? d->control : NULL;
+    struct http_server *control = stop->quit ? d->control : NULL;
     api_shut(d->api);
     d->remote = NULL;
     stop->waiting = 1 + (remote != NULL) + (control != NULL);
@@ -379,13 +430,13 @@ static void handed_over(void *arg, int status)
     close_doors(arg);
 }
 
-static int begin_stop(struct daemon *d, bool close_control, void (*done)(void *arg), void *arg)
+static int begin_stop(struct daemon *d, bool quit)
 {
     struct stop *stop = malloc(sizeof *stop);
     if (stop == NULL) {
         return err_setf(SYM_ENOMEM, "out of memory");
     }
-    *stop = (struct stop){.d = d, .done = done, .arg = arg, .close_control = close_control};
+    *stop = (struct stop){.d = d, .quit = quit};
     d->node_stopping = true;
     if (d->raft != NULL && rnode_is_leader(d->raft)) {
         rnode_transfer(d->raft, 0, handed_over, stop);
@@ -397,10 +448,21 @@ static int begin_stop(struct daemon *d, bool close_control, void (*done)(void *a
 
 int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg)
 {
-    if (d->node_stopping) {
-        return err_setf(SYM_EBUSY, "the node is being stopped already");
+    if (!daemon_started(d)) {
+        return err_setf(SYM_ECLOSED, "the node is not started");
     }
-    return begin_stop(d, false, done, arg);
+    struct stop_wait *wait = malloc(sizeof *wait);
+    if (wait == NULL) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    int rv = d->node_stopping ? 0 : begin_stop(d, false);
+    if (rv != 0) {
+        free(wait);
+        return rv;
+    }
+    *wait = (struct stop_wait){.done = done, .arg = arg};
+    STAILQ_INSERT_TAIL(&d->waits, wait, link);
+    return 0;
 }
 
 static void on_patience_end(uv_timer_t *timer)
@@ -410,9 +472,8 @@ static void on_patience_end(uv_timer_t *timer)
     _exit(1);
 }
 
-static void quit_done(void *arg)
+static void quit_done(struct daemon *d)
 {
-    struct daemon *d = arg;
     vm_cb_drop(&d->on_request);
     vm_cb_drop(&d->on_change);
     vm_cb_drop(&d->on_removed);
@@ -421,13 +482,12 @@ static void quit_done(void *arg)
     api_free(d->api);
     d->api = NULL;
     uv_close((uv_handle_t *)&d->pump, NULL);
-    uv_close((uv_handle_t *)&d->deadline, NULL);
     uv_stop(d->loop);
 }
 
 static void quit_now(struct daemon *d)
 {
-    if (begin_stop(d, true, quit_done, d) != 0) {
+    if (begin_stop(d, true) != 0) {
         _exit(70);
     }
 }
@@ -448,6 +508,16 @@ void daemon_quit(struct daemon *d, int code)
     }
 }
 
+void daemon_close(struct daemon *d)
+{
+    uv_run(d->loop, UV_RUN_DEFAULT); /* the deadline does not keep it running, but ends it if need be */
+    uv_close((uv_handle_t *)&d->deadline, NULL);
+    uv_run(d->loop, UV_RUN_DEFAULT);
+    if (uv_loop_close(d->loop) != 0) {
+        log_warn("something was left open at the end");
+    }
+}
+
 static int socket_gid(const char *name, gid_t *gid)
 {
     errno = 0;
@@ -464,6 +534,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
     gid_t gid = (gid_t)-1;
     char *path = NULL;
     d->loop = loop;
+    STAILQ_INIT(&d->waits);
     uv_idle_init(loop, &d->pump);
     d->pump.data = d;
     uv_timer_init(loop, &d->deadline);

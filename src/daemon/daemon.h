@@ -24,6 +24,7 @@ struct options {
 };
 
 struct api;
+STAILQ_HEAD(stop_waits, stop_wait);
 
 struct daemon {
     uv_loop_t *loop;
@@ -31,9 +32,9 @@ struct daemon {
     lua_State *L;
     struct api *api;
     struct http_server *control;
-    struct http_server *remote; /* these three are NULL until the node is started */
+    struct http_server *remote; /* NULL until the node is started, as are the next three */
     struct store *store;
-    struct rnode *raft;
+    struct rnode *raft; /* NULL again as soon as it has been asked to stop */
     struct tls_ctx *tls;
     struct watch *nodes;     /* sees nodes being removed */
     struct vm_cb on_request; /* Lua: every request that C does not answer itself */
@@ -41,18 +42,21 @@ struct daemon {
     struct vm_cb on_removed; /* Lua: (err, code, reason) */
     uv_idle_t pump;          /* active while watches have more to get */
     uv_timer_t deadline;     /* the end of patience when stopping */
-    bool stopping;              /* on the way out */
-    bool node_stopping;         /* the node is; its parts go one after the other */
-    bool quit_waits;            /* for that */
+    bool stopping;           /* on the way out */
+    bool node_stopping;      /* the node is; its parts go one after the other */
+    bool quit_waits;         /* for that */
+    struct stop_waits waits; /* who is told of its end */
     int exit_code;
-    uint64_t fresh_ms; /* uv_now when local state was last known to be current */
+    uint64_t fresh_ms; /* uv_now when local state was last known to be current; 0: never since the start */
 };
 
 /* Serves the control socket and runs boot.lua. 0 or SYM_E* with err_msg(); then nothing is left open. */
 int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths);
-/* Orderly end; the loop runs dry afterwards. Said twice, it is the same; after 10 s the process ends by
- * itself. */
+/* Orderly end: uv_stop, when nothing but handles that are closing is left. Said twice, it is the same; after
+ * 10 s the process ends by itself. */
 void daemon_quit(struct daemon *d, int code);
+/* After uv_stop: lets the loop run dry and closes it, still within those 10 s. */
+void daemon_close(struct daemon *d);
 
 struct node_config {
     uint64_t raft_id, starts;
@@ -63,13 +67,18 @@ struct node_config {
 };
 /* Store, raft and the remote API, in this order; what was opened is closed again on failure. */
 int daemon_start(struct daemon *d, const struct node_config *cfg);
-/* Back to idle: @done from the loop. SYM_EBUSY while a stop is under way. */
+/* Started, or not yet wholly stopped. */
+bool daemon_started(const struct daemon *d);
+/* Back to idle: @done from the loop. Said while a stop is under way, it waits for the end of that one.
+ * SYM_ECLOSED when it is idle. */
 int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg);
 /* New connections, to and from us, use the new certificate and CA. */
 int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, const char *ca);
 
 /* Delivers to watches, soon and until they have seen all that is there. */
 void daemon_pump(struct daemon *d);
+/* The same, and begins with it now. Not from a watch's callback. */
+void daemon_deliver(struct daemon *d);
 
 /* DIR/<name>, malloc'd; NULL without memory. */
 char *daemon_path(const struct daemon *d, const char *name);

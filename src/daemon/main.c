@@ -355,10 +355,7 @@ static int run(struct daemon *d)
     uv_run(&loop, UV_RUN_DEFAULT);
     uv_close((uv_handle_t *)&term, NULL);
     uv_close((uv_handle_t *)&intr, NULL);
-    uv_run(&loop, UV_RUN_DEFAULT);
-    if (uv_loop_close(&loop) != 0) {
-        log_warn("something was left open at the end");
-    }
+    daemon_close(d);
     close(lock);
     log_info("stopped");
     return d->exit_code;

@@ -364,7 +364,7 @@ int bind_http_push_req(lua_State *L, struct http_req *req)
 {
     luaL_checkstack(L, 6, NULL);
     struct http_state *state = bind_http_state(L);
-    struct lreq **handle = lua_newuserdatauv(L, sizeof *handle, 1);
+    struct lreq **handle = lua_newuserdatauv(L, sizeof(void *), 1);
     *handle = NULL;
     lua_createtable(L, 0, 5);
     bind_http_push_type(L, "sym.http.req.fields", none, methods);

@@ -338,7 +338,7 @@ static struct lcall *push_handle(lua_State *L, struct http_state *state)
 {
     static const luaL_Reg meta[] = {{"__gc", call_gc}, {NULL, NULL}};
     static const luaL_Reg methods[] = {{"cancel", call_cancel}, {"close", call_cancel}, {NULL, NULL}};
-    struct lcall **handle = lua_newuserdatauv(L, sizeof *handle, 0);
+    struct lcall **handle = lua_newuserdatauv(L, sizeof(void *), 0);
     *handle = NULL;
     bind_http_push_type(L, type_name, meta, methods);
     lua_setmetatable(L, -2);

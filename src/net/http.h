@@ -18,7 +18,9 @@ struct http_limits {
     size_t max_head; /* request line and headers; default 16 KiB -> 431 */
     size_t max_body; /* default 2 MiB -> 413 */
     unsigned
-        max_conns; /* default 4096; at the limit an idle connection makes room, else the new one is refused */
+        max_conns; /* default 4096, but never so many that less than 256 descriptors (a quarter, if
+                              * there are less than 1024) are left; at the limit the connection that has been without a
+                              * whole request for longest makes room, else the new one is refused */
     unsigned max_conns_addr; /* for each address, unix exempt; default 2048 */
     uint64_t head_ms;  /* from the first byte of a request, or from accept, to the end of its headers; default
                           10 s */

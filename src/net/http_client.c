@@ -82,11 +82,8 @@ static void end(struct http_call *c, int err)
 static void on_deadline(uv_timer_t *timer)
 {
     struct http_call *c = timer->data;
-    if (c->headed) {
-        end(c, err_setf(SYM_ETIMEOUT, "the answer stopped for %llu ms", (unsigned long long)c->opts.idle_ms));
-    } else {
-        end(c, err_setf(SYM_ETIMEOUT, "no answer within %llu ms", (unsigned long long)c->opts.timeout_ms));
-    }
+    end(c, err_setf(SYM_ETIMEOUT, c->headed ? "the answer stopped for %llu ms" : "no answer within %llu ms",
+               (unsigned long long)(c->headed ? c->opts.idle_ms : c->opts.timeout_ms)));
 }
 
 /* --- llhttp's callbacks. They return -1 after the call has failed with a code of its own (c->err). */

@@ -2,6 +2,7 @@
 #include "net/http_impl.h"
 
 #include "base/err.h"
+#include "base/log.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -300,9 +301,12 @@ static void on_drain(struct stream *stream)
 static void on_close(struct stream *stream, int status)
 {
     struct http_conn *c = stream_data(stream);
-    (void)status;
     if (c == NULL) {
         return;
+    }
+    if (status != 0 && status != SYM_ECLOSED) {
+        const struct peer_addr *from = stream_peer_addr(stream);
+        log_debug("connection from %s: %s", from->is_unix ? "a unix socket" : from->host, err_msg());
     }
     struct http_server *s = c->server;
     enter(c, PHASE_GONE);

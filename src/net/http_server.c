@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 enum { SWEEP_MS = 500 };
 
@@ -193,6 +194,18 @@ static void set_default(uint64_t *v, uint64_t value)
     *v = *v != 0 ? *v : value;
 }
 
+/* Connections must leave descriptors for the rest of the program: raft, its files, the control socket. */
+static void spare_descriptors(struct http_limits *l)
+{
+    struct rlimit files;
+    if (getrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur != RLIM_INFINITY) {
+        rlim_t spare = files.rlim_cur < 1024 ? files.rlim_cur / 4 : 256;
+        if (l->max_conns > files.rlim_cur - spare) {
+            l->max_conns = (unsigned)(files.rlim_cur - spare);
+        }
+    }
+}
+
 static void set_limits(struct http_limits *l)
 {
     l->max_head = l->max_head != 0 ? l->max_head : 16 * 1024;
@@ -204,6 +217,7 @@ static void set_limits(struct http_limits *l)
     set_default(&l->body_ms, 30 * 1000);
     set_default(&l->idle_ms, 300 * 1000);
     set_default(&l->send_ms, 30 * 1000);
+    spare_descriptors(l);
 }
 
 int http_server_new(uv_loop_t *loop, const struct http_limits *limits, http_handler handler, void *arg,

@@ -19,6 +19,7 @@ enum {
 
 struct listener {
     uv_poll_t poll;
+    uv_prepare_t turn;
     uv_timer_t pause;
     uv_loop_t *loop;
     listener_accept accept;
@@ -108,6 +109,12 @@ static void on_ready(uv_poll_t *poll, int status, int events)
     }
 }
 
+static void on_turn(uv_prepare_t *turn)
+{
+    (void)turn;
+    stream_new_turn();
+}
+
 static void on_handle_closed(uv_handle_t *handle)
 {
     struct listener *l = handle->data;
@@ -131,6 +138,7 @@ void listener_close(struct listener *l)
         }
     }
     uv_close((uv_handle_t *)&l->poll, on_handle_closed);
+    uv_close((uv_handle_t *)&l->turn, on_handle_closed);
     uv_close((uv_handle_t *)&l->pause, on_handle_closed);
     close(l->fd);
 }
@@ -159,9 +167,11 @@ static int listener_new(uv_loop_t *loop, int fd, char *path, const struct stat *
         rv = err_sysf(rv, "listen");
         goto free_listener;
     }
+    uv_prepare_init(loop, &l->turn);
+    uv_prepare_start(&l->turn, on_turn);
     uv_timer_init(loop, &l->pause);
-    l->poll.data = l->pause.data = l;
-    l->handles = 2;
+    l->poll.data = l->turn.data = l->pause.data = l;
+    l->handles = 3;
     rv = uv_poll_start(&l->poll, UV_READABLE, on_ready);
     if (rv != 0) {
         rv = err_sysf(rv, "listen");

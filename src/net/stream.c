@@ -19,6 +19,7 @@ enum {
     SCRATCH_KEEP = 256 * 1024,
     OPEN_MS = 10000,
     ALERT_MS = 1000,
+    HANDSHAKES = 16, /* of servers, in one turn of the loop */
     HIGH_WATER = 1 << 20,
     MAX_QUEUED = 64 << 20
 };
@@ -209,10 +210,23 @@ int stream_accepted(uv_loop_t *loop, int fd, const struct peer_addr *from, const
 
 /* --- reading */
 
+/* A server's handshake costs a good part of a millisecond, and hundreds may be due at once when clients come
+ * over from another manager: the rest of the loop must have its turns meanwhile. */
+static _Thread_local unsigned handshakes;
+
+void stream_new_turn(void)
+{
+    handshakes = 0;
+}
+
 static void on_alloc(uv_handle_t *handle, size_t suggested, uv_buf_t *buf)
 {
-    (void)handle;
+    struct stream *s = handle->data;
     (void)suggested;
+    if (s->state == STREAM_OPENING && !s->is_client && ++handshakes > HANDSHAKES) {
+        *buf = uv_buf_init(NULL, 0); /* nothing is read, UV_ENOBUFS is told, and the next turn asks again */
+        return;
+    }
     *buf = uv_buf_init(read_buffer, sizeof read_buffer);
 }
 
@@ -260,7 +274,7 @@ static void feed(struct stream *s, const void *data, size_t n)
 static void on_read(uv_stream_t *handle, ssize_t n, const uv_buf_t *buf)
 {
     struct stream *s = handle->data;
-    if (n == 0 || s->state == STREAM_CLOSING) {
+    if (n == 0 || n == UV_ENOBUFS || s->state == STREAM_CLOSING) {
         return;
     }
     if (n < 0) {

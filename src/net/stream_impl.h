@@ -62,6 +62,9 @@ void stream_begin(struct stream *s);
 int stream_accepted(uv_loop_t *loop, int fd, const struct peer_addr *from, const struct stream_config *cfg,
     struct stream **out);
 
+/* A turn of the loop begins: a new budget of handshakes (see stream.c). */
+void stream_new_turn(void);
+
 /* No delays, and dead peers are found. */
 void stream_tune(int fd);
 

@@ -32,10 +32,10 @@ int unix_address(const char *path, struct sockaddr_un *out, int *dir)
         return err_setf(SYM_ENOMEM, "out of memory");
     }
     int fd = open(folder, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    int failed = errno;
+    int rv = fd < 0 ? err_sysf(errno, "folder of the socket %s", path) : 0;
     free(folder);
     if (fd < 0) {
-        return err_sysf(failed, "folder of the socket %s", path);
+        return rv;
     }
     int len = snprintf(out->sun_path, sizeof out->sun_path, "/proc/self/fd/%d/%s", fd, slash + 1);
     if (len < 0 || (size_t)len >= sizeof out->sun_path) {

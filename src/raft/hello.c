@@ -58,6 +58,7 @@ int hello_encode(const struct hello *h, struct buf *out)
     wr_u64(&w, h->from);
     wr_u64(&w, h->to);
     wr_u64(&w, h->starts);
+    wr_u64(&w, h->nonce);
     wr_blob(&w, h->address, strlen(h->address));
     return done(&w);
 }
@@ -69,6 +70,7 @@ int welcome_encode(const struct welcome *v, struct buf *out)
     wr_u16(&w, v->format);
     wr_u64(&w, v->id);
     wr_u64(&w, v->starts);
+    wr_u64(&w, v->nonce);
     return done(&w);
 }
 
@@ -103,6 +105,7 @@ int hello_decode(const uint8_t *data, size_t n, struct hello *out)
     out->from = rd_u64(&r);
     out->to = rd_u64(&r);
     out->starts = rd_u64(&r);
+    out->nonce = rd_u64(&r);
     read_text(&r, out->address, sizeof out->address);
     return rd_done(&r) ? 0 : bad("hello");
 }
@@ -117,6 +120,7 @@ int welcome_decode(const uint8_t *data, size_t n, struct welcome *out)
     }
     out->id = rd_u64(&r);
     out->starts = rd_u64(&r);
+    out->nonce = rd_u64(&r);
     return rd_done(&r) ? 0 : bad("welcome");
 }
 

@@ -1,10 +1,13 @@
 /* The control frames of a connection between managers, as bytes: who opens it and why it is refused. Pure, no
  * I/O.
  *
- *   hello    u32 magic, u16 format, blob cluster id, u64 from, u64 to, u64 starts, blob address   opener,
- * first welcome  u16 format, u64 id, u64 starts acceptor, first refusal  u8 code, blob reason acceptor,
- * instead ping     empty    opener, when it has had nothing to say for a second alive    empty    acceptor,
- * once a second while something arrives bye      empty    opener: it closes this connection, but lives
+ * - hello, the opener's first: u32 magic, u16 format, blob cluster id, u64 from, to, starts, nonce, blob
+ * address
+ * - welcome, the acceptor's first: u16 format, u64 id, starts, nonce
+ * - refusal, the acceptor's instead: u8 code, blob reason
+ * - ping, empty: from the opener when it has had nothing to say for a second
+ * - alive, empty: from the acceptor once a second while something arrives
+ * - bye, empty: the opener closes this connection, but lives
  */
 #ifndef SYM_RAFT_HELLO_H
 #define SYM_RAFT_HELLO_H
@@ -23,14 +26,14 @@ struct hello {
     uint16_t format;
     char cluster_id[64];
     uint64_t from, to;
-    uint64_t starts;
+    uint64_t starts, nonce;
     char address[280];
 };
 
 struct welcome {
     uint16_t format;
     uint64_t id;
-    uint64_t starts;
+    uint64_t starts, nonce;
 };
 
 struct refusal {

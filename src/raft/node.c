@@ -43,7 +43,7 @@ static void on_idle(uv_idle_t *idle)
 
 void node_kick(struct rnode *n)
 {
-    if (!n->kicked && n->n_handles > 0) {
+    if (!n->kicked && n->n_handles > 0 && !uv_is_closing((uv_handle_t *)&n->idle)) {
         n->kicked = true;
         uv_idle_start(&n->idle, on_idle);
     }

@@ -232,6 +232,14 @@ static int make_tls(
     return rv;
 }
 
+static uint64_t process_nonce(void)
+{
+    static uint64_t nonce;
+    while (nonce == 0 && crypto_random(&nonce, sizeof nonce) == 0) {
+    }
+    return nonce;
+}
+
 int peers_new(const struct peers_config *cfg, const char *cert, const struct key *key, const char *ca,
     struct peers **out)
 {
@@ -247,6 +255,7 @@ int peers_new(const struct peers_config *cfg, const char *cert, const struct key
         return err_setf(SYM_ENOMEM, "raft transport");
     }
     p->cfg = *cfg;
+    p->cfg.nonce = cfg->nonce != 0 ? cfg->nonce : process_nonce();
     LIST_INIT(&p->peers);
     LIST_INIT(&p->conns);
     TAILQ_INIT(&p->done);

@@ -27,8 +27,10 @@ struct peers_config {
     uint16_t port;       /* 0: a free one, see peers_port */
     const char *address; /* our advertised host:port */
     /* How often this member has started: only grows. A peer remembers the highest it saw from an id and
-     * refuses a lower one (SYM_ECONFLICT): that folder was put back from an older copy. */
+     * refuses a lower one, and the same one of another process (SYM_ECONFLICT): that folder was put back from
+     * an older copy. */
     uint64_t starts;
+    uint64_t nonce; /* tells this start from others with the same count; 0: one of this process */
     void *arg;
     /* May the holder of this certificate act as raft id @id? Also for the servers that we connect to. 0, or
      * SYM_EDENIED (not that node, wrong role), SYM_ENOTFOUND (it was removed: the refusal tells it so). */

@@ -212,8 +212,11 @@ static void on_open_out(struct stream *s)
 {
     struct conn *c = stream_data(s);
     struct peers *p = c->owner;
-    struct hello hello = {
-        .format = HELLO_FORMAT, .from = p->cfg.self, .to = c->peer->id, .starts = p->cfg.starts};
+    struct hello hello = {.format = HELLO_FORMAT,
+        .from = p->cfg.self,
+        .to = c->peer->id,
+        .starts = p->cfg.starts,
+        .nonce = p->cfg.nonce};
     struct buf out = {0};
 
     int rv = p->cfg.authorize(p->cfg.arg, c->peer->id, stream_tls_peer(s));
@@ -235,6 +238,13 @@ static void on_open_out(struct stream *s)
     peers_settle(p);
 }
 
+/* The count is on the disk before a member starts: a lower one, or the same one of another process, comes
+ * from a folder that was put back as it had been. */
+static bool is_older_copy(const struct peer *peer, uint64_t starts, uint64_t nonce)
+{
+    return starts < peer->starts || (starts == peer->starts && peer->nonce != 0 && nonce != peer->nonce);
+}
+
 static void on_welcome(struct conn *c, const uint8_t *data, size_t n)
 {
     struct peers *p = c->owner;
@@ -245,7 +255,7 @@ static void on_welcome(struct conn *c, const uint8_t *data, size_t n)
     if (rv == 0 && (welcome.format != HELLO_FORMAT || welcome.id != peer->id)) {
         rv = err_setf(SYM_EPROTO, "the welcome is another's");
     }
-    if (rv == 0 && welcome.starts < peer->starts) {
+    if (rv == 0 && is_older_copy(peer, welcome.starts, welcome.nonce)) {
         rv = err_setf(SYM_ECONFLICT, "its folder is an older copy");
     }
     if (rv != 0) {
@@ -253,6 +263,7 @@ static void on_welcome(struct conn *c, const uint8_t *data, size_t n)
         return;
     }
     peer->starts = c->starts = welcome.starts;
+    peer->nonce = welcome.nonce;
     peer->backoff = 0;
     peer->refused = 0;
     c->ready = true;
@@ -371,7 +382,7 @@ static int check_hello(struct conn *c, const struct hello *hello, const char **r
         return rv;
     }
     struct peer *peer = peer_find(p, hello->from);
-    if (peer != NULL && hello->starts < peer->starts) {
+    if (peer != NULL && is_older_copy(peer, hello->starts, hello->nonce)) {
         *reason = "this member has started more often than its folder knows: it is an older copy";
         return SYM_ECONFLICT;
     }
@@ -400,7 +411,8 @@ static void on_hello(struct conn *c, const uint8_t *data, size_t n)
         refuse(c, &hello, rv, reason);
         return;
     }
-    struct welcome welcome = {.format = HELLO_FORMAT, .id = p->cfg.self, .starts = p->cfg.starts};
+    struct welcome welcome = {
+        .format = HELLO_FORMAT, .id = p->cfg.self, .starts = p->cfg.starts, .nonce = p->cfg.nonce};
     peer = peer_add(p, hello.from);
     told = strdup(hello.address);
     rv = peer == NULL || told == NULL ? SYM_ENOMEM : welcome_encode(&welcome, &out);
@@ -416,6 +428,7 @@ static void on_hello(struct conn *c, const uint8_t *data, size_t n)
     free(peer->told);
     peer->told = told;
     peer->starts = hello.starts;
+    peer->nonce = hello.nonce;
     if (peer->in != NULL) {
         conn_cut(peer->in, SYM_ECONNECT);
     }

@@ -44,6 +44,7 @@ struct peer {
     uint64_t retry_at; /* uv_now, 0: no attempt is due */
     unsigned backoff;  /* ms, 0 after a success */
     uint64_t starts;   /* the highest seen */
+    uint64_t nonce;    /* of that start */
     uint64_t last_heard;
     struct frame_queue queue;
 };

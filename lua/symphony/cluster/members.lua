@@ -1,6 +1,7 @@
 -- The managers as the state has them and as raft sees them, put together for people and for programs.
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
@@ -110,7 +111,7 @@ function M.summary(me, cluster, nodes, status, fresh, more)
     end
   end
   local quorum = not fresh.stale
-  local warnings = {}
+  local warnings = json.array()
   local function warn(...) warnings[#warnings + 1] = (...):format(select(2, ...)) end
   if cluster and cluster.dev then
     warn("%s", M.DEV_WARNING)

@@ -13,7 +13,7 @@ local voters = require "symphony.cluster.voters"
 
 local M = {}
 
-local IDLE_MS, SOON_MS, NOW_MS = 500, 50, 10
+local IDLE_MS, SOON_MS, NOW_MS = 500, 20, 5
 local ARRIVAL_S = 60   -- a new member that does not come up is looked for eagerly for so long
 local SWEEP_S = 60
 

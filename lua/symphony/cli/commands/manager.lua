@@ -32,8 +32,8 @@ Example:
     parser:option("--cluster-name", "The cluster's name (default symphony)."):argname("NAME")
     parser:option("--token-ttl", "How long the two tokens are good: 90s, 30m, 24h, 7d, never (default 24h).")
       :argname("TIME")
-    parser:option("--advertise", "The address that others are told (default: --advertise-addr of the daemon, else that "
-      .. "of the default route)."):argname("HOST")
+    parser:option("--advertise", "The address that others are told (default: the daemon's --advertise-addr).")
+      :argname("HOST")
     parser:flag("--dev", "Development mode: who joins over this machine's loopback needs no token. Loopback only.")
   end,
   run = function(ctx)
