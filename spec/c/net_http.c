@@ -12,12 +12,20 @@ static bool closed;
 static struct http_req *waiting; /* /wait: answered by the test */
 static bool drained;
 static char last_body[64];
-static bool admit_none;
+static bool close_when_gone;
 static struct tls_ctx *tls;
+
+static void on_server_closed(void *arg)
+{
+    *(bool *)arg = true;
+}
 
 static void on_gone(struct http_req *req)
 {
     gone++;
+    if (close_when_gone) {
+        http_server_close(server, 1000, on_server_closed, &closed);
+    }
     if (waiting == req) {
         waiting = NULL;
     }
@@ -32,11 +40,6 @@ static void on_drain(struct http_req *req)
 static void respond(struct http_req *req, const char *text)
 {
     http_respond(req, 200, "text/plain", NULL, text, strlen(text));
-}
-
-static void on_server_closed(void *arg)
-{
-    *(bool *)arg = true;
 }
 
 static void handle(struct http_req *req, void *arg)
@@ -95,7 +98,7 @@ static int begin(void **state)
     (void)state;
     server = NULL;
     handled = gone = 0;
-    closed = drained = admit_none = false;
+    closed = drained = close_when_gone = false;
     waiting = NULL;
     memset(&limits, 0, sizeof limits);
     folder_begin();
@@ -864,6 +867,30 @@ static void close_inside(void **state)
     close(fd);
 }
 
+/* The server is closed from on_gone: of an answered request, of one that others follow, of one whose peer left. */
+static void close_when_it_is_gone(void **state)
+{
+    (void)state;
+    static const char *const requests[] = {GET("/hello"), GET("/hello") GET("/hello") GET("/wait"),
+        GET("/abort"), GET("/big"), GET("/stream") GET("/hello"), GET("/wait")};
+    for (size_t i = 0; i < sizeof requests / sizeof requests[0]; i++) {
+        close_when_gone = true;
+        closed = false;
+        start();
+        int fd = raw_connect(port), other = raw_connect(port);
+        raw_text(other, "PUT /half");
+        raw_text(fd, requests[i]);
+        if (i == 5) {
+            run_until(waiting != NULL);
+            shutdown(fd, SHUT_WR);
+        }
+        run_until(closed);
+        assert_int_equal(handled, gone);
+        close(fd);
+        close(other);
+    }
+}
+
 /* --- TLS */
 
 static void over_tls(void **state)
@@ -928,6 +955,7 @@ int main(void)
         TEST(close_waits_for_answers),
         TEST(close_has_a_deadline),
         TEST(close_inside),
+        TEST(close_when_it_is_gone),
         TEST(over_tls),
     };
     return cmocka_run_group_tests(tests, group_begin, group_end);

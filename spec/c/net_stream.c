@@ -240,6 +240,33 @@ static void by_name(void **state)
     assert_int_equal(client.opened, 0);
 }
 
+static void ipv6(void **state)
+{
+    (void)state;
+    struct stream_config cfg = {.ops = &ops, .data = &client};
+    if (listener_tcp(&loop, "::", 0, on_accept, on_accepted, NULL, &listener) != 0) {
+        print_message("no IPv6 here: %s\n", err_msg());
+        listener = NULL;
+        return;
+    }
+    /* Both kinds come in, and IPv4 ones are called so. */
+    assert_int_equal(stream_connect_tcp(&loop, "127.0.0.1", listener_port(listener), &cfg, &client.s), 0);
+    both_open();
+    assert_string_equal(stream_peer_addr(server.s)->host, "127.0.0.1");
+    stream_close(client.s, 0);
+    both_closed();
+    memset(&client, 0, sizeof client);
+    memset(&server, 0, sizeof server);
+    assert_int_equal(stream_connect_tcp(&loop, "::1", listener_port(listener), &cfg, &client.s), 0);
+    run_until(client.opened || client.closed);
+    if (client.opened) {
+        run_until(server.opened);
+        assert_string_equal(stream_peer_addr(server.s)->host, "::1");
+        stream_close(client.s, 0);
+        both_closed();
+    }
+}
+
 static void port_in_use(void **state)
 {
     (void)state;
@@ -570,6 +597,26 @@ static void tls_bulk(void **state)
     assert_int_equal(client.status, SYM_ECONNECT);
 }
 
+/* More handshakes at once than one turn of the loop does. */
+static void tls_crowd(void **state)
+{
+    (void)state;
+    enum { N = 100 };
+    struct stream_config cfg = {.ops = &ops, .data = &client};
+    struct stream *all[N];
+    use_tls();
+    cfg.tls = client_tls;
+    listen_tcp();
+    for (int i = 0; i < N; i++) {
+        assert_int_equal(stream_connect_tcp(&loop, "127.0.0.1", listener_port(listener), &cfg, &all[i]), 0);
+    }
+    run_until(client.opened == N && server.opened == N);
+    for (int i = 0; i < N; i++) {
+        stream_close(all[i], 0);
+    }
+    run_until(client.closed == N && server.closed == N);
+}
+
 static void tls_foreign_ca(void **state)
 {
     (void)state;
@@ -828,6 +875,7 @@ int main(void)
         TEST(close_reason),
         TEST(refused_and_unreachable),
         TEST(by_name),
+        TEST(ipv6),
         TEST(port_in_use),
         TEST(back_pressure),
         TEST(queue_is_bounded),
@@ -843,6 +891,7 @@ int main(void)
         {"close_anywhere over tls", close_anywhere, begin, end, with_tls},
         TEST(tls_mutual),
         TEST(tls_bulk),
+        TEST(tls_crowd),
         TEST(tls_foreign_ca),
         TEST(tls_against_plain),
         TEST(unix_socket),

@@ -873,6 +873,28 @@ static void rule_10(void **state)
 
 /* --- the rest of the guard --- */
 
+static void log_ends_before_the_state(void)
+{
+    boot(3, 9, NULL);
+    s.guard.witnessed = 15;
+    s.now += 5000;
+    s.tick(&s.io);
+    expect(s.raft.state == RAFT_CANDIDATE && s.n_sent == 2);
+    expect(s.sent[0].server_id == 0 && s.sent[1].server_id == 0); /* asks nobody */
+    s.n_sent = 0;
+    vote_request(2, 5, 12, 2); /* has more than we have, but not all that was committed */
+    expect(s.n_sent == 0 && s.vote != 2);
+    vote_request(2, 6, 15, 2);
+    expect(s.n_sent == 1 && s.vote == 2);
+    entries(6, 10, 1, 10, 5, -1); /* caught up */
+    disk();
+    s.n_sent = 0;
+    s.now += 5000;
+    s.tick(&s.io);
+    expect(s.raft.state == RAFT_CANDIDATE && s.n_sent == 2 && s.sent[0].server_id != 0);
+    end();
+}
+
 static void bytes_are_counted(void)
 {
     size_t each = 8 + sizeof(struct raft_entry);
@@ -961,6 +983,7 @@ static void rest(void **state)
 {
     (void)state;
     assert_int_equal(run(bytes_are_counted, 0), 0);
+    assert_int_equal(run(log_ends_before_the_state, 0), 0);
     assert_int_equal(run(closed_in_the_middle_of_taking, 0), 0);
     assert_int_equal(run(closed_in_the_middle_of_installing, 0), 0);
     assert_int_equal(run(closed_in_the_middle_of_writing_a_snapshot, 0), 0);

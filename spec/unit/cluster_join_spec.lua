@@ -28,6 +28,7 @@ local function other_side()
     fake.kvs["/node/0node"] = { key = "/node/0node", create_revision = 1, mod_revision = 1, value = json.encode {
       node_id = "0node", raft_node_id = 2, name = "host", role = "manager", raft_address = "127.0.0.1:15760",
       remote_address = "127.0.0.1:27242", gossip_address = "127.0.0.1:37065", version = "1.2.3" } }
+    fake.kvs["/raft/2"] = { key = "/raft/2", create_revision = 1, mod_revision = 1, value = "0node" }
     fake.status.servers = { { id = 1, role = "voter", up = true }, { id = 2, role = role or "standby", up = true } }
     fake.status.leader, fake.status.id = 1, 2
   end
@@ -180,6 +181,7 @@ describe("join.run", function()
     fake.answer = side.answers(200, side.welcome)
     fake.kvs["/node/0other"] = { key = "/node/0other", create_revision = 1, mod_revision = 1, value = json.encode {
       node_id = "0other", raft_node_id = 1, name = "a", role = "manager", remote_address = "h:1" } }
+    fake.kvs["/raft/1"] = { key = "/raft/1", create_revision = 1, mod_revision = 1, value = "0other" }
     local answer = assert(run({ address = "h", token = side.token }, side))
     assert.truthy(answer.warning:find("no failure"))
     assert.equal(2, answer.members)

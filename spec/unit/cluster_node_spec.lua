@@ -341,6 +341,19 @@ describe("the start of a daemon", function()
     assert.equal("127.0.0.1:30000", state.get("/node/" .. made.node_id).remote_address)
   end))
 
+  it("keeps its raft address, by which the others find it", fake.task(function()
+    fake.make()
+    fake.options.raft_port = 30000
+    restart()
+    assert.is_false(fake.started)
+    assert.equal(1, #fake.quits)
+    assert.is_true(logged("127.0.0.1:15760"))
+    assert.equal("127.0.0.1:15760", saved().advertise.raft)
+    fake.options.raft_port, fake.options.advertise_addr = 15760, nil
+    restart()
+    assert.is_true(fake.started)
+  end))
+
   it("remembers where the others are", fake.task(function()
     fake.make()
     add_member(2)

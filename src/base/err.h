@@ -38,7 +38,7 @@ enum {
 #define SYM_ERR_INDEX(code, name, http) SYM_INDEX_##code,
     SYM_ERRORS(SYM_ERR_INDEX)
 #undef SYM_ERR_INDEX
-    SYM_ERR_MAX
+        SYM_ERR_MAX
 };
 enum {
 #define SYM_ERR_CODE(code, name, http) SYM_##code = -SYM_INDEX_##code,

@@ -3,7 +3,7 @@
  * start{node_id, raft_id, raft_address, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
  *     -> {raft_port, remote_port} | nil, err; ports that are not given are the options'
  * stop(cb) -> true | nil, err; back to idle: cb(nil) from the loop, also if it was being stopped already
- * started() -> bool: also while it is being stopped
+ * started() -> bool: until it is wholly stopped
  * set_tls(cert, key, ca) -> true | nil, err
  * recover{raft_id, raft_address} -> true | nil, err; only while stopped: makes this member the only voter
  * drop_peer(cn): closes the remote connections of that certificate name
@@ -108,7 +108,8 @@ static int l_stop(lua_State *L)
 
 static int l_started(lua_State *L)
 {
-    lua_pushboolean(L, daemon_started(daemon_of(L)));
+    const struct daemon *d = daemon_of(L);
+    lua_pushboolean(L, d->raft != NULL || d->raft_stopping);
     return 1;
 }
 
@@ -131,7 +132,7 @@ static int l_recover(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     uint64_t id = (uint64_t)number(L, "raft_id", 0);
     const char *address = field(L, "raft_address");
-    if (daemon_started(d)) {
+    if (d->raft != NULL || d->node_stopping) {
         return vm_fail(L, err_setf(SYM_EBUSY, "the node must be stopped first"));
     }
     char *dir = daemon_path(d, "raft");

@@ -226,7 +226,7 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
         rv = SYM_ENOMEM;
         goto free_paths;
     }
-    if (d->stopping || daemon_started(d)) {
+    if (d->stopping || d->node_stopping || d->raft != NULL) {
         rv = err_setf(SYM_EBUSY, d->stopping        ? "this daemon is shutting down"
                                  : d->node_stopping ? "the node is being stopped"
                                                     : "the node is already started");
@@ -327,11 +327,6 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     return 0;
 }
 
-bool daemon_started(const struct daemon *d)
-{
-    return d->raft != NULL || d->node_stopping;
-}
-
 struct stop_wait {
     STAILQ_ENTRY(stop_wait) link;
     void (*done)(void *arg);
@@ -387,18 +382,22 @@ static void stop_done(struct stop *stop)
 
 static void raft_stopped(void *arg)
 {
-    stop_done(arg);
+    struct stop *stop = arg;
+    stop->d->raft_stopping = false;
+    stop_done(stop);
 }
 
 static void door_closed(void *arg)
 {
     struct stop *stop = arg;
-    struct rnode *raft = stop->d->raft;
+    struct daemon *d = stop->d;
+    struct rnode *raft = d->raft;
     if (--stop->waiting > 0) {
         return;
     }
     if (raft != NULL) {
-        stop->d->raft = NULL; /* nothing may be asked of it any more */
+        d->raft = NULL; /* nothing may be asked of it any more */
+        d->raft_stopping = true;
         rnode_stop(raft, raft_stopped, stop);
     } else {
         stop_done(stop);
@@ -448,7 +447,7 @@ static int begin_stop(struct daemon *d, bool quit)
 
 int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg)
 {
-    if (!daemon_started(d)) {
+    if (d->raft == NULL && !d->node_stopping) {
         return err_setf(SYM_ECLOSED, "the node is not started");
     }
     struct stop_wait *wait = malloc(sizeof *wait);

@@ -44,7 +44,8 @@ struct daemon {
     uv_timer_t deadline;     /* the end of patience when stopping */
     bool stopping;           /* on the way out */
     bool node_stopping;      /* the node is; its parts go one after the other */
-    bool quit_waits;         /* for that */
+    bool raft_stopping;      /* raft has been asked to stop, and has not yet */
+    bool quit_waits;         /* for the node's stop */
     struct stop_waits waits; /* who is told of its end */
     int exit_code;
     uint64_t fresh_ms; /* uv_now when local state was last known to be current; 0: never since the start */
@@ -67,8 +68,6 @@ struct node_config {
 };
 /* Store, raft and the remote API, in this order; what was opened is closed again on failure. */
 int daemon_start(struct daemon *d, const struct node_config *cfg);
-/* Started, or not yet wholly stopped. */
-bool daemon_started(const struct daemon *d);
 /* Back to idle: @done from the loop. Said while a stop is under way, it waits for the end of that one.
  * SYM_ECLOSED when it is idle. */
 int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg);

@@ -1,5 +1,4 @@
-/* sym.http.request: one call, with the peer's certificate checked here, before a byte of the request is sent.
- */
+/* sym.http.request: the peer's certificate is checked here, before a byte of the request is sent. */
 #include "base/err.h"
 #include "lua/bind_crypto.h"
 #include "lua/bind_http_impl.h"

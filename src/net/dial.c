@@ -100,7 +100,7 @@ void dial_next(struct stream *s)
     /* Every address gets its share of what time is left: one that swallows packets must not use it all up. */
     uint64_t now = uv_now(s->loop);
     uint64_t left = d->deadline > now ? d->deadline - now : 0;
-    uv_timer_start(&s->timer, s->timer.timer_cb, left / d->left, 0);
+    uv_timer_start(&s->timer, stream_expired, left / d->left, 0);
     d->next = ai->ai_next;
     d->left--;
 

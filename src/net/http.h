@@ -14,22 +14,29 @@
 
 #include "net/stream.h"
 
+/* 0 means the default, and so does NULL for all of them. */
 struct http_limits {
-    size_t max_head; /* request line and headers; default 16 KiB -> 431 */
-    size_t max_body; /* default 2 MiB -> 413 */
-    unsigned
-        max_conns; /* default 4096, but never so many that less than 256 descriptors (a quarter, if
-                              * there are less than 1024) are left; at the limit the connection that has been without a
-                              * whole request for longest makes room, else the new one is refused */
-    unsigned max_conns_addr; /* for each address, unix exempt; default 2048 */
-    uint64_t head_ms;  /* from the first byte of a request, or from accept, to the end of its headers; default
-                          10 s */
-    uint64_t body_ms;  /* to the end of the body; default 30 s */
-    uint64_t idle_ms;  /* keep-alive without a request; default 300 s */
-    uint64_t send_ms;  /* an answer of which the peer takes nothing for so long is cut; default 30 s */
-    size_t max_memory; /* bodies and unsent answers of all connections together; beyond it a body is refused
-                        * (503) and the connection with the most unsent bytes is cut; default 256 MiB */
-};                     /* 0 means the default, and so does NULL for all of them */
+    /* Request line and headers; default 16 KiB. Beyond: 431. */
+    size_t max_head;
+    /* Default 2 MiB. Beyond: 413. */
+    size_t max_body;
+    /* Default 4096, but never so many that less than 256 descriptors are left (a quarter, if there are less than 1024). At
+     * the limit the connection that has been without a whole request for longest makes room, else the new one is refused. */
+    unsigned max_conns;
+    /* For each address (IPv6: each /64), unix exempt; default 2048. */
+    unsigned max_conns_addr;
+    /* From the first byte of a request, or from accept, to the end of its headers; default 10 s. */
+    uint64_t head_ms;
+    /* From there to the end of the body; default 30 s. */
+    uint64_t body_ms;
+    /* Keep-alive without a request; default 300 s. */
+    uint64_t idle_ms;
+    /* An answer of which the peer takes nothing for so long is cut; default 30 s. */
+    uint64_t send_ms;
+    /* Bodies and unsent answers of all connections together; default 256 MiB. Beyond, a body is refused (503), and the
+     * connection with the most unsent bytes is cut. */
+    size_t max_memory;
+};
 
 struct http_server;
 struct http_req;

@@ -70,11 +70,12 @@ struct http_server {
     } doors[HTTP_DOORS_MAX];
     unsigned n_doors;
     struct http_conns phases[PHASES];
-    struct http_conns
-        turns;            /* connections whose request is over or that have more to read: served by on_turn */
-    uv_prepare_t prepare; /* on_turn runs before and after each poll, so that none waits for the next event */
+    /* Connections whose request is over or that have more to read. They are served before and after each poll,
+     * so that none waits for the next event; idle is active while some are left over: no poll blocks then. */
+    struct http_conns turns;
+    uv_prepare_t prepare;
     uv_check_t check;
-    uv_idle_t idle; /* active while turns are left over: the poll must not block then */
+    uv_idle_t idle;
     uv_timer_t sweep, grace;
     unsigned handles;
     struct http_stats stats;

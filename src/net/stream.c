@@ -32,7 +32,6 @@ static _Thread_local struct buf wire_scratch;  /* encrypted, on its way into the
 
 static void flush(struct stream *s, bool try_first);
 static void finish(struct stream *s, uint64_t ms, bool linger);
-static void on_deadline(uv_timer_t *timer);
 
 static void trim(struct buf *scratch)
 {
@@ -79,7 +78,7 @@ int stream_new(uv_loop_t *loop, const struct stream_config *cfg, struct stream *
     uv_timer_init(loop, &s->timer);
     s->timer.data = s;
     s->handles = 1;
-    uv_timer_start(&s->timer, on_deadline, s->open_ms, 0);
+    uv_timer_start(&s->timer, stream_expired, s->open_ms, 0);
     *out = s;
     return 0;
 }
@@ -151,7 +150,7 @@ void stream_discard(struct stream *s)
     stream_close(s, 0);
 }
 
-static void on_deadline(uv_timer_t *timer)
+void stream_expired(uv_timer_t *timer)
 {
     struct stream *s = timer->data;
     if (s->state == STREAM_FINISHING) {
@@ -573,7 +572,7 @@ static void finish(struct stream *s, uint64_t ms, bool linger)
     }
     s->state = STREAM_FINISHING;
     s->linger = linger;
-    uv_timer_start(&s->timer, on_deadline, ms, 0);
+    uv_timer_start(&s->timer, stream_expired, ms, 0);
     if (stream_queued(s) == 0) {
         drained(s);
     } else {

@@ -3,7 +3,7 @@
  * Ownership: the creator owns the stream until on_close has fired; stream_close may be called at any time,
  * from any callback, any number of times; on_close fires exactly once, from the loop, never inside a call
  * into the stream; the stream's memory is freed after it returns. No other callback fires once stream_close
- * has been called.
+ * has been called. The first stream of a process makes it ignore SIGPIPE.
  */
 #ifndef SYM_NET_STREAM_H
 #define SYM_NET_STREAM_H
@@ -23,8 +23,7 @@ struct stream_ops {
     void (*on_open)(struct stream *s);
     /* Bytes arrived. Valid until the callback returns. The callback may close the stream. */
     void (*on_data)(struct stream *s, const uint8_t *data, size_t n);
-    /* What was queued has fallen below half of the high-water mark after having been above it. May be NULL.
-     */
+    /* What was queued has fallen below half of the high-water mark after having been above. May be NULL. */
     void (*on_drain)(struct stream *s);
     /* Gone. @status: 0 if we closed it, SYM_ECLOSED at the peer's orderly end, else what went wrong, with
      * err_msg(). */

@@ -62,6 +62,8 @@ void stream_begin(struct stream *s);
 int stream_accepted(uv_loop_t *loop, int fd, const struct peer_addr *from, const struct stream_config *cfg,
     struct stream **out);
 
+/* The timer's callback. */
+void stream_expired(uv_timer_t *timer);
 /* A turn of the loop begins: a new budget of handshakes (see stream.c). */
 void stream_new_turn(void);
 

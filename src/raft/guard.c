@@ -395,6 +395,12 @@ static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, ra
     return 0;
 }
 
+/* See guard.h. */
+static bool is_behind(const struct guard *g)
+{
+    return raft_last_index(g->raft) < g->witnessed;
+}
+
 static int send_message(
     struct raft_io *io, struct raft_io_send *req, const struct raft_message *m, raft_io_send_cb cb)
 {
@@ -404,6 +410,9 @@ static int send_message(
     if (m->type == RAFT_INSTALL_SNAPSHOT && m->install_snapshot.last_index == g->loaded_index &&
         guard_rule(8)) {
         ((struct raft_message *)m)->install_snapshot.last_term = g->loaded_term;
+    }
+    if (m->type == RAFT_REQUEST_VOTE && is_behind(g)) {
+        ((struct raft_message *)m)->server_id = 0; /* to nobody */
     }
     return g->inner.send(io, req, m, cb);
 }
@@ -537,6 +546,12 @@ static void receive(struct raft_io *io, struct raft_message *m)
                                                 g->raft->snapshot.installing))) {
             raft_configuration_close(&m->install_snapshot.conf);
             raft_free(m->install_snapshot.data.base);
+            return;
+        }
+        g->recv(io, m);
+        break;
+    case RAFT_REQUEST_VOTE:
+        if (g->closing || (is_behind(g) && m->request_vote.last_log_index < g->witnessed)) {
             return;
         }
         g->recv(io, m);

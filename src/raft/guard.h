@@ -47,6 +47,10 @@ struct guard {
     bool closing, inner_closed;
     unsigned holds; /* the close callback waits until there are none */
     raft_term term; /* as last stored */
+    /* What is known to be committed from elsewhere than the log: the state holds it. A log that ends before
+     * it is behind (others had stored the entries when they were applied here) or has lost something; until
+     * it has come this far, this server neither leads nor votes for one whose log ends before it. */
+    raft_index witnessed;
     struct guard_put *put;
     /* Of the snapshot that is just being handed to libraft for sending. */
     raft_index loaded_index;

@@ -301,3 +301,43 @@ int logdir_forget_metadata(const char *dir)
     }
     return 0;
 }
+
+static void mark_path(const char *dir, char path[4096])
+{
+    snprintf(path, 4096, "%s/recovered", dir);
+}
+
+int logdir_mark_recovered(const char *dir)
+{
+    char path[4096];
+    int rv = 0;
+    mark_path(dir, path);
+    int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    int folder = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || folder < 0 || fsync(fd) != 0 || fsync(folder) != 0) {
+        rv = err_sysf(errno, "%s", path);
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    if (folder >= 0) {
+        close(folder);
+    }
+    return rv;
+}
+
+bool logdir_is_recovered(const char *dir)
+{
+    char path[4096];
+    mark_path(dir, path);
+    return access(path, F_OK) == 0;
+}
+
+void logdir_unmark_recovered(const char *dir)
+{
+    char path[4096];
+    mark_path(dir, path);
+    if (unlink(path) != 0 && errno != ENOENT) {
+        log_warn("%s: %s", path, strerror(errno));
+    }
+}

@@ -27,6 +27,12 @@ int logdir_check(const char *dir, struct logdir *out);
 /* Removes the traces of a bootstrap that died before it wrote its first entry. */
 int logdir_forget_metadata(const char *dir);
 
+/* The mark of a recovery: the log that was recovered may end before the state (see guard.h), so a member that
+ * is added must get the state as a snapshot and not the log. The mark stays until there is one. */
+int logdir_mark_recovered(const char *dir);
+bool logdir_is_recovered(const char *dir);
+void logdir_unmark_recovered(const char *dir);
+
 /* SYM_ECORRUPT with "<dir>: <what>" and the advice that goes with damage. */
 int logdir_corrupt(const char *dir, const char *what);
 

@@ -205,6 +205,9 @@ static int check_change(struct rnode *n, enum member_what what, uint64_t id, con
         return err_setf(SYM_EBUSY, "another change of the configuration is under way");
     }
     if (what == MEMBER_ADD) {
+        if (n->recovered) {
+            return err_setf(SYM_EBUSY, "the snapshot that comes after a recovery is still being written");
+        }
         if (id == 0 || strlen(address) >= sizeof((struct rnode_server *)0)->address) {
             return err_setf(SYM_EINVAL, "raft id %llu, address %s", (unsigned long long)id, address);
         }

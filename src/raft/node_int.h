@@ -1,10 +1,11 @@
-/* The inside of a rnode, shared by node.c, sender.c, member.c and failover.c. */
+/* The inside of a rnode, shared by the files that make it up. */
 #ifndef SYM_RAFT_NODE_INT_H
 #define SYM_RAFT_NODE_INT_H
 
 #include "raft/fsm.h"
 #include "raft/guard.h"
 #include "raft/health.h"
+#include "raft/logdir.h"
 #include "raft/node.h"
 #include "raft/propose.h"
 #include "raft/reads.h"
@@ -108,6 +109,8 @@ struct rnode {
     bool low_disk, low_store;
 
     uint64_t random;
+    bool recovered; /* nobody is added before there is a snapshot past this index: see logdir.h */
+    uint64_t recovered_at;
     uint64_t info_sent_at;
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;
@@ -119,12 +122,37 @@ struct rnode {
 };
 
 /* node.c */
-const struct raft_server *node_server(const struct rnode *n, uint64_t id); /* NULL if it is in no configuration */
 void node_kick(struct rnode *n);
 void node_later(struct rnode *n, rnode_cb cb, void *arg, int status); /* with err_msg() as it is now */
-void node_look(struct rnode *n); /* has anything changed? */
+void node_look(struct rnode *n);                                      /* has anything changed? */
 void node_fatal(void *arg, const char *what, int rv);
 uint64_t node_random(struct rnode *n, unsigned below);
+
+/* others.c: the other managers, and what peers tells of them */
+int others_open(struct rnode *n, const struct rnode_config *cfg);
+const struct other *others_find(const struct rnode *n, uint64_t id);
+const struct raft_server *node_server(
+    const struct rnode *n, uint64_t id); /* NULL if it is in no configuration */
+void others_sync(struct rnode *n);       /* with the configuration */
+void others_forget_strangers(struct rnode *n);
+void others_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t len); /* a copy */
+void others_send_infos(struct rnode *n);
+bool others_store_low(const struct rnode *n); /* ours */
+
+/* wiring.c: what propose, submit and reads need of the node */
+extern const struct propose_ops wiring_propose;
+extern const struct submit_ops wiring_submit;
+extern const struct reads_ops wiring_reads;
+/* A majority of the voters is this node and such that are @good. */
+bool wiring_voters(const struct rnode *n, bool (*good)(const struct rnode *n, uint64_t id));
+bool wiring_is_heard(const struct rnode *n, uint64_t id);
+void wiring_look_for_room(struct rnode *n);
+int wiring_may_propose(struct rnode *n);
+
+/* disk.c: raft_uv without its network, for the node and offline */
+int disk_open(struct raft_io *io, struct raft_uv_transport *transport, uv_loop_t *loop, const char *dir);
+/* What libraft says of a failure while it reads the folder, as SYM_E*. */
+int disk_error(const char *dir, const struct logdir *log, int rv, const char *errmsg);
 
 /* sender.c: raft's messages to frames and back */
 int sender_send(

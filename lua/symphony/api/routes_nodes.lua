@@ -15,20 +15,23 @@ function M.shown(n)
   return n
 end
 
-local function rows()
-  assert(state.read())
-  return assert(state.nodes())
+-- The records; without a quorum only with ?stale=ok, and marked.
+local function rows(req)
+  local fresh = assert(state.read { stale = req:param("stale") == "ok" })
+  local list = assert(state.nodes())
+  for _, kv in ipairs(list) do kv.value.stale = fresh.stale or nil end
+  return list
 end
 
 function M.routes(router)
-  router.route("GET", "/v1/nodes", { auth = READERS }, function()
+  router.route("GET", "/v1/nodes", { auth = READERS }, function(req)
     local out = json.array {}
-    for i, kv in ipairs(rows()) do out[i] = M.shown(kv.value) end
+    for i, kv in ipairs(rows(req)) do out[i] = M.shown(kv.value) end
     return 200, out
   end)
 
-  router.route("GET", "/v1/nodes/{id}", { auth = READERS }, function(_, params)
-    local kv = state.find_node(rows(), params.id)
+  router.route("GET", "/v1/nodes/{id}", { auth = READERS }, function(req, params)
+    local kv = state.find_node(rows(req), params.id)
     if not kv then errors.raise("not_found", "there is no such node") end
     return 200, M.shown(kv.value)
   end)

@@ -30,8 +30,8 @@ function M.routes(router)
     return 200, overview
   end)
 
-  router.route("GET", "/v1/members", { auth = READERS }, function()
-    local rows, err = members.list()
+  router.route("GET", "/v1/members", { auth = READERS }, function(req)
+    local rows, err = members.list { stale = req:param("stale") == "ok" }
     if not rows then return nil, err end
     return 200, require("symphony.json").array(rows)
   end)

@@ -202,14 +202,12 @@ end
 
 -- What the joiner gets.
 local function welcome(n, cluster)
-  local nodes, managers = assert(state.nodes()), {}
-  for _, kv in ipairs(nodes) do managers[#managers + 1] = kv.value end
   local gossip = state.get("/secret/gossip")
   return {
     node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role, cluster_id = cluster.id,
     cluster_name = cluster.name, certificate = n.certificate, ca = cluster.ca, addresses = { raft = n.raft_address,
     remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = gossip and gossip.keys or {},
-    managers = members.addresses(managers, assert(raft.status()).leader), dev = cluster.dev or nil,
+    managers = members.addresses(assert(state.managers()), assert(raft.status()).leader), dev = cluster.dev or nil,
   }
 end
 

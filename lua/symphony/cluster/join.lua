@@ -23,7 +23,7 @@ local voters = require "symphony.cluster.voters"
 local M = {}
 
 M.DEFAULT_PORT = 27242
-local POLL_MS = 500
+local POLL_MS, POLL_MAX_MS = 500, 2000
 local ASK_MS = 10000
 local SETTLE_S = 60     -- for the configuration to hold us
 local PROMOTE_S = 5     -- for a standby that is to vote
@@ -82,7 +82,7 @@ end
 -- Asks until there is a certificate. @ctx: at, key, role, body, pin (raw, or nil for a request that a person approves),
 -- say(text). Returns the welcome and the pin; nil, err.
 local function ask(ctx)
-  local pin, told = ctx.pin, nil
+  local pin, told, pause = ctx.pin, nil, POLL_MS
   while true do
     local doc, status, response = remote.call { at = ctx.at, method = "POST", path = "/v1/join", body = ctx.body,
       tls = pin and { pin = pin } or { trust_any = true }, role = "manager", timeout_ms = ASK_MS }
@@ -107,7 +107,8 @@ local function ask(ctx)
         .. "`symphony node pending` shows them there. The request lives for an hour.\n"):format(fingerprint,
         crypto.hex(pin), waiting.id, fingerprint))
     end
-    async.sleep(POLL_MS)
+    async.sleep(pause)
+    pause = math.min(POLL_MAX_MS, pause * 1.1)
   end
 end
 

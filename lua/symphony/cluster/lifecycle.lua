@@ -1,5 +1,6 @@
 -- The node's life in this daemon: resuming at the start, serving, renewing its certificate, learning that it is no
 -- member any more, stopping.
+local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
 local async = require "symphony.async"
 local crypto = require "sym.crypto"
@@ -10,7 +11,6 @@ local members = require "symphony.cluster.members"
 local node = require "sym.node"
 local pki = require "symphony.cluster.pki"
 local reconcile = require "symphony.cluster.reconcile"
-local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
@@ -36,11 +36,9 @@ end
 
 -- What was learned of the others is kept for the next start: their addresses.
 local function remember_managers()
-  local me, rows, status = identity.me, state.nodes(), raft.status()
-  if not me or me.removed or not rows or not status then return end
-  local nodes = {}
-  for i, kv in ipairs(rows) do nodes[i] = kv.value end
-  local list = members.addresses(nodes, nil)
+  local me, rows = identity.me, state.managers()
+  if not me or me.removed or not rows then return end
+  local list = members.addresses(rows, nil)
   if #list == 0 or table.concat(list, " ") == table.concat(me.managers, " ") then return end
   me.managers = list
   local ok, err = identity.save(me)
@@ -69,13 +67,13 @@ local function watch_nodes()
   if not node.started() then return end
   local err
   watch, err = store.watch("/node/", store.revision(), function(status, events)
-    if status then
+    if status and status.code == "compacted" then
       -- The history is gone (a snapshot came): look at the whole and watch from here.
       async.spawn(function()
         watch_nodes()
         on_nodes(nil, nil)
       end)
-    else
+    elseif not status then
       on_nodes(nil, events)
     end
   end)
@@ -101,7 +99,7 @@ function M.renew()
   return true
 end
 
--- Our record in the state says where we are now; a restart with other ports changes it.
+-- Our record in the state says where we are now; a restart with another remote or gossip port changes it.
 local function publish_addresses()
   local me = identity.me
   local n = state.get("/node/" .. me.node_id)
@@ -167,8 +165,8 @@ function M.activate(doc, opts)
   local ok
   ok, err = identity.check_folder(doc)
   if not ok then return nil, err end
-  local raft_port = select(2, require("symphony.cluster.address").parse(doc.advertise.raft, 0))
-  local remote_port = select(2, require("symphony.cluster.address").parse(doc.advertise.remote, 0))
+  local _, raft_port = address.parse(doc.advertise.raft)
+  local _, remote_port = address.parse(doc.advertise.remote)
   doc.starts = doc.starts + 1
   ok, err = identity.become(doc)
   if not ok then return nil, err end
@@ -245,10 +243,19 @@ function M.verdict(doc)
   return "resume"
 end
 
-local function refresh_addresses(doc)
-  local options = advertise.options(doc.advertise)
-  local host = options.advertise_addr or require("symphony.cluster.address").parse(doc.advertise.remote, 1)
-  doc.advertise = advertise.of(host, options)
+-- The addresses with which @doc starts now: ports and host may have been changed on the command line. Raft's own is
+-- part of its configuration, by which the others find this manager, and stays. nil, err. Pure.
+function M.addresses(doc, options)
+  local host = options.advertise_addr or address.parse(doc.advertise.remote, 1)
+  local now = advertise.of(host, options)
+  if now.raft ~= doc.advertise.raft then
+    return nil, errors.new("invalid",
+      ("the other managers know this one's raft address as %s; with these flags it would be %s"):format(
+        doc.advertise.raft, now.raft),
+      "start it with the --advertise-addr and --listen-raft-port of before; or remove it on another manager, and join "
+        .. "again with an empty folder")
+  end
+  return now
 end
 
 local actions = {
@@ -275,7 +282,9 @@ local actions = {
     return require("symphony.cluster.recover").finish(doc)
   end,
   resume = function(doc)
-    refresh_addresses(doc)
+    local addresses, err = M.addresses(doc, advertise.options(doc.advertise))
+    if not addresses then return nil, err end
+    doc.advertise = addresses
     return M.activate(doc)
   end,
 }

@@ -21,36 +21,31 @@ end
 
 -- What the plan works on, from the state: {id, node_id, name, address, leaving, forced, kv}, managers only.
 function M.planned()
-  local rows, err = state.nodes()
+  local rows, err = state.managers()
   if not rows then return nil, err end
   local out = {}
-  for _, kv in ipairs(rows) do
+  for i, kv in ipairs(rows) do
     local n = kv.value
-    if n.role == "manager" and n.raft_node_id then
-      out[#out + 1] = { id = n.raft_node_id, node_id = n.node_id, name = n.name, address = n.raft_address,
-        leaving = n.removing ~= nil, forced = n.removing ~= nil and n.removing.forced or false, kv = kv }
-    end
+    out[i] = { id = n.raft_node_id, node_id = n.node_id, name = n.name, address = n.raft_address,
+      leaving = n.removing ~= nil, forced = n.removing ~= nil and n.removing.forced or false, kv = kv }
   end
-  table.sort(out, function(a, b) return a.id < b.id end)
   return out
 end
 
--- One row a manager, in the order of the raft ids. Pure: @nodes are node records, @status is raft's.
+-- One row a manager, in the order of the raft ids. Pure: @nodes are the managers' records, @status is raft's.
 function M.rows(nodes, status)
   local server, known, out = {}, {}, {}
   for _, s in ipairs(status.servers) do server[s.id] = s end
   for _, n in ipairs(nodes) do
-    if n.role == "manager" and n.raft_node_id then
-      known[n.raft_node_id] = true
-      local s = server[n.raft_node_id] or {}
-      out[#out + 1] = {
-        raft_node_id = n.raft_node_id, node_id = n.node_id, name = n.name,
-        raft_role = s.role or "spare", leader = status.leader == n.raft_node_id,
-        raft_address = n.raft_address, remote_address = n.remote_address,
-        reachable = n.raft_node_id == status.id or s.up or false,
-        leaving = n.removing ~= nil or nil,
-      }
-    end
+    known[n.raft_node_id] = true
+    local s = server[n.raft_node_id] or {}
+    out[#out + 1] = {
+      raft_node_id = n.raft_node_id, node_id = n.node_id, name = n.name,
+      raft_role = s.role or "spare", leader = status.leader == n.raft_node_id,
+      raft_address = n.raft_address, remote_address = n.remote_address,
+      reachable = n.raft_node_id == status.id or s.up or false,
+      leaving = n.removing ~= nil or nil,
+    }
   end
   -- A server that the state does not know is on its way out.
   for _, s in ipairs(status.servers) do
@@ -81,27 +76,22 @@ local function values(kvs)
   return out
 end
 
--- The rows, and how fresh they are; nil, err.
-function M.list()
-  local fresh, err = state.read { stale = true }
+-- The rows, and how fresh they are; nil, err. @opts as state.read has them; by default stale ones are taken.
+function M.list(opts)
+  local fresh, err = state.read(opts or { stale = true })
   if not fresh then return nil, err end
   local nodes, status
-  nodes, err = state.nodes()
+  nodes, err = state.managers()
   if nodes then status, err = M.status() end
   if not status then return nil, err end
   return M.mark(M.rows(values(nodes), status), fresh), fresh
 end
 
--- What `manager status` and GET /v1/status say. Pure but for what it is given: @me key.json, @cluster its record or
--- nil, @nodes node records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version}.
+-- What `manager status` and GET /v1/status say. Pure: @me is key.json, @cluster its record or nil, @nodes the managers'
+-- records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version}.
 function M.summary(me, cluster, nodes, status, fresh, more)
-  local name, n_members, n_voters, voters_up = {}, 0, 0, 0
-  for _, n in ipairs(nodes) do
-    if n.role == "manager" and n.raft_node_id then
-      name[n.raft_node_id] = n.name
-      n_members = n_members + 1
-    end
-  end
+  local name, n_members, n_voters, voters_up = {}, #nodes, 0, 0
+  for _, n in ipairs(nodes) do name[n.raft_node_id] = n.name end
   local role
   for _, s in ipairs(status.servers) do
     if s.id == status.id then role = s.role end
@@ -153,7 +143,7 @@ function M.overview(opts)
   fresh, err = state.read(opts or { stale = true })
   if not fresh then return nil, err end
   local nodes, status
-  nodes, err = state.nodes()
+  nodes, err = state.managers()
   if nodes then status, err = M.status() end
   if not status then return nil, err end
   return M.summary(me, (state.cluster()), values(nodes), status, fresh, {
@@ -162,13 +152,12 @@ function M.overview(opts)
   })
 end
 
--- The remote addresses of the managers, the leader first; for the joiner's next try and key.json.
-function M.addresses(nodes, leader)
+-- The remote addresses of the managers (state.managers), the leader first; for a joiner and for key.json.
+function M.addresses(rows, leader)
   local out = {}
-  for _, n in ipairs(nodes) do
-    if n.role == "manager" and n.raft_node_id and not n.removing then
-      table.insert(out, n.raft_node_id == leader and 1 or #out + 1, n.remote_address)
-    end
+  for _, kv in ipairs(rows) do
+    local n = kv.value
+    if not n.removing then table.insert(out, n.raft_node_id == leader and 1 or #out + 1, n.remote_address) end
   end
   return out
 end

@@ -157,12 +157,32 @@ end
 
 -- Kinds of what the state holds.
 function M.cluster()
-  return M.get("/cluster")
+  local cluster, kv = M.get("/cluster")
+  if cluster then return cluster, kv end
+  return nil, kv or errors.new("state_unknown", "this manager has not got the cluster's state yet")
 end
 
 -- Every node record with its revision, in the order of their ids: {key, value, mod_revision}.
 function M.nodes()
   return M.list("/node/")
+end
+
+-- Those of the managers, by way of their raft ids: there are few, however many workers there are.
+function M.managers()
+  local owners, err = M.list_raw("/raft/")
+  if not owners then return nil, err end
+  local out = {}
+  for _, owner in ipairs(owners) do
+    local n, kv = M.get("/node/" .. owner.value)
+    if n then
+      kv.value = n
+      out[#out + 1] = kv
+    elseif kv then
+      return nil, kv
+    end
+  end
+  table.sort(out, function(a, b) return a.value.raft_node_id < b.value.raft_node_id end)
+  return out
 end
 
 -- The node that @name means: raft id, node id or name. nil if there is none.

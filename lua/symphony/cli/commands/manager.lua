@@ -303,11 +303,11 @@ Example:
 local function recover_question(me, others)
   local names = {}
   for i, m in ipairs(others) do names[i] = ("%s (raft id %d)"):format(m.name, m.id) end
-  return ("This manager, %s, becomes the only voter of cluster %s, with the state that it has. What was acknowledged "
-    .. "by a majority without it is lost. %s %s out for good and must never be started again with their folders: let "
-    .. "them `manager leave`, or wipe them, and join anew. If a majority of them lives on somewhere, there will be "
-    .. "two clusters.\nGo on?"):format(me.name, me.cluster_id, #names > 0 and table.concat(names, ", ") or "Nobody",
-    #names == 1 and "is" or "are")
+  local out = #names == 0 and "" or (" Out for good: %s. None of them may be started again with its old folder: it "
+    .. "leaves (`manager leave`) or is wiped, and joins anew. If a majority of them lives on somewhere, there will be "
+    .. "two clusters."):format(table.concat(names, ", "))
+  return ("This manager, %s, becomes the only voter of cluster %s, with the state that it has. What a majority "
+    .. "without it has acknowledged is lost.%s\nGo on?"):format(me.name, me.cluster_id, out)
 end
 
 local recover = {

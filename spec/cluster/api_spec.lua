@@ -1,0 +1,811 @@
+-- The HTTP API of docs/api.md at both doors, with every kind of client: what it answers, what it refuses, what it
+-- survives; and the life of the daemon around it.
+local uv = require "luv"
+local cluster = require "spec.support.cluster"
+local http = require "spec.support.http"
+local json = require "spec.support.json"
+local load = require "spec.support.load"
+local proc = require "spec.support.proc"
+
+-- Clients -----------------------------------------------------------------------------------------------------------
+
+-- A certificate of our cluster's CA for a new key, or for the key @of; the daemon signs it with what its state holds.
+-- @spec: cn, ou, from and to (seconds from now). Returns curl's words for it.
+local SIGN = [[
+local crypto, store, json = require "sym.crypto", require "sym.store", require "symphony.json"
+local ca = json.decode(store.get("/cluster").value)
+local ca_key = crypto.key_load(json.decode(store.get("/secret/ca").value).key)
+local key = crypto.key_generate()
+return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = %q, ou = %q, o = ca.id,
+  not_before = os.time() + %d, not_after = os.time() + %d }) }]]
+
+local function certificate(t, m, spec)
+  local made = m:json("lua", "-e", SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000))
+  local base = ("%s/%s-%d"):format(t.root, spec.ou, uv.hrtime())
+  proc.write_file(base .. ".key", made.key)
+  proc.write_file(base .. ".crt", made.cert)
+  return { "--cert", base .. ".crt", "--key", base .. ".key" }
+end
+
+-- The manager's own certificate, as a client.
+local function own(m)
+  return { "--cert", m.dir .. "/tls/node.crt", "--key", m.dir .. "/tls/node.key" }
+end
+
+-- curl's command line for a request to @m's remote port, whose certificate is checked for the manager's name.
+local function curl(m, who, ...)
+  local name = json.decode(proc.read_file(m.dir .. "/key.json")).node_id
+  local argv = { "curl", "-sS", "-N", "--cacert", m.dir .. "/tls/ca.crt", "--connect-to",
+    ("%s::%s:"):format(name, m.address) }
+  for _, words in ipairs { who or {}, { ... } } do table.move(words, 1, #words, #argv + 1, argv) end
+  return argv, ("https://%s:%d"):format(name, m.remote_port)
+end
+
+local function parse(text)
+  local head, body
+  repeat
+    head, body = text:match("^(HTTP/1%.[01] %d%d%d.-\r\n)\r\n(.*)$")
+    text = body or ""
+  until not head or not head:match("^HTTP/1%.[01] 100")
+  if not head then return nil, "no answer" end
+  local headers = {}
+  for name, value in head:gmatch("\r\n([^:\r\n]+):[ \t]*([^\r\n]*)") do headers[name:lower()] = value end
+  return { status = tonumber(head:match("^HTTP/1%.[01] (%d+)")), headers = headers, body = body,
+    json = json.decode(body) }
+end
+
+-- One request over TLS with the words @who; the answer as http.call has it, or nil, what curl says.
+local function secure(m, who, method, target, body, headers)
+  local argv, url = curl(m, who, "--max-time", tostring(20 * cluster.patience), "-i", "--path-as-is")
+  argv[#argv + 1] = url .. target
+  local words = method == "HEAD" and { "-I" } or { "-X", method }
+  for line in (headers or ""):gmatch("[^\r\n]+") do table.move({ "-H", line }, 1, 2, #words + 1, words) end
+  if body then table.move({ "--data-binary", "@-" }, 1, 2, #words + 1, words) end
+  table.move(words, 1, #words, #argv + 1, argv)
+  local result = proc.run(argv, { stdin = body, timeout = 30 * cluster.patience })
+  local answer, err = parse(result.out)
+  if not answer or result.code ~= 0 then return nil, result.code .. " " .. result.err .. (err or "") end
+  return answer
+end
+
+-- Both doors, as functions (method, target, body, headers) -> answer.
+local function doors(m)
+  return {
+    ["the control socket"] = function(method, target, body, headers)
+      return assert(m:http(method, target, body, { headers = headers, timeout = 20 * cluster.patience }))
+    end,
+    ["the remote port"] = function(method, target, body, headers)
+      return assert(secure(m, own(m), method, target, body, headers))
+    end,
+  }
+end
+
+local function refused(answer, status, code)
+  assert.equal(status, answer.status, answer.body)
+  assert.is_table(answer.json, answer.body)
+  assert.equal(code, answer.json.error.code, answer.body)
+  assert.is_true(#answer.json.error.message > 5, answer.body)
+end
+
+-- A watch through curl: lines() gives the decoded lines so far.
+local function watch(m, who, target)
+  local argv, url = curl(m, who)
+  argv[#argv + 1] = url .. target
+  local call = proc.begin(argv)
+  function call.lines()
+    local list = {}
+    for line in call.out:gmatch("([^\n]*)\n") do list[#list + 1] = assert(json.decode(line), line) end
+    return list
+  end
+  return call
+end
+
+local function wait_lines(w, n)
+  return cluster.wait_for(n .. " lines of a watch", 10, function() return #w.lines() >= n and w.lines(), w.out .. w.err end)
+end
+
+-- A connection that sends what it is told to: text(), closed().
+local function raw(target)
+  local pipe = type(target) == "string" and uv.new_pipe(false) or uv.new_tcp()
+  local self = { text = "", pipe = pipe }
+  local function opened(err)
+    if err then self.closed = true return end
+    self.open = true
+    if self.reading ~= false then self:read() end
+  end
+  function self:read()
+    pipe:read_start(function(_, data)
+      if data then self.text = self.text .. data else self.closed = true end
+    end)
+  end
+  function self:send(text)
+    if not pipe:is_closing() then pipe:write(text, function(err) self.closed = self.closed or err ~= nil end) end
+  end
+  function self:close()
+    if not pipe:is_closing() then pipe:close() end
+  end
+  if type(target) == "string" then pipe:connect(target, opened) else pipe:connect(target.address, target.remote_port, opened) end
+  return self
+end
+
+local function put(m, key, value)
+  local answer = assert(m:http("PUT", "/v1/kv/" .. http.escape(key), value, { timeout = 20 * cluster.patience }))
+  assert.equal(200, answer.status, answer.body)
+  return answer.json.revision
+end
+
+local MIB = 1 << 20
+
+-- Keys --------------------------------------------------------------------------------------------------------------
+
+describe("keys over HTTP", function()
+  it("are put, read, listed and deleted at both doors alike", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    for door, call in pairs(doors(m)) do
+      local first = call("PUT", "/v1/kv/app/a", "one").json.revision
+      assert.is_true(math.type(first) == "integer" and first > 0, door)
+      assert.same({ key = "app/a", value = "one", create_revision = first, mod_revision = first },
+        call("GET", "/v1/kv/app/a").json)
+      assert.same({ revision = first + 1 }, call("PUT", "/v1/kv/app/a", "two").json)
+      assert.same({ key = "app/a", value = "two", create_revision = first, mod_revision = first + 1 },
+        call("GET", "/v1/kv/app/a").json)
+      assert.equal("application/json", call("GET", "/v1/kv/app/a").headers["content-type"])
+      assert.same({ revision = first + 2 }, call("PUT", "/v1/kv/app/b", "").json)
+      assert.equal("", call("GET", "/v1/kv/app/b").json.value)
+      local list = call("GET", "/v1/kv?prefix=app/")
+      assert.equal(tostring(first + 2), list.headers["x-revision"])
+      assert.is_nil(list.headers["x-more"])
+      assert.equal(2, #list.json)
+      assert.same({ key = "app/b", value = "", create_revision = first + 2, mod_revision = first + 2 }, list.json[2])
+      assert.same({ revision = first + 3 }, call("DELETE", "/v1/kv/app/b").json)
+      refused(call("GET", "/v1/kv/app/b"), 404, "not_found")
+      assert.equal(200, call("DELETE", "/v1/kv/app/b").status)
+      call("DELETE", "/v1/kv/app/a")
+      assert.same({}, call("GET", "/v1/kv?prefix=app/").json)
+    end
+  end))
+
+  it("and their values may be any bytes", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local every = {}
+    for i = 0, 255 do every[#every + 1] = string.char(i) end
+    every = table.concat(every)
+    for door, call in pairs(doors(m)) do
+      call("PUT", "/v1/kv/binary", every)
+      local got = call("GET", "/v1/kv/binary").json
+      assert.is_nil(got.value, door)
+      assert.equal(every, m:json("lua", "-e", ("return require('sym.crypto').unbase64(%q) == "
+        .. "require('sym.store').get('/kv/binary').value"):format(got.value_base64)) and every)
+      -- UTF-8 stays text, control characters and quotes included.
+      local text = "žluťoučký 🐎 \"quoted\" \\ \0\1\n\t\127 \u{2028}"
+      call("PUT", "/v1/kv/text", text)
+      assert.equal(text, call("GET", "/v1/kv/text").json.value)
+      local awkward = { "a b", "a%b", "a?b#c", "ž/🐎", "/leading", "trailing/", "a//b", "a/../b", "\"\\", "\1\127" }
+      for _, key in ipairs(awkward) do
+        local target = "/v1/kv/" .. key:gsub("[^%w]", function(c) return ("%%%02x"):format(c:byte()) end)
+        assert.equal(200, call("PUT", target, key).status, key)
+        local answer = call("GET", target).json
+        assert.equal(key, answer.key, door)
+        assert.equal(key, answer.value, door)
+        assert.equal(key, call("GET", "/v1/kv?prefix=" .. target:sub(8)).json[1].key)
+        assert.equal(200, call("DELETE", target).status)
+      end
+      assert.equal(200, call("PUT", "/v1/kv/%ff%fe", "x").status)
+      local odd = call("GET", "/v1/kv/%FF%FE").json
+      assert.is_nil(odd.key)
+      assert.equal("//4=", odd.key_base64)
+      for _, bad in ipairs { "/v1/kv/a%00b", "/v1/kv/a%2", "/v1/kv/a%zz" } do
+        assert.equal(400, call("PUT", bad, "x").status, bad)
+      end
+      refused(call("GET", "/v1/kv?prefix=%zz"), 400, "invalid")
+    end
+  end))
+
+  it("are listed in pages", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    for i = 1, 25 do put(m, ("p/%02d"):format(i), "v" .. i) end
+    put(m, "q", "other")
+    for door, call in pairs(doors(m)) do
+      local seen, after, pages = {}, nil, 0
+      repeat
+        local page = call("GET", "/v1/kv?prefix=p/&limit=10" .. (after and "&after=" .. after or ""))
+        assert.is_true(#page.json <= 10, door)
+        for _, row in ipairs(page.json) do seen[#seen + 1] = row.key end
+        after, pages = page.json[#page.json].key, pages + 1
+      until page.headers["x-more"] ~= "true"
+      assert.equal(3, pages)
+      assert.equal(25, #seen)
+      for i, key in ipairs(seen) do assert.equal(("p/%02d"):format(i), key) end
+      assert.equal(26, #call("GET", "/v1/kv").json)
+      assert.equal(26, #call("GET", "/v1/kv/").json)
+      assert.equal(26, #call("GET", "/v1/kv?limit=99999999").json)
+      assert.same({}, call("GET", "/v1/kv?prefix=p/&after=p/25").json)
+      assert.equal("p/11", call("GET", "/v1/kv?prefix=p/&after=p/10a&limit=1").json[1].key)
+      assert.equal("true", call("GET", "/v1/kv?limit=0").headers["x-more"])
+      for _, bad in ipairs { "limit=", "limit=x", "limit=-1", "limit=1x", "limit=99999999999999999999" } do
+        refused(call("GET", "/v1/kv?" .. bad), 400, "invalid")
+      end
+    end
+    -- A long answer ends early and says so: nothing is lost on the way.
+    for i = 1, 6 do put(m, "big/" .. i, ("%d"):format(i):rep(MIB)) end
+    local seen, after = {}, ""
+    repeat
+      local page = assert(m:http("GET", "/v1/kv?prefix=big/&after=" .. after))
+      for _, row in ipairs(page.json) do seen[#seen + 1] = row.key .. #row.value end
+      assert.is_true(#page.body < 5 * MIB)
+      after = page.json[#page.json].key
+    until page.headers["x-more"] ~= "true"
+    assert.same({ "big/11048576", "big/21048576", "big/31048576", "big/41048576", "big/51048576", "big/61048576" }, seen)
+  end))
+
+  it("have limits, and what is over them changes nothing", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    for door, call in pairs(doors(m)) do
+      local before = put(m, "before", "x")
+      local longest = ("k"):rep(1024)
+      assert.equal(200, call("PUT", "/v1/kv/" .. longest, "v").status, door)
+      assert.equal(longest, call("GET", "/v1/kv/" .. longest).json.key)
+      for _, method in ipairs { "GET", "PUT", "DELETE" } do
+        refused(call(method, "/v1/kv/" .. longest .. "k", method == "PUT" and "v" or nil), 413, "too_big")
+      end
+      refused(call("GET", "/v1/kv?prefix=" .. longest .. "k"), 413, "too_big")
+      refused(call("GET", "/v1/watch?prefix=" .. longest .. "k"), 413, "too_big")
+      assert.equal(200, call("PUT", "/v1/kv/value", ("v"):rep(MIB)).status)
+      assert.equal(MIB, #call("GET", "/v1/kv/value").json.value)
+      refused(call("PUT", "/v1/kv/value", ("w"):rep(MIB + 1)), 413, "too_big")
+      refused(call("PUT", "/v1/kv/value", ("w"):rep(2 * MIB + 1)), 413, "too_big")
+      refused(call("GET", "/v1/kv/value", nil, "X-Long: " .. ("h"):rep(16 * 1024) .. "\r\n"), 431, "too_big")
+      assert.equal("v", call("GET", "/v1/kv/value").json.value:sub(-1))
+      assert.equal(before + 3, put(m, "after", "x"))
+    end
+  end))
+
+  it("change only as a condition allows", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    for _, call in pairs(doors(m)) do
+      local made = call("PUT", "/v1/kv/c?mod_revision=0", "1").json.revision
+      refused(call("PUT", "/v1/kv/c?mod_revision=0", "2"), 409, "conflict")
+      refused(call("PUT", "/v1/kv/c?mod_revision=" .. made - 1, "2"), 409, "conflict")
+      local changed = call("PUT", "/v1/kv/c?mod_revision=" .. made, "2").json.revision
+      assert.equal(made + 1, changed)
+      refused(call("DELETE", "/v1/kv/c?mod_revision=" .. made), 409, "conflict")
+      for _, bad in ipairs { "", "x", "-1", "1.5", "18446744073709551616" } do
+        refused(call("PUT", "/v1/kv/c?mod_revision=" .. bad, "3"), 400, "invalid")
+      end
+      assert.equal("2", call("GET", "/v1/kv/c").json.value)
+      assert.equal(200, call("DELETE", "/v1/kv/c?mod_revision=" .. changed).status)
+      refused(call("DELETE", "/v1/kv/c?mod_revision=" .. changed), 409, "conflict")
+    end
+  end))
+
+  it("are written once under one Idempotency-Key, at whatever manager", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    local key = "Idempotency-Key: order 66 ž\r\n"
+    local first = put(list[1], "count", "0")
+    for i, m in ipairs(list) do
+      local n = 0
+      for _, call in pairs(doors(m)) do
+        n = n + 1
+        local answer = call("PUT", "/v1/kv/once", i .. n, key .. "Idempotency-Since: " .. first .. "\r\n")
+        assert.equal(first + 1, answer.json.revision, answer.body)
+        if i == 1 and n == 1 then assert.is_nil(answer.json.repeated) else assert.is_true(answer.json.repeated) end
+      end
+    end
+    assert.truthy(({ ["11"] = true })[list[3]:http("GET", "/v1/kv/once").json.value])
+    local other = list[2]:http("DELETE", "/v1/kv/once", nil, { headers = "Idempotency-Key: another\r\n" })
+    assert.same({ revision = first + 2 }, other.json)
+    for _, bad in ipairs { "Idempotency-Key:\r\n", ("Idempotency-Key: %s\r\n"):format(("k"):rep(257)),
+      "Idempotency-Key: a\r\nIdempotency-Since: soon\r\n", "Idempotency-Key: a\r\nIdempotency-Since: -1\r\n" } do
+      refused(list[1]:http("PUT", "/v1/kv/never", "x", { headers = bad }), 400, "invalid")
+    end
+    refused(list[1]:http("GET", "/v1/kv/never"), 404, "not_found")
+  end))
+
+  it("know their methods", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    put(m, "here", "value")
+    for door, call in pairs(doors(m)) do
+      for _, case in ipairs { { "POST", "/v1/kv/a", "GET, HEAD, PUT, DELETE" }, { "PATCH", "/v1/kv/a" },
+        { "PUT", "/v1/kv", "GET, HEAD" }, { "DELETE", "/v1/kv/", "GET, HEAD" }, { "PUT", "/v1/watch", "GET" },
+        { "HEAD", "/v1/watch" }, { "POST", "/healthz", "GET, HEAD" } } do
+        local answer = call(case[1], case[2], case[1] ~= "HEAD" and "x" or nil)
+        assert.equal(405, answer.status, door .. case[1] .. case[2])
+        assert.equal(case[3] or answer.headers.allow, answer.headers.allow)
+        if case[1] ~= "HEAD" then refused(answer, 405, "invalid") end
+      end
+      assert.equal(404, call("GET", "/v1/kvs").status)
+      assert.equal(404, call("GET", "/v1/watches").status)
+      assert.same({ ok = true }, call("GET", "/healthz").json)
+    end
+    -- HEAD is GET without the body, and the connection goes on.
+    local conn = raw(m.socket)
+    conn:send("HEAD /v1/kv/here HTTP/1.1\r\nHost: x\r\n\r\nHEAD /v1/kv HTTP/1.1\r\nHost: x\r\n\r\n"
+      .. "HEAD /v1/kv/nowhere HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/kv/here HTTP/1.1\r\nHost: x\r\n\r\n")
+    cluster.wait_for("four answers", 10, function() return conn.text:find('"value":"value"', 1, true), conn.text end)
+    conn:close()
+    local statuses = {}
+    for status in conn.text:gmatch("HTTP/1.1 (%d+)") do statuses[#statuses + 1] = status end
+    assert.same({ "200", "200", "404", "200" }, statuses)
+    assert.equal(1, select(2, conn.text:gsub("{", "{")), conn.text)
+    local length = conn.text:match("Content%-Length: (%d+)")
+    assert.equal(length, conn.text:match(".*Content%-Length: (%d+)"))
+    assert.equal(200, secure(m, own(m), "HEAD", "/v1/kv/here").status)
+  end))
+end)
+
+-- Who may -----------------------------------------------------------------------------------------------------------
+
+local EVERY = { { "GET", "/v1/kv/a" }, { "GET", "/v1/kv" }, { "GET", "/v1/watch" }, { "PUT", "/v1/kv/a", "v" },
+  { "DELETE", "/v1/kv/a" } }
+
+describe("a certificate", function()
+  it("decides what its owner may do", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    put(m, "a", "v")
+    local function all(who, status, code)
+      for _, case in ipairs(EVERY) do
+        local answer = assert(secure(m, who, table.unpack(case)))
+        refused(answer, status, code)
+      end
+    end
+    all({}, 401, "unauthenticated")
+    assert.equal(200, secure(m, {}, "GET", "/healthz").status)
+    all(certificate(t, m, { cn = "w", ou = "worker" }), 403, "denied")
+    all(certificate(t, m, { cn = "x", ou = "nobody" }), 403, "denied")
+    all(certificate(t, m, { cn = "o", ou = "operator", from = -1000, to = -10 }), 403, "expired")
+    all(certificate(t, m, { cn = "o", ou = "operator", from = 500, to = 1000 }), 403, "expired")
+    all(certificate(t, m, { cn = "stranger", ou = "manager" }), 403, "denied")
+    -- A member's name with another key than the member's.
+    local name = json.decode(proc.read_file(m.dir .. "/key.json")).node_id
+    all(certificate(t, m, { cn = name, ou = "manager" }), 403, "denied")
+    local operator = certificate(t, m, { cn = "o", ou = "operator" })
+    assert.equal(200, secure(m, operator, "PUT", "/v1/kv/a", "o").status)
+    assert.equal("o", secure(m, operator, "GET", "/v1/kv/a").json.value)
+    local reader = certificate(t, m, { cn = "r", ou = "reader" })
+    assert.equal("o", secure(m, reader, "GET", "/v1/kv/a").json.value)
+    assert.equal(1, #secure(m, reader, "GET", "/v1/kv").json)
+    refused(assert(secure(m, reader, "PUT", "/v1/kv/a", "r")), 403, "denied")
+    refused(assert(secure(m, reader, "DELETE", "/v1/kv/a")), 403, "denied")
+    local w = watch(m, reader, "/v1/watch")
+    wait_lines(w, 1)
+    w.process:kill()
+    assert.equal("o", secure(m, own(m), "GET", "/v1/kv/a").json.value)
+    -- Of another CA, or of none: no request is even read.
+    local foreign = t:manager():start()
+    foreign:json("manager", "init")
+    assert.is_nil((secure(m, own(foreign), "GET", "/healthz")))
+    proc.run { "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+      "-subj", "/OU=operator/CN=o", "-keyout", t.root .. "/self.key", "-out", t.root .. "/self.crt" }
+    assert.is_nil((secure(m, { "--cert", t.root .. "/self.crt", "--key", t.root .. "/self.key" }, "GET", "/healthz")))
+  end))
+
+  it("of a removed manager is worth nothing, at once and at every manager", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    local leader, others = t:leader()
+    local gone, stays = others[1], others[2]
+    local who = own(gone)
+    local watches = { watch(leader, who, "/v1/watch"), watch(stays, who, "/v1/watch?prefix=a") }
+    for _, w in ipairs(watches) do wait_lines(w, 1) end
+    assert.equal(200, secure(stays, who, "PUT", "/v1/kv/a", "1").status)
+    leader:json("manager", "remove", gone:member(gone).node_id)
+    for _, w in ipairs(watches) do
+      cluster.wait_for("its watch to be cut", 10, w.ended)
+    end
+    for _, m in ipairs { leader, stays } do
+      for _, case in ipairs(EVERY) do refused(assert(secure(m, who, table.unpack(case))), 403, "denied") end
+    end
+    assert.equal("1", stays:http("GET", "/v1/kv/a").json.value)
+    -- On the removed one itself nothing of the cluster is served any more.
+    cluster.wait_for("it to stop serving", 15, function()
+      local answer = gone:http("GET", "/v1/kv/a")
+      return answer and answer.status == 503 and answer.json.error.code == "closed", answer and answer.body
+    end)
+    assert.equal(3, #list)
+  end))
+end)
+
+-- Watches -----------------------------------------------------------------------------------------------------------
+
+local function types(lines)
+  local list = {}
+  for i, line in ipairs(lines) do list[i] = line.type .. (line.key and ":" .. line.key or "") end
+  return table.concat(list, " ")
+end
+
+describe("a watch", function()
+  it("tells what changes below its prefix, from where it is asked to", cluster.scenario(function(t)
+    local m = t:cluster(3)[2]
+    local first = put(m, "w/a", "1")
+    put(m, "other", "x")
+    put(m, "w/b", "\255")
+    local now = watch(m, own(m), "/v1/watch?prefix=w/")
+    local old = watch(m, own(m), "/v1/watch?prefix=w/&from=" .. first)
+    local all = watch(m, own(m), "/v1/watch?from=" .. first + 1)
+    assert.equal("sync", wait_lines(now, 1)[1].type)
+    wait_lines(old, 3)
+    wait_lines(all, 3)
+    put(m, "w/a", "2")
+    assert.equal(200, m:http("DELETE", "/v1/kv/w/b").status)
+    put(m, "v", "x")
+    local lines = wait_lines(now, 3)
+    assert.same({ type = "sync", revision = first + 2 }, lines[1])
+    assert.same({ type = "put", key = "w/a", value = "2", create_revision = first, revision = first + 3 }, lines[2])
+    assert.same({ type = "delete", key = "w/b", revision = first + 4 }, lines[3])
+    -- The old ones come first, then it is told that these were all.
+    lines = wait_lines(old, 5)
+    assert.equal("put:w/a put:w/b sync put:w/a delete:w/b", types(lines))
+    assert.equal("/w==", lines[2].value_base64)
+    assert.is_true(lines[3].revision >= first + 2)
+    assert.equal("put:other put:w/b sync put:w/a delete:w/b put:v", types(wait_lines(all, 6)))
+    for _, w in ipairs { now, old, all } do w.process:kill() end
+    refused(m:http("GET", "/v1/watch?from=" .. first + 1000), 400, "invalid")
+    refused(m:http("GET", "/v1/watch?from=x"), 400, "invalid")
+  end))
+
+  it("says that the line is alive, and never more than it has told", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local w = watch(m, own(m), "/v1/watch?prefix=quiet/")
+    local last = put(m, "loud", "x")
+    cluster.wait_for("a heartbeat", 15, function()
+      local lines = w.lines()
+      return lines[#lines] and lines[#lines].type == "heartbeat" and lines[#lines].revision == last, w.out
+    end)
+    w.process:kill()
+  end))
+
+  it("of what is history no more says compacted", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local first = put(m, "start", "x")
+    for i = 1, 12 do put(m, "big", (i % 10 .. ""):rep(MIB)) end
+    local answer = m:http("GET", "/v1/watch?from=" .. first)
+    refused(answer, 410, "compacted")
+    assert.truthy(answer.json.error.hint:find("list", 1, true))
+    local w = watch(m, own(m), "/v1/watch?from=" .. first + 12)
+    assert.equal("put:big sync", types(wait_lines(w, 2)))
+    w.process:kill()
+  end))
+
+  it("that is not read holds up nobody and is told that it missed something", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local slow = raw(m.socket)
+    slow.reading = false
+    slow:send("GET /v1/watch HTTP/1.1\r\nHost: x\r\n\r\n")
+    local quick = watch(m, own(m), "/v1/watch?prefix=done")
+    wait_lines(quick, 1)
+    for i = 1, 24 do put(m, "big", (i % 10 .. ""):rep(MIB)) end
+    put(m, "done", "x")
+    wait_lines(quick, 2)
+    quick.process:kill()
+    slow:read()
+    cluster.wait_for("the slow one's end", 15, function()
+      return slow.text:find('"code":"compacted"', 1, true), #slow.text .. slow.text:sub(-200)
+    end)
+    assert.is_true(#slow.text < 20 * MIB, #slow.text .. " bytes were kept for it")
+    cluster.wait_for("the connection to be good again", 5, function() return slow.text:find("\r\n0\r\n\r\n$") end)
+    slow:send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    cluster.wait_for("its next answer", 5, function() return slow.text:find('"ok":true', 1, true) end)
+    slow:close()
+  end))
+
+  it("of many sees everything in order while others come and go", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    local watches, passing = {}, {}
+    for i = 1, 30 do
+      watches[i] = raw(list[i % 3 + 1].socket)
+      watches[i]:send("GET /v1/watch?prefix=load/ HTTP/1.1\r\nHost: x\r\n\r\n")
+    end
+    for _, w in ipairs(watches) do cluster.wait_for("sync", 10, function() return w.text:find("sync", 1, true) end) end
+    local writers = load.start(list, 6)
+    for _ = 1, 20 do
+      for i = 1, 10 do
+        passing[i] = raw(list[i % 3 + 1].socket)
+        passing[i]:send("GET /v1/watch?prefix=load/0" .. i % 7 .. " HTTP/1.1\r\nHost: x\r\n\r\n")
+      end
+      proc.run_for(0.02)
+      for _, w in ipairs(passing) do w:close() end
+    end
+    writers:stop()
+    local last = put(list[1], "load/last", "x")
+    for _, w in ipairs(watches) do
+      cluster.wait_for("the last change", 20, function() return w.text:find('"load/last"', 1, true), #w.text end)
+      local before, n = 0, 0
+      for revision in w.text:gmatch('"type":"put"[^\n]-"revision":(%d+)}\n') do
+        revision = tonumber(revision)
+        assert.is_true(revision > before, "out of order")
+        before, n = revision, n + 1
+      end
+      assert.equal(last, before)
+      assert.equal(writers.count + 1, n)
+      w:close()
+    end
+  end))
+end)
+
+-- Without a quorum --------------------------------------------------------------------------------------------------
+
+describe("one manager of three", function()
+  it("answers within two seconds, from its own state if that is wanted", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    put(list[1], "a", "1")
+    put(list[1], "b", "2")
+    for i = 2, 3 do
+      cluster.wait_for("everyone to have it", 5, function()
+        return list[i]:http("GET", "/v1/kv/b").status == 200
+      end)
+      list[i]:crash()
+    end
+    local m = list[1]
+    local function timed(limit, ...)
+      local began = proc.now()
+      local answer = assert(m:http(...))
+      local seconds = proc.now() - began
+      assert.is_true(seconds < limit * cluster.patience, ("it took %.1f s"):format(seconds))
+      return answer
+    end
+    for _, target in ipairs { "/v1/kv/a", "/v1/kv?prefix=", "/v1/watch", "/v1/watch?stale=ok", "/v1/kv/a?stale=no" } do
+      refused(timed(2, "GET", target), 503, "no_quorum")
+    end
+    local one = timed(2, "GET", "/v1/kv/a?stale=ok").json
+    assert.equal("1", one.value)
+    assert.is_true(one.stale)
+    assert.equal("no_quorum", one.reason)
+    assert.equal("integer", math.type(one.age_ms))
+    assert.equal("integer", math.type(one.revision))
+    local rows = timed(2, "GET", "/v1/kv?stale=ok").json
+    assert.equal(2, #rows)
+    for _, row in ipairs(rows) do assert.is_true(row.stale) end
+    refused(timed(2, "GET", "/v1/kv/c?stale=ok"), 404, "not_found")
+    refused(timed(5, "PUT", "/v1/kv/a", "2"), 503, "no_quorum")
+    refused(assert(secure(m, own(m), "GET", "/v1/kv/a")), 503, "no_quorum")
+    assert.is_true(secure(m, own(m), "GET", "/v1/kv/a?stale=ok").json.stale)
+    -- Also after a restart, when it does not know how old its state is.
+    m:stop()
+    m:start()
+    cluster.wait_for("its state", 10, function()
+      local answer = m:http("GET", "/v1/kv/a?stale=ok")
+      return answer and answer.status == 200 and answer.json.stale and answer.json.age_ms == json.null,
+        answer and answer.body
+    end)
+    list[2]:start()
+    cluster.wait_for("a quorum", 15, function()
+      local answer = m:http("GET", "/v1/kv/a")
+      return answer and answer.status == 200 and answer.json.stale == nil, answer and answer.body
+    end)
+    put(m, "a", "3")
+  end))
+end)
+
+-- Hostile peers -----------------------------------------------------------------------------------------------------
+
+describe("a thousand slow connections", function()
+  it("do not keep others from working", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local conns = {}
+    local request = ("GET /v1/kv/load HTTP/1.1\r\nHost: localhost\r\nX-Long: %s\r\n\r\n"):format(("x"):rep(500))
+    local hello = "\22\3\1\2\0\1\0\1\252\3\3" .. ("r"):rep(500)
+    for i = 1, 1000 do
+      local tls = i % 2 == 0
+      conns[i] = raw(tls and m or m.socket)
+      conns[i].bytes = tls and hello or request
+      if i % 100 == 0 then proc.run_for(0.01) end
+    end
+    cluster.wait_for("them to be connected", 20, function()
+      local open = 0
+      for _, c in ipairs(conns) do open = open + (c.open and 1 or 0) end
+      return open == #conns, open
+    end)
+    local writers = load.start({ m }, 8)
+    for at = 1, 20 do
+      for _, c in ipairs(conns) do
+        if not c.closed then c:send(c.bytes:sub(at, at)) end
+      end
+      proc.run_for(0.1)
+    end
+    writers:wait_progress(5 * cluster.patience)
+    local began = proc.now()
+    assert.equal(200, secure(m, own(m), "PUT", "/v1/kv/a", "b").status)
+    assert.equal("b", secure(m, own(m), "GET", "/v1/kv/a").json.value)
+    assert.equal(0, m:cli("kv", "get", "a").code)
+    assert.is_true(proc.now() - began < 5 * cluster.patience, "it took " .. proc.now() - began)
+    -- None of them stays for ever: who has not finished its head in ten seconds is told so, or just cut.
+    cluster.wait_for("them to be cut off", 20, function()
+      local left = 0
+      for _, c in ipairs(conns) do left = left + (c.closed and 0 or 1) end
+      return left == 0, left
+    end)
+    for i, c in ipairs(conns) do
+      if i % 2 == 1 then assert.truthy(c.text:find("^HTTP/1.1 408"), c.text) end
+      c:close()
+    end
+    writers:wait_progress(5 * cluster.patience)
+    writers:stop()
+    assert.equal(0, writers.errors, writers.last_error)
+  end))
+end)
+
+describe("garbage", function()
+  it("at either door ends that connection and nothing else", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local noise = {}
+    for i = 1, 4096 do noise[i] = string.char(math.random(0, 255)) end
+    noise = table.concat(noise)
+    local pieces = {
+      noise, ("\0"):rep(70000), "GET / HTTP/1.1\r\n\r\n", "\22\3\1\255\255" .. noise, "\21\3\3\0\2\2\40",
+      "\22\3\1\0\5\1\255\255\255\0", "SSH-2.0-OpenSSH_9.2\r\n", "\r\n\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+      "GET /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+      "GET /v1/kv/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+      "PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+      "PUT /v1/kv/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n",
+      ("GET /v1/kv/a HTTP/1.1\r\n%s\r\n"):format(("A: b\r\n"):rep(2000)), "GET " .. ("/"):rep(20000),
+    }
+    local conns = {}
+    for _, piece in ipairs(pieces) do
+      for _, target in ipairs { m, m.socket } do
+        local c = raw(target)
+        conns[#conns + 1] = c
+        c.piece, c.plain = piece, target == m.socket
+        c:send(piece)
+      end
+    end
+    for _, c in ipairs(conns) do
+      cluster.wait_for("the end of " .. c.piece:sub(1, 30), 20, function() return c.closed, c.text end)
+      if c.plain then assert.truthy(c.text:find("^HTTP/1.1 [45]") or c.text == "", c.text) end
+      c:close()
+    end
+    assert.equal(200, secure(m, own(m), "PUT", "/v1/kv/a", "b").status)
+    assert.equal("b", m:http("GET", "/v1/kv/a").json.value)
+  end))
+end)
+
+-- The daemon's life -------------------------------------------------------------------------------------------------
+
+describe("a daemon", function()
+  it("can leave and make a cluster again, with clients at both doors", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    for round = 1, 4 do
+      put(m, "round", tostring(round))
+      local remote = watch(m, own(m), "/v1/watch")
+      wait_lines(remote, 1)
+      local watches, busy = {}, {}
+      for i = 1, 10 do
+        watches[i] = raw(m.socket)
+        watches[i]:send("GET /v1/watch HTTP/1.1\r\nHost: x\r\n\r\n")
+      end
+      for _, w in ipairs(watches) do cluster.wait_for("sync", 10, function() return w.text:find("sync", 1, true) end) end
+      local leave = proc.begin({ cluster.symphony, "--socket", m.socket, "manager", "leave", "--force" }, {})
+      -- Requests come in at every moment of it; each is answered, if only with an error.
+      cluster.wait_for("the end of leave", 20, function()
+        for _, request in ipairs { "GET /v1/kv/round", "PUT /v1/kv/round", "GET /v1/watch", "GET /v1/status" } do
+          local c = raw(m.socket)
+          busy[#busy + 1] = c
+          c:send(request .. " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+        end
+        return leave.ended()
+      end)
+      assert.equal(0, leave.process.code, leave.out .. leave.err)
+      cluster.wait_for("the remote watch to end", 10, remote.ended)
+      for _, w in ipairs(watches) do
+        cluster.wait_for("the watch's end", 10, function() return w.text:find('"code":"closed"', 1, true), w.text end)
+        w:send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        cluster.wait_for("its next answer", 10, function() return w.text:find('"ok":true', 1, true), w.text end)
+        w:close()
+      end
+      for _, c in ipairs(busy) do
+        cluster.wait_for("an answer", 10, function() return c.text:find("\r\n\r\n{.*}"), c.text end)
+        c:close()
+      end
+      refused(m:http("GET", "/v1/kv/round"), 503, "closed")
+      refused(m:http("PUT", "/v1/kv/round", "x"), 503, "closed")
+      refused(m:http("GET", "/v1/watch"), 503, "closed")
+      assert.is_true(proc.port_is_free(m.remote_port))
+      m:json("manager", "init")
+      refused(m:http("GET", "/v1/kv/round"), 404, "not_found")
+    end
+  end))
+
+  it("ends at SIGTERM, said once or twice, whatever it is doing", cluster.scenario(function(t)
+    -- With watches, a list on its way to one who does not read, and a backup being made.
+    local m = t:cluster(1)[1]
+    for i = 1, 20 do put(m, "big/" .. i, ("x"):rep(MIB)) end
+    local slow = raw(m.socket)
+    slow.reading = false
+    for _ = 1, 20 do slow:send("GET /v1/kv?prefix=big/ HTTP/1.1\r\nHost: x\r\n\r\n") end
+    local remote = watch(m, own(m), "/v1/watch")
+    wait_lines(remote, 1)
+    local backup = proc.begin({ cluster.symphony, "--socket", m.socket, "cluster", "backup", t.root .. "/backup" }, {})
+    proc.run_for(0.05)
+    m:kill("sigterm")
+    m:kill("sigterm")
+    assert.equal(0, m:stop())
+    slow:close()
+    cluster.wait_for("the backup's end", 10, backup.ended)
+    cluster.wait_for("the watch's end", 10, remote.ended)
+    m:start()
+    assert.equal(MIB, #m:http("GET", "/v1/kv/big/1").json.value)
+
+    -- While it joins something that does not answer; nothing is left of that.
+    local mute = uv.new_tcp()
+    assert(mute:bind("127.0.0.1", 0))
+    assert(mute:listen(8, function()
+      local peer = uv.new_tcp()
+      mute:accept(peer)
+      peer:read_start(function(_, data) if not data and not peer:is_closing() then peer:close() end end)
+    end))
+    local joiner = t:manager():start()
+    local join = proc.begin({ cluster.symphony, "--socket", joiner.socket, "manager", "join",
+      "127.0.0.1:" .. mute:getsockname().port, "--token", t.tokens.manager }, {})
+    proc.run_for(0.3)
+    assert.is_nil(join.process.code, join.out .. join.err)
+    assert.equal(0, joiner:stop())
+    cluster.wait_for("the join's end", 10, join.ended)
+    assert.not_equal(0, join.process.code)
+    mute:close()
+    assert.is_nil(uv.fs_stat(joiner.dir .. "/key.json"))
+
+    -- While it joins for real, at any moment of it: it is a member after that, or can become one.
+    for _, pause in ipairs { 0.01, 0.05, 0.1, 0.2, 0.4 } do
+      joiner:start()
+      local real = proc.begin({ cluster.symphony, "--socket", joiner.socket, "manager", "join", m:remote(), "--token",
+        t.tokens.manager }, {})
+      proc.run_for(pause * cluster.patience)
+      assert.equal(0, joiner:stop())
+      cluster.wait_for("the join's end", 15, real.ended)
+    end
+    joiner:start()
+    if not uv.fs_stat(joiner.dir .. "/raft") or joiner:cli("--json", "manager", "members").code ~= 0 then
+      joiner:json("manager", "join", m:remote(), "--token", t.tokens.manager)
+    end
+    cluster.wait_for("two members", 15, function() return #m:json("manager", "members") == 2 end)
+
+    -- While it leaves.
+    local leave = proc.begin({ cluster.symphony, "--socket", joiner.socket, "manager", "leave", "--force" }, {})
+    proc.run_for(0.05)
+    assert.equal(0, joiner:stop())
+    cluster.wait_for("the leave's end", 15, leave.ended)
+  end))
+
+  it("tells its clients what to do with what they asked while it ended", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    local writers = load.start(list, 12)
+    writers:wait_progress(10)
+    for _ = 1, 3 do
+      local leader = t:leader()
+      assert.equal(0, leader:stop())
+      writers:wait_progress(10 * cluster.patience)
+      leader:start()
+      writers:wait_progress(10 * cluster.patience)
+    end
+    writers:stop()
+    for _, m in ipairs(list) do writers:check(m) end
+  end))
+
+  it("that could not begin tries again as if nothing had been", cluster.scenario(function(t)
+    local m = t:manager():start()
+    local function fails_with(code)
+      local failure = m:fails("manager", "init")
+      assert.equal(code, failure.code, failure.message)
+      assert.is_nil(uv.fs_stat(m.dir .. "/key.json"))
+      assert.is_nil(uv.fs_stat(m.dir .. "/raft"))
+      assert.is_true(proc.port_is_free(m.remote_port))
+    end
+    local taken = {}
+    for _, port in ipairs { m.remote_port, m.raft_port } do
+      taken[port] = uv.new_tcp()
+      assert(taken[port]:bind("127.0.0.1", port))
+      assert(taken[port]:listen(1, function() end))
+    end
+    assert.equal("in_use", (m:fails("manager", "init")).code)
+    taken[m.remote_port]:close()
+    proc.run_for(0.02)
+    for _ = 1, 5 do fails_with("in_use") end -- raft's port: store and doors were open
+    taken[m.raft_port]:close()
+    proc.run_for(0.02)
+    -- Not a store of ours where the state belongs.
+    proc.write_file(m.dir .. "/state", "a file")
+    local failure = m:fails("manager", "init")
+    assert.not_equal("internal", failure.code, failure.message)
+    assert(os.remove(m.dir .. "/state"))
+    m:json("manager", "init")
+    put(m, "a", "b")
+  end))
+end)

@@ -1,0 +1,184 @@
+#include "raft/node_int.h"
+
+#include "base/err.h"
+
+#include <string.h>
+#include <unistd.h>
+
+enum { DISK_RETRY_MS = 500, SEGMENT_BYTES = 8 << 20 };
+
+/* raft_uv speaks over streams that it reads and writes itself, so TLS does not fit beneath it: it never gets
+ * one, and its send is replaced. */
+static int stub_init(struct raft_uv_transport *t, raft_id id, const char *address)
+{
+    (void)t;
+    (void)id;
+    (void)address;
+    return 0;
+}
+
+static int stub_listen(struct raft_uv_transport *t, raft_uv_accept_cb cb)
+{
+    (void)t;
+    (void)cb;
+    return 0;
+}
+
+static int stub_connect(struct raft_uv_transport *t, struct raft_uv_connect *req, raft_id id,
+    const char *address, raft_uv_connect_cb cb)
+{
+    (void)t;
+    (void)req;
+    (void)id;
+    (void)address;
+    (void)cb;
+    return RAFT_NOCONNECTION;
+}
+
+static void stub_close(struct raft_uv_transport *t, raft_uv_transport_close_cb cb)
+{
+    cb(t);
+}
+
+static void stub_transport(struct raft_uv_transport *t)
+{
+    *t = (struct raft_uv_transport){
+        .version = 1, .init = stub_init, .listen = stub_listen, .connect = stub_connect, .close = stub_close};
+}
+
+/* What libraft says of a failure while it reads the folder. */
+int disk_error(const char *dir, const struct logdir *log, int rv, const char *errmsg)
+{
+    char what[512];
+    switch (rv) {
+    case RAFT_NOMEM:
+        return err_setf(SYM_ENOMEM, "out of memory");
+    case RAFT_UNAUTHORIZED:
+        return err_setf(SYM_EDENIED, "%s", errmsg);
+    case RAFT_NOSPACE:
+        return err_setf(SYM_ENOSPACE, "%s: %s", dir, errmsg);
+    case RAFT_CORRUPT:
+    case RAFT_MALFORMED:
+    case RAFT_IOERR:
+        snprintf(what, sizeof what, "%s%s%s%s", errmsg,
+            log->snapshot_name[0] == '\0' ? "" : " (newest snapshot: ", log->snapshot_name,
+            log->snapshot_name[0] == '\0' ? "" : ")");
+        return logdir_corrupt(dir, what);
+    default:
+        return err_setf(SYM_EIO, "%s: %s (%s)", dir, errmsg, raft_strerror(rv));
+    }
+}
+
+int disk_open(struct raft_io *io, struct raft_uv_transport *transport, uv_loop_t *loop, const char *dir)
+{
+    stub_transport(transport);
+    memset(io, 0, sizeof *io);
+    int rv = raft_uv_init(io, loop, dir, transport);
+    if (rv != 0) {
+        return err_setf(rv == RAFT_NAMETOOLONG ? SYM_EINVAL : SYM_ENOMEM, "%s: %s", dir, io->errmsg);
+    }
+    raft_uv_set_auto_recovery(
+        io, false); /* rule 4: it would move damaged files aside and go on without them */
+    raft_uv_set_segment_size(io, SEGMENT_BYTES);
+    raft_uv_set_disk_retry(io, DISK_RETRY_MS);
+    raft_uv_set_tracer(io, NULL);
+    return 0;
+}
+
+/* --- offline --- */
+
+static int idle_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void **result)
+{
+    (void)fsm;
+    (void)buf;
+    *result = NULL;
+    return 0;
+}
+
+typedef int (*offline_op)(struct raft *r, const struct raft_configuration *conf);
+
+/* Has libraft write a configuration of this one voter into a folder that nobody runs on. */
+static int offline(const char *dir, const struct logdir *log, uint64_t id, const char *address, offline_op op)
+{
+    uv_loop_t loop;
+    struct raft_io io;
+    struct raft_uv_transport transport;
+    struct raft raft;
+    struct raft_fsm fsm = {.version = 1, .apply = idle_apply};
+    struct raft_configuration conf;
+    if (uv_loop_init(&loop) != 0) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    int rv = disk_open(&io, &transport, &loop, dir);
+    if (rv != 0) {
+        goto close_loop;
+    }
+    rv = raft_init(&raft, &io, &fsm, id, address);
+    if (rv != 0) {
+        rv = disk_error(dir, log, rv, io.errmsg);
+        goto close_io;
+    }
+    raft.tracer = NULL;
+    raft_configuration_init(&conf);
+    rv = raft_configuration_add(&conf, id, address, RAFT_VOTER);
+    if (rv == 0) {
+        rv = op(&raft, &conf);
+    }
+    if (rv == RAFT_CANTBOOTSTRAP) {
+        rv = err_setf(SYM_EEXIST, "%s already holds a log", dir);
+    } else if (rv != 0) {
+        rv = disk_error(dir, log, rv, io.errmsg);
+    }
+    raft_configuration_close(&conf);
+    raft_close(&raft, NULL);
+    uv_run(&loop, UV_RUN_DEFAULT);
+close_io:
+    raft_uv_close(&io);
+close_loop:
+    uv_loop_close(&loop);
+    return rv;
+}
+
+int rnode_bootstrap(const char *dir, uint64_t id, const char *address)
+{
+    struct logdir log;
+    int fd;
+    int rv = logdir_lock(dir, &fd);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = logdir_check(dir, &log);
+    if (rv == 0 && (log.has_segments || log.snapshot != 0)) {
+        rv = err_setf(SYM_EEXIST, "%s already holds a log", dir);
+    }
+    if (rv == 0 && log.has_metadata) {
+        rv = logdir_forget_metadata(dir); /* of a bootstrap that died before its first entry */
+    }
+    if (rv == 0) {
+        rv = offline(dir, &log, id, address, raft_bootstrap);
+    }
+    close(fd);
+    return rv;
+}
+
+int rnode_recover(const char *dir, uint64_t id, const char *address)
+{
+    struct logdir log;
+    int fd;
+    int rv = logdir_lock(dir, &fd);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = logdir_check(dir, &log);
+    if (rv == 0 && !log.has_segments && log.snapshot == 0) {
+        rv = err_setf(SYM_ENOTFOUND, "%s holds no log", dir);
+    }
+    if (rv == 0) {
+        rv = logdir_mark_recovered(dir);
+    }
+    if (rv == 0) {
+        rv = offline(dir, &log, id, address, raft_recover);
+    }
+    close(fd);
+    return rv;
+}
