@@ -448,11 +448,8 @@ static void no_memory(void **state)
         lua_gc(L, LUA_GCCOLLECT); /* a handler that failed has left the object behind */
         raw_until(fd, &s, NULL);
         assert_int_equal(served, before + 1);
-        assert_non_null(s.text);
-        worked = strstr(s.text, "200 OK") != NULL;
-        if (!worked) {
-            assert_non_null(strstr(s.text, " 500 "));
-        }
+        worked = s.text != NULL && strstr(s.text, "200 OK") != NULL;
+        assert_true(worked || (s.text != NULL && strstr(s.text, " 500 ") != NULL));
         seen_free(&s);
         close(fd);
         assert_int_equal(lua_gettop(L), 0);

@@ -291,7 +291,7 @@ static void command_(struct proc *p, struct reply *r, int line, const char *fmt,
 
 static void started(struct proc *p)
 {
-    struct reply r;
+    struct reply r = {0};
     if (!hear(p, 20000 * PATIENCE, &r) || r.number != 0 || strcmp(r.code, "ok") != 0) {
         fail_msg("manager %" PRIu64 " did not start: %s %s", p->m->id, r.code, r.text);
     }

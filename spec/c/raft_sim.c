@@ -152,7 +152,7 @@ static uint64_t rnd(uint64_t below)
     sim.random ^= sim.random << 13;
     sim.random ^= sim.random >> 7;
     sim.random ^= sim.random << 17;
-    return (sim.random >> 11) % below;
+    return below == 0 ? 0 : (sim.random >> 11) % below;
 }
 
 static bool chance(unsigned percent)

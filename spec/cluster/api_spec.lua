@@ -19,8 +19,15 @@ local key = crypto.key_generate()
 return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = %q, ou = %q, o = ca.id,
   not_before = os.time() + %d, not_after = os.time() + %d }) }]]
 
+-- The value of a piece of code in the daemon.
+local function evaluate(m, code)
+  local result = m:cli("--json", "lua", "-e", code)
+  assert.equal(0, result.code, result.out .. result.err)
+  return assert(json.decode(result.out:match("^[^\n]*")))
+end
+
 local function certificate(t, m, spec)
-  local made = m:json("lua", "-e", SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000))
+  local made = evaluate(m, SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000))
   local base = ("%s/%s-%d"):format(t.root, spec.ou, uv.hrtime())
   proc.write_file(base .. ".key", made.key)
   proc.write_file(base .. ".crt", made.cert)
@@ -101,31 +108,61 @@ local function watch(m, who, target)
 end
 
 local function wait_lines(w, n)
-  return cluster.wait_for(n .. " lines of a watch", 10, function() return #w.lines() >= n and w.lines(), w.out .. w.err end)
+  return cluster.wait_for(n .. " lines of a watch", 10, function()
+    return #w.lines() >= n and w.lines(), w.out .. w.err
+  end)
 end
 
--- A connection that sends what it is told to: text(), closed().
-local function raw(target)
+local connection = {}
+connection.__index = connection
+
+function connection:read()
+  self.pipe:read_start(function(_, data)
+    if data then self.pieces[#self.pieces + 1] = data else self.closed = true end
+  end)
+end
+
+-- All that has come.
+function connection:text()
+  self.pieces = { table.concat(self.pieces) }
+  return self.pieces[1]
+end
+
+function connection:send(text)
+  if not self.pipe:is_closing() then
+    self.pipe:write(text, function(err) self.closed = self.closed or err ~= nil end)
+  end
+end
+
+function connection:close()
+  if not self.pipe:is_closing() then self.pipe:close() end
+end
+
+function connection:wait(what, pattern, plain)
+  cluster.wait_for(what, 10, function()
+    return self:text():find(pattern, 1, plain ~= false), #self:text() .. self:text():sub(-300)
+  end)
+end
+
+-- A connection to the control socket @target or the remote port of the manager @target that sends what it is told to,
+-- and reads unless @deaf.
+local function raw(target, deaf)
   local pipe = type(target) == "string" and uv.new_pipe(false) or uv.new_tcp()
-  local self = { text = "", pipe = pipe }
+  local self = setmetatable({ pieces = {}, pipe = pipe }, connection)
   local function opened(err)
-    if err then self.closed = true return end
-    self.open = true
-    if self.reading ~= false then self:read() end
+    self.open, self.closed = not err, err ~= nil
+    if not err and not deaf then self:read() end
   end
-  function self:read()
-    pipe:read_start(function(_, data)
-      if data then self.text = self.text .. data else self.closed = true end
-    end)
+  if type(target) == "string" then
+    pipe:connect(target, opened)
+  else
+    pipe:connect(target.address, target.remote_port, opened)
   end
-  function self:send(text)
-    if not pipe:is_closing() then pipe:write(text, function(err) self.closed = self.closed or err ~= nil end) end
-  end
-  function self:close()
-    if not pipe:is_closing() then pipe:close() end
-  end
-  if type(target) == "string" then pipe:connect(target, opened) else pipe:connect(target.address, target.remote_port, opened) end
   return self
+end
+
+local function request(method, target)
+  return ("%s %s HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"):format(method, target)
 end
 
 local function put(m, key, value)
@@ -135,6 +172,10 @@ local function put(m, key, value)
 end
 
 local MIB = 1 << 20
+
+local function unbase64(text)
+  return proc.run({ "base64", "-d" }, { stdin = text }).out
+end
 
 -- Keys --------------------------------------------------------------------------------------------------------------
 
@@ -174,8 +215,7 @@ describe("keys over HTTP", function()
       call("PUT", "/v1/kv/binary", every)
       local got = call("GET", "/v1/kv/binary").json
       assert.is_nil(got.value, door)
-      assert.equal(every, m:json("lua", "-e", ("return require('sym.crypto').unbase64(%q) == "
-        .. "require('sym.store').get('/kv/binary').value"):format(got.value_base64)) and every)
+      assert.equal(every, unbase64(got.value_base64))
       -- UTF-8 stays text, control characters and quotes included.
       local text = "žluťoučký 🐎 \"quoted\" \\ \0\1\n\t\127 \u{2028}"
       call("PUT", "/v1/kv/text", text)
@@ -235,7 +275,9 @@ describe("keys over HTTP", function()
       assert.is_true(#page.body < 5 * MIB)
       after = page.json[#page.json].key
     until page.headers["x-more"] ~= "true"
-    assert.same({ "big/11048576", "big/21048576", "big/31048576", "big/41048576", "big/51048576", "big/61048576" }, seen)
+    local want = {}
+    for i = 1, 6 do want[i] = "big/" .. i .. MIB end
+    assert.same(want, seen)
   end))
 
   it("have limits, and what is over them changes nothing", cluster.scenario(function(t)
@@ -319,16 +361,15 @@ describe("keys over HTTP", function()
     end
     -- HEAD is GET without the body, and the connection goes on.
     local conn = raw(m.socket)
-    conn:send("HEAD /v1/kv/here HTTP/1.1\r\nHost: x\r\n\r\nHEAD /v1/kv HTTP/1.1\r\nHost: x\r\n\r\n"
-      .. "HEAD /v1/kv/nowhere HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/kv/here HTTP/1.1\r\nHost: x\r\n\r\n")
-    cluster.wait_for("four answers", 10, function() return conn.text:find('"value":"value"', 1, true), conn.text end)
+    conn:send(request("HEAD", "/v1/kv/here") .. request("HEAD", "/v1/kv") .. request("HEAD", "/v1/kv/nowhere")
+      .. request("GET", "/v1/kv/here"))
+    conn:wait("four answers", '"value":"value"')
     conn:close()
-    local statuses = {}
-    for status in conn.text:gmatch("HTTP/1.1 (%d+)") do statuses[#statuses + 1] = status end
+    local statuses, text = {}, conn:text()
+    for status in text:gmatch("HTTP/1.1 (%d+)") do statuses[#statuses + 1] = status end
     assert.same({ "200", "200", "404", "200" }, statuses)
-    assert.equal(1, select(2, conn.text:gsub("{", "{")), conn.text)
-    local length = conn.text:match("Content%-Length: (%d+)")
-    assert.equal(length, conn.text:match(".*Content%-Length: (%d+)"))
+    assert.equal(1, select(2, text:gsub("{", "{")), text)
+    assert.equal(text:match("Content%-Length: (%d+)"), text:match(".*Content%-Length: (%d+)"))
     assert.equal(200, secure(m, own(m), "HEAD", "/v1/kv/here").status)
   end))
 end)
@@ -467,9 +508,8 @@ describe("a watch", function()
 
   it("that is not read holds up nobody and is told that it missed something", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
-    local slow = raw(m.socket)
-    slow.reading = false
-    slow:send("GET /v1/watch HTTP/1.1\r\nHost: x\r\n\r\n")
+    local slow = raw(m.socket, true)
+    slow:send(request("GET", "/v1/watch"))
     local quick = watch(m, own(m), "/v1/watch?prefix=done")
     wait_lines(quick, 1)
     for i = 1, 24 do put(m, "big", (i % 10 .. ""):rep(MIB)) end
@@ -477,13 +517,11 @@ describe("a watch", function()
     wait_lines(quick, 2)
     quick.process:kill()
     slow:read()
-    cluster.wait_for("the slow one's end", 15, function()
-      return slow.text:find('"code":"compacted"', 1, true), #slow.text .. slow.text:sub(-200)
-    end)
-    assert.is_true(#slow.text < 20 * MIB, #slow.text .. " bytes were kept for it")
-    cluster.wait_for("the connection to be good again", 5, function() return slow.text:find("\r\n0\r\n\r\n$") end)
-    slow:send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    cluster.wait_for("its next answer", 5, function() return slow.text:find('"ok":true', 1, true) end)
+    slow:wait("the slow one's end", '"code":"compacted"')
+    assert.is_true(#slow:text() < 20 * MIB, #slow:text() .. " bytes were kept for it")
+    slow:wait("the connection to be good again", "\r\n0\r\n\r\n$", false)
+    slow:send(request("GET", "/healthz"))
+    slow:wait("its next answer", '"ok":true')
     slow:close()
   end))
 
@@ -492,14 +530,14 @@ describe("a watch", function()
     local watches, passing = {}, {}
     for i = 1, 30 do
       watches[i] = raw(list[i % 3 + 1].socket)
-      watches[i]:send("GET /v1/watch?prefix=load/ HTTP/1.1\r\nHost: x\r\n\r\n")
+      watches[i]:send(request("GET", "/v1/watch?prefix=load/"))
     end
-    for _, w in ipairs(watches) do cluster.wait_for("sync", 10, function() return w.text:find("sync", 1, true) end) end
+    for _, w in ipairs(watches) do w:wait("sync", "sync") end
     local writers = load.start(list, 6)
     for _ = 1, 20 do
       for i = 1, 10 do
         passing[i] = raw(list[i % 3 + 1].socket)
-        passing[i]:send("GET /v1/watch?prefix=load/0" .. i % 7 .. " HTTP/1.1\r\nHost: x\r\n\r\n")
+        passing[i]:send(request("GET", "/v1/watch?prefix=load/0" .. i % 7))
       end
       proc.run_for(0.02)
       for _, w in ipairs(passing) do w:close() end
@@ -507,9 +545,9 @@ describe("a watch", function()
     writers:stop()
     local last = put(list[1], "load/last", "x")
     for _, w in ipairs(watches) do
-      cluster.wait_for("the last change", 20, function() return w.text:find('"load/last"', 1, true), #w.text end)
+      w:wait("the last change", '"load/last"')
       local before, n = 0, 0
-      for revision in w.text:gmatch('"type":"put"[^\n]-"revision":(%d+)}\n') do
+      for revision in w:text():gmatch('"type":"put"[^\n]-"revision":(%d+)}\n') do
         revision = tonumber(revision)
         assert.is_true(revision > before, "out of order")
         before, n = revision, n + 1
@@ -581,12 +619,12 @@ describe("a thousand slow connections", function()
   it("do not keep others from working", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     local conns = {}
-    local request = ("GET /v1/kv/load HTTP/1.1\r\nHost: localhost\r\nX-Long: %s\r\n\r\n"):format(("x"):rep(500))
+    local long = ("GET /v1/kv/load HTTP/1.1\r\nHost: localhost\r\nX-Long: %s\r\n\r\n"):format(("x"):rep(500))
     local hello = "\22\3\1\2\0\1\0\1\252\3\3" .. ("r"):rep(500)
     for i = 1, 1000 do
       local tls = i % 2 == 0
       conns[i] = raw(tls and m or m.socket)
-      conns[i].bytes = tls and hello or request
+      conns[i].bytes = tls and hello or long
       if i % 100 == 0 then proc.run_for(0.01) end
     end
     cluster.wait_for("them to be connected", 20, function()
@@ -614,7 +652,7 @@ describe("a thousand slow connections", function()
       return left == 0, left
     end)
     for i, c in ipairs(conns) do
-      if i % 2 == 1 then assert.truthy(c.text:find("^HTTP/1.1 408"), c.text) end
+      if i % 2 == 1 then assert.truthy(c:text():find("^HTTP/1.1 408"), c:text()) end
       c:close()
     end
     writers:wait_progress(5 * cluster.patience)
@@ -648,8 +686,8 @@ describe("garbage", function()
       end
     end
     for _, c in ipairs(conns) do
-      cluster.wait_for("the end of " .. c.piece:sub(1, 30), 20, function() return c.closed, c.text end)
-      if c.plain then assert.truthy(c.text:find("^HTTP/1.1 [45]") or c.text == "", c.text) end
+      cluster.wait_for("the end of " .. c.piece:sub(1, 30), 20, function() return c.closed, c:text() end)
+      if c.plain then assert.truthy(c:text():find("^HTTP/1.1 [45]") or c:text() == "", c:text()) end
       c:close()
     end
     assert.equal(200, secure(m, own(m), "PUT", "/v1/kv/a", "b").status)
@@ -669,29 +707,30 @@ describe("a daemon", function()
       local watches, busy = {}, {}
       for i = 1, 10 do
         watches[i] = raw(m.socket)
-        watches[i]:send("GET /v1/watch HTTP/1.1\r\nHost: x\r\n\r\n")
+        watches[i]:send(request("GET", "/v1/watch"))
       end
-      for _, w in ipairs(watches) do cluster.wait_for("sync", 10, function() return w.text:find("sync", 1, true) end) end
+      for _, w in ipairs(watches) do w:wait("sync", "sync") end
       local leave = proc.begin({ cluster.symphony, "--socket", m.socket, "manager", "leave", "--force" }, {})
       -- Requests come in at every moment of it; each is answered, if only with an error.
       cluster.wait_for("the end of leave", 20, function()
-        for _, request in ipairs { "GET /v1/kv/round", "PUT /v1/kv/round", "GET /v1/watch", "GET /v1/status" } do
+        for _, asked in ipairs { { "GET", "/v1/kv/round" }, { "PUT", "/v1/kv/round" }, { "GET", "/v1/watch" },
+          { "GET", "/v1/status" } } do
           local c = raw(m.socket)
           busy[#busy + 1] = c
-          c:send(request .. " HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n")
+          c:send(request(table.unpack(asked)))
         end
         return leave.ended()
       end)
       assert.equal(0, leave.process.code, leave.out .. leave.err)
       cluster.wait_for("the remote watch to end", 10, remote.ended)
       for _, w in ipairs(watches) do
-        cluster.wait_for("the watch's end", 10, function() return w.text:find('"code":"closed"', 1, true), w.text end)
-        w:send("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-        cluster.wait_for("its next answer", 10, function() return w.text:find('"ok":true', 1, true), w.text end)
+        w:wait("the watch's end", '"code":"closed"')
+        w:send(request("GET", "/healthz"))
+        w:wait("its next answer", '"ok":true')
         w:close()
       end
       for _, c in ipairs(busy) do
-        cluster.wait_for("an answer", 10, function() return c.text:find("\r\n\r\n{.*}"), c.text end)
+        c:wait("an answer", "{.*}", false)
         c:close()
       end
       refused(m:http("GET", "/v1/kv/round"), 503, "closed")
@@ -707,9 +746,8 @@ describe("a daemon", function()
     -- With watches, a list on its way to one who does not read, and a backup being made.
     local m = t:cluster(1)[1]
     for i = 1, 20 do put(m, "big/" .. i, ("x"):rep(MIB)) end
-    local slow = raw(m.socket)
-    slow.reading = false
-    for _ = 1, 20 do slow:send("GET /v1/kv?prefix=big/ HTTP/1.1\r\nHost: x\r\n\r\n") end
+    local slow = raw(m.socket, true)
+    for _ = 1, 20 do slow:send(request("GET", "/v1/kv?prefix=big/")) end
     local remote = watch(m, own(m), "/v1/watch")
     wait_lines(remote, 1)
     local backup = proc.begin({ cluster.symphony, "--socket", m.socket, "cluster", "backup", t.root .. "/backup" }, {})

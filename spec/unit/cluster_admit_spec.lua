@@ -45,6 +45,20 @@ describe("admit.check", function()
     end
     for _, bad in ipairs { 7, "x", json.null } do assert.is_nil(admit.check(bad)) end
   end)
+
+  it("never raises, whatever the fields are", function()
+    math.randomseed(5)
+    local odd = { 7, 1.5, true, "", ("x"):rep(100000), "\0\255", json.null, {}, { 1 }, { raft = {} },
+      { raft = json.null },
+      { raft = "a:1", remote = 7 }, ("["):rep(500) }
+    local fields = { "role", "csr", "name", "named", "version", "addresses", "token" }
+    for _ = 1, 2000 do
+      local changed = {}
+      for _ = 1, math.random(4) do changed[fields[math.random(#fields)]] = odd[math.random(#odd)] end
+      local request, err = admit.check(body("k", changed))
+      assert.is_true(request ~= nil or err.code == "invalid")
+    end
+  end)
 end)
 
 describe("admit.pick_name", function()

@@ -81,6 +81,37 @@ describe("identity.parse", function()
   end)
 end)
 
+describe("identity.parse on hostile bytes", function()
+  it("never raises, and what it takes has every field", function()
+    math.randomseed(11)
+    local text = json.encode { format = 1, node_id = "n", raft_node_id = 1, cluster_id = "c", role = "manager",
+      name = "a",
+      starts = 3, folder = "f", advertise = { raft = "a:1", remote = "a:2", gossip = "a:3" }, managers = { "a:2" },
+      removed = false }
+    for _ = 1, 5000 do
+      local bytes = { text:byte(1, -1) }
+      for _ = 1, math.random(3) do
+        local at = math.random(#bytes)
+        local what = math.random(3)
+        if what == 1 then
+          bytes[at] = math.random(0, 255)
+        elseif what == 2 then
+          table.remove(bytes, at)
+        else
+          table.insert(bytes, at, math.random(32, 126))
+        end
+      end
+      local doc, why = identity.parse(string.char(table.unpack(bytes)))
+      if doc then
+        assert.equal("integer", math.type(doc.starts))
+        assert.is_string(doc.advertise.raft)
+      else
+        assert.is_string(why)
+      end
+    end
+  end)
+end)
+
 describe("init", function()
   before_each(function() fake.reset() end)
 

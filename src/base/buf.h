@@ -15,7 +15,7 @@ struct buf {
 
 static inline uint8_t *buf_data(const struct buf *b)
 {
-    return b->base + b->off;
+    return b->base == NULL ? NULL : b->base + b->off;
 }
 
 /* Makes room for @n more bytes and returns where they go (buf_data + len); NULL, with SYM_ENOMEM's message, if there is

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -361,6 +362,16 @@ static int run(struct daemon *d)
     return d->exit_code;
 }
 
+/* A connection is a descriptor, and the usual limit of 1024 is for programs that use select. */
+static void raise_descriptors(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct daemon d = {0};
@@ -368,6 +379,7 @@ int main(int argc, char **argv)
     mallopt(M_ARENA_MAX, 2);
     signal(SIGPIPE, SIG_IGN);
     umask(077);
+    raise_descriptors();
     int rv = parse(argc, argv, &d.opt);
     if (rv != 0) {
         return rv == 1 ? 0 : complain(2, NULL);

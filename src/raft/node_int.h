@@ -125,7 +125,7 @@ struct rnode {
 void node_kick(struct rnode *n);
 void node_later(struct rnode *n, rnode_cb cb, void *arg, int status); /* with err_msg() as it is now */
 void node_look(struct rnode *n);                                      /* has anything changed? */
-void node_fatal(void *arg, const char *what, int rv);
+void node_fatal(void *arg, const char *what, int rv) __attribute__((noreturn));
 uint64_t node_random(struct rnode *n, unsigned below);
 
 /* others.c: the other managers, and what peers tells of them */

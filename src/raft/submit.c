@@ -54,11 +54,16 @@ static struct calls *list_of(struct submit *s, const struct call *c)
     return c->state == CALL_WAITING ? &s->waiting : &s->active;
 }
 
-static void move(struct submit *s, struct call *c, enum call_state state)
+static void unhash(struct submit *s, struct call *c)
 {
-    if (c->state == CALL_SENT) {
+    if (c->state == CALL_SENT && s->by_number != NULL) {
         HASH_DEL(s->by_number, c);
     }
+}
+
+static void move(struct submit *s, struct call *c, enum call_state state)
+{
+    unhash(s, c);
     TAILQ_REMOVE(list_of(s, c), c, link);
     c->state = state;
     TAILQ_INSERT_TAIL(list_of(s, c), c, link);
@@ -69,9 +74,7 @@ static void move(struct submit *s, struct call *c, enum call_state state)
 
 static void finish(struct submit *s, struct call *c, int status, const struct txn_result *result)
 {
-    if (c->state == CALL_SENT) {
-        HASH_DEL(s->by_number, c);
-    }
+    unhash(s, c);
     TAILQ_REMOVE(list_of(s, c), c, link);
     s->n_calls--;
     s->bytes -= c->n;

@@ -87,9 +87,7 @@ local function make(opts, host, options)
 end
 
 local function run(opts, host, options)
-  -- What an interrupted init left, and the key of a join that never came to anything.
   local doc, p = make(opts, host, options)
-  assert(identity.become(doc))
   assert(lifecycle.activate(doc, { bootstrap = true, quiet = true }))
   local result = assert(state.submit(M.first_txn(p), FIRST_WRITE_MS))
   if result.status ~= "applied" then errors.raise("exists", "there is a cluster in this folder's state already") end

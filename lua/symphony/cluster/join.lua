@@ -170,7 +170,6 @@ local function enter(welcome, advertised)
     role = welcome.role, name = welcome.name, starts = 0, folder = assert(identity.make_raft_folder()),
     advertise = advertised, managers = json.array(welcome.managers), removed = false,
   }
-  assert(identity.become(doc))
   local ok, err = lifecycle.activate(doc)
   if not ok then
     return nil, errors.new(err.code, "this manager is admitted, but cannot start: " .. err.message,
