@@ -13,11 +13,12 @@ local function run(parsed, ctx)
   if data == nil and how ~= nil then
     error(errors.from(how), 0)
   end
-  return render.result(data, how, ctx)
+  return ctx.printed and "" or render.result(data, how, ctx)
 end
 
 --- Runs @argv and returns its exit status. @ctx has out(text), err(text), width, color, color_err and whatever the
---- commands of this side use; args, json and path are added to it. Must be in a task. @internal(err) is told of a bug.
+--- commands of this side use; args, json and path are added to it; a command that has printed its own result sets
+--- ctx.printed. Must be in a task. @internal(err) is told of a bug.
 function M.command(argv, ctx, internal)
   ctx.json = commands.scan(argv).json
   local parsed, err = parser.parse(argv)

@@ -54,7 +54,7 @@ local function batch(ctx, request)
   elseif seen.more then
     complain(ctx, seen.late)
   end
-  ctx.status = seen.exit
+  ctx.status, ctx.printed = seen.exit, true
 end
 
 local function read_line(prompt)
