@@ -178,7 +178,11 @@ static void on_change(void *arg)
 static void on_applied(void *arg)
 {
     struct daemon *d = arg;
-    d->fresh_ms = uv_now(d->loop);
+    /* What is gone through again after a start says nothing of the cluster. */
+    if (store_applied(d->store) != d->applied) {
+        d->applied = store_applied(d->store);
+        d->fresh_ms = uv_now(d->loop);
+    }
     daemon_deliver(d);
 }
 
@@ -252,6 +256,7 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
         goto close_remote;
     }
     store_on_watch(d->store, on_watch, d);
+    d->applied = store_applied(d->store);
     d->fresh_ms = 0;
     store_on_watch(d->store, wake_pump, d);
     if (cfg->bootstrap) {

@@ -48,6 +48,7 @@ struct daemon {
     bool quit_waits;         /* for the node's stop */
     struct stop_waits waits; /* who is told of its end */
     int exit_code;
+    uint64_t applied;  /* of the store when raft last told of entries */
     uint64_t fresh_ms; /* uv_now when local state was last known to be current; 0: never since the start */
 };
 

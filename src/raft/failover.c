@@ -13,13 +13,6 @@
 
 enum { STEP_MS = 25, JITTER_MS = 10, RETRY_MS = 60 };
 
-static void forget_leader(struct raft *r)
-{
-    raft_free(r->follower_state.current_leader.address);
-    r->follower_state.current_leader.address = NULL;
-    r->follower_state.current_leader.id = 0;
-}
-
 /* How many of the other voters that may lead next come before us. */
 static unsigned rank(const struct rnode *n, uint64_t dead)
 {
@@ -57,18 +50,6 @@ static void on_timer(uv_timer_t *timer)
     }
 }
 
-/* libraft refuses votes until its own, randomized, timeout has passed. The shortest that it can be is enough:
- * else the slower of two survivors decides how long the cluster has no leader. */
-void failover_tick(struct rnode *n)
-{
-    struct raft *r = &n->raft;
-    if (r->state == RAFT_FOLLOWER && r->follower_state.current_leader.id != 0 &&
-        uv_now(n->loop) - r->election_timer_start >= r->election_timeout) {
-        forget_leader(r);
-        node_look(n);
-    }
-}
-
 void failover_down(struct rnode *n, uint64_t id)
 {
     struct raft *r = &n->raft;
@@ -76,7 +57,7 @@ void failover_down(struct rnode *n, uint64_t id)
         return;
     }
     log_info("the connection to the leader (%llu) is gone", (unsigned long long)id);
-    forget_leader(r);
+    guard_forget_leader(r);
     n->down_since = uv_now(n->loop);
     if (waiting_for_leader(n)) {
         uv_timer_start(&n->failover, on_timer, 1 + rank(n, id) * STEP_MS + node_random(n, JITTER_MS), 0);

@@ -528,6 +528,29 @@ static void recv_entries(struct guard *g, struct raft_message *m)
     deliver_entries(g, m);
 }
 
+/* Rule 12: a server that has just been made a voter may not know it yet, while the candidate that made it one cannot win
+ * without its vote: with two voters nobody could ever lead again. Whether a vote counts is the candidate's configuration's
+ * business, and it is given once in a term like any other; libraft asks for the voter's own configuration instead. */
+static void recv_vote_request(struct guard *g, struct raft_message *m)
+{
+    struct raft_configuration *c = &g->raft->configuration;
+    struct raft_server *self = NULL;
+    int role = RAFT_VOTER;
+    for (unsigned i = 0; i < c->n; i++) {
+        if (c->servers[i].id == g->raft->id) {
+            self = &c->servers[i];
+            role = self->role;
+        }
+    }
+    if (self != NULL && guard_rule(12)) {
+        self->role = RAFT_VOTER;
+    }
+    g->recv(g->raft->io, m);
+    if (self != NULL) {
+        self->role = role; /* a vote does not change the configuration, so it is still there */
+    }
+}
+
 static void receive(struct raft_io *io, struct raft_message *m)
 {
     struct guard *g = guard_of(io);
@@ -554,7 +577,7 @@ static void receive(struct raft_io *io, struct raft_message *m)
         if (g->closing || (is_behind(g) && m->request_vote.last_log_index < g->witnessed)) {
             return;
         }
-        g->recv(io, m);
+        recv_vote_request(g, m);
         break;
     default:
         if (g->closing) {
@@ -571,6 +594,24 @@ void guard_deliver(struct guard *g, struct raft_message *m)
     receive(g->raft->io, m);
 }
 
+void guard_forget_leader(struct raft *r)
+{
+    raft_free(r->follower_state.current_leader.address);
+    r->follower_state.current_leader.address = NULL;
+    r->follower_state.current_leader.id = 0;
+}
+
+/* A follower refuses its vote while it has a leader, and libraft takes the leader from it only when its own, randomized,
+ * timeout makes it a candidate: so the slower of two survivors decides how long there is none, and one that is no voter
+ * never lets go. The timeout at its shortest is enough. */
+static void forget_silent_leader(struct raft *r)
+{
+    if (r->state == RAFT_FOLLOWER && r->follower_state.current_leader.id != 0 &&
+        r->io->time(r->io) - r->election_timer_start >= r->election_timeout) {
+        guard_forget_leader(r);
+    }
+}
+
 static void tick(struct raft_io *io)
 {
     struct guard *g = guard_of(io);
@@ -585,6 +626,7 @@ static void tick(struct raft_io *io)
         log_error("%s", io->errmsg);
         g->ops->fatal(g->arg, "writing to the log", RAFT_IOERR);
     }
+    forget_silent_leader(g->raft);
     g->tick(io);
     if (g->raft->state == RAFT_UNAVAILABLE) {
         g->ops->fatal(g->arg, "raft is unavailable", RAFT_SHUTDOWN);

@@ -79,6 +79,9 @@ void guard_deliver(struct guard *g, struct raft_message *m);
 /* A tick now, besides the regular ones. */
 void guard_tick(struct guard *g);
 
+/* A follower that knows its leader to be gone: it may vote again. */
+void guard_forget_leader(struct raft *r);
+
 /* A snapshot is being written, sent ones not counted. */
 bool guard_snapshotting(const struct guard *g);
 /* Bytes of the log that libraft holds in memory, and of those the ones that are not in a snapshot yet. */

@@ -261,7 +261,6 @@ static void on_tick(uv_timer_t *timer)
     if (n->phase == NODE_CLOSING) {
         return;
     }
-    failover_tick(n);
     submit_tick(&n->submit);
     reads_tick(&n->reads);
     health_tick(&n->health);

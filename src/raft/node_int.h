@@ -166,7 +166,6 @@ void member_close(struct rnode *n);
 
 /* failover.c: the leader's process is gone, not just slow */
 void failover_down(struct rnode *n, uint64_t id);
-void failover_tick(struct rnode *n);
 void failover_init(struct rnode *n);
 
 #endif

@@ -219,6 +219,9 @@ void propose_flush(struct propose *p)
 {
     while (!p->closing && p->raft->state == RAFT_LEADER && raft_transferee(p->raft) == 0 &&
            p->n_in_flight < p->max_in_flight) {
+        if (p->stalled == NULL && p->n_in_flight > 0 && p->bytes_waiting < PROPOSE_WORTH) {
+            return;
+        }
         struct pack *pack = p->stalled != NULL ? p->stalled : build(p);
         if (pack == NULL) {
             return;

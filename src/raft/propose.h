@@ -16,6 +16,9 @@ enum {
     PROPOSE_TXNS_MAX = 65536,     /* waiting, more are SYM_EBUSY */
     PROPOSE_BYTES_MAX = 64 << 20, /* the same in bytes */
     PROPOSE_IN_FLIGHT = 4,        /* entries */
+    PROPOSE_WORTH =
+        64 << 10, /* bytes that must wait for a further entry to go while one is in flight: the disk writes
+                                     one after the other anyway, so a small one gains nothing by not waiting */
 };
 
 struct propose_ops {

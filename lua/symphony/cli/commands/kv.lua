@@ -125,7 +125,7 @@ Example:
     parser:argument("prefix", "Their beginning (default: all)."):args("?"):argname("PREFIX")
     parser:option("--limit", "At most so many (default 1000)."):argname("N"):default("1000"):convert(function(text)
       local n = math.tointeger(tonumber(text))
-      if not n or n < 1 or n > 100000 then return nil, ("'%s' is no number from 1 to 100000"):format(text) end
+      if not n or n < 1 or n > 10000 then return nil, ("'%s' is no number from 1 to 10000"):format(text) end
       return n
     end)
     parser:option("--after", "Go on behind this key."):argname("KEY")
@@ -144,16 +144,15 @@ Example:
       rows[#rows] = nil
       ctx.err(("there are more keys: --after %s shows them\n"):format(rows[#rows].key:sub(#kv.PREFIX + 1)))
     end
-    local out = require("symphony.json").array {}
-    for i, row in ipairs(rows) do out[i] = mark(kv.shown(row), fresh) end
+    local out, bytes = require("symphony.json").array {}, {}
+    for i, row in ipairs(rows) do
+      out[i] = mark(kv.shown(row), fresh)
+      bytes[out[i]] = #row.value
+    end
     return out, {
       columns = { "KEY", "BYTES", "CREATED", "MODIFIED" },
       row = function(item)
-        local index = item.key and kv.PREFIX .. item.key
-        for _, row in ipairs(rows) do
-          if row.key == index then return { item.key, #row.value, row.create_revision, row.mod_revision } end
-        end
-        return { "(base64) " .. (item.key_base64 or ""), nil, item.create_revision, item.mod_revision }
+        return { item.key or "(base64) " .. item.key_base64, bytes[item], item.create_revision, item.mod_revision }
       end,
       empty = "There are no such keys.",
     }
