@@ -138,7 +138,7 @@ enum { PATIENCE = 10 };
 /* Runs the loop until @cond holds; fails the test, saying so, after @ms (and patience). */
 #define run_until(c, ms, cond)                                                                               \
     do {                                                                                                     \
-        uint64_t end_ = now_ms() + (uint64_t)(ms) * PATIENCE;                                                                     \
+        uint64_t end_ = now_ms() + (uint64_t)(ms)*PATIENCE;                                                  \
         while (!(cond)) {                                                                                    \
             if (now_ms() > end_) {                                                                           \
                 cluster_print(c);                                                                            \
@@ -424,7 +424,7 @@ static inline bool sees_up(struct manager *m, uint64_t id)
 #define change_ok(c, call, ...)                                                                              \
     do {                                                                                                     \
         struct answer a_;                                                                                    \
-        uint64_t end_of_ = now_ms() + 15000 * PATIENCE;                                                                 \
+        uint64_t end_of_ = now_ms() + 15000 * PATIENCE;                                                      \
         do {                                                                                                 \
             run_until(c, 5000, leader_of(c) != NULL);                                                        \
             ask(c, 31000, a_, call, leader_of(c)->node, __VA_ARGS__);                                        \

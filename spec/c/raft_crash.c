@@ -106,10 +106,21 @@ static void do_command(struct child *ch, char *line)
         rnode_assign(ch->m->node, strtoull(a, NULL, 10), ROLE_VOTER, on_command_done, cmd);
         return;
     }
+    if (strcmp(verb, "standby") == 0) {
+        rnode_assign(ch->m->node, strtoull(a, NULL, 10), ROLE_STANDBY, on_command_done, cmd);
+        return;
+    }
     char text[256] = "";
     struct rnode_status s;
     rnode_status(ch->m->node, &s);
-    if (strcmp(verb, "get") == 0) {
+    if (strcmp(verb, "role") == 0) {
+        static const char *const names[] = {"standby", "voter", "spare"};
+        for (unsigned i = 0; i < s.n_servers; i++) {
+            if (s.servers[i].id == strtoull(a, NULL, 10)) {
+                snprintf(text, sizeof text, "%s", names[s.servers[i].role]);
+            }
+        }
+    } else if (strcmp(verb, "get") == 0) {
         snprintf(text, sizeof text, "%s", get(ch->m, a));
     } else if (strcmp(verb, "leader") == 0) {
         snprintf(text, sizeof text, "%" PRIu64, rnode_is_leader(ch->m->node) ? s.id : s.leader);
@@ -713,6 +724,26 @@ static int by_size(const void *a, const void *b)
     return *(const int *)a - *(const int *)b;
 }
 
+static void three_processes(struct cluster *c, struct proc procs[3])
+{
+    for (unsigned i = 0; i < 3; i++) {
+        struct manager *m = manager_new(c, i);
+        if (i == 0) {
+            check_ok(rnode_bootstrap(m->raft_dir, m->id, m->address));
+        }
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        spawn(c, &c->managers[i], &procs[i]);
+        started(&procs[i]);
+    }
+    struct reply r;
+    command(&procs[0], &r, "read", "", "");
+    until_ok(&procs[0], "add 2 %s", c->managers[1].address, "");
+    until_ok(&procs[0], "voter 2", "", "");
+    until_ok(&procs[0], "add 3 %s", c->managers[2].address, "");
+    until_ok(&procs[0], "voter 3", "", "");
+}
+
 static void leader_killed_again_and_again(void **state)
 {
     (void)state;
@@ -724,23 +755,9 @@ static void leader_killed_again_and_again(void **state)
     printf("SEED=%u\n", s);
     srand(s);
     begin_puts();
-    cluster_open(&c);
-    for (unsigned i = 0; i < 3; i++) {
-        struct manager *m = manager_new(&c, i);
-        if (i == 0) {
-            check_ok(rnode_bootstrap(m->raft_dir, m->id, m->address));
-        }
-    }
-    for (unsigned i = 0; i < 3; i++) {
-        spawn(&c, &c.managers[i], &procs[i]);
-        started(&procs[i]);
-    }
     struct reply r;
-    command(&procs[0], &r, "read", "", "");
-    until_ok(&procs[0], "add 2 %s", c.managers[1].address, "");
-    until_ok(&procs[0], "voter 2", "", "");
-    until_ok(&procs[0], "add 3 %s", c.managers[2].address, "");
-    until_ok(&procs[0], "voter 3", "", "");
+    cluster_open(&c);
+    three_processes(&c, procs);
     for (unsigned kills = 0; kills < KILLS; kills++) {
         struct proc *lead = find_leader(procs, 3);
         struct proc *other = &procs[(unsigned)(lead - procs + 1 + rand() % 2) % 3];
@@ -792,6 +809,119 @@ static void leader_killed_again_and_again(void **state)
         stop_proc(&procs[i]);
     }
     cluster_close(&c);
+}
+
+/* A leader that stands still keeps its connections; when it goes on it is a follower, and what was asked of it meanwhile is
+ * answered. */
+static void leader_stopped_in_its_tracks(void **state)
+{
+    (void)state;
+    enum { STOPS = 4 };
+    struct cluster c;
+    struct proc procs[3];
+    int took[STOPS];
+    begin_puts();
+    cluster_open(&c);
+    three_processes(&c, procs);
+    for (unsigned stops = 0; stops < STOPS; stops++) {
+        struct proc *lead = find_leader(procs, 3);
+        struct proc *other = &procs[(unsigned)(lead - procs + 1) % 3];
+        put_until(lead, 20);
+        kill(lead->pid, SIGSTOP);
+        uint64_t begun = now_ms();
+        tell(lead, "read", "", "");
+        put_until(other, 1);
+        took[stops] = (int)(now_ms() - begun);
+        put_until(other, 50);
+        kill(lead->pid, SIGCONT);
+        until_ok(lead, "put %s %s", "last", "1");
+    }
+    qsort(took, STOPS, sizeof *took, by_size);
+    printf("SIGSTOP of the leader to the next acknowledged write: median %d ms, longest %d ms\n",
+        took[STOPS / 2], took[STOPS - 1]);
+    for (unsigned i = 0; i < 3; i++) {
+        until_ok(&procs[i], "read", "", "");
+    }
+    for (unsigned i = 0; i < next_put; i++) {
+        if (acked[i]) {
+            expect_get(&procs[i % 3], i);
+        }
+    }
+    /* An orderly end hands over first. */
+    struct proc *lead = find_leader(procs, 3);
+    struct proc *other = &procs[(unsigned)(lead - procs + 1) % 3];
+    tell(lead, "stop", "", "");
+    uint64_t begun = now_ms();
+    put_until(other, 1);
+    printf("stop of the leader to the next acknowledged write: %d ms\n", (int)(now_ms() - begun));
+    assert_int_equal(reap(lead), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        if (procs[i].pid != 0) {
+            stop_proc(&procs[i]);
+        }
+    }
+    cluster_close(&c);
+}
+
+static bool has_role(struct proc *procs, const char *role)
+{
+    struct reply r;
+    struct proc *lead = find_leader(procs, 2);
+    command(lead, &r, "role 2", "", "");
+    return strcmp(r.text, role) == 0;
+}
+
+/* Rule 12: through two voters, with one of both killed at some moment of each step. Whatever moment that is, with both
+ * back the cluster goes on by itself. */
+static void second_voter_with_kills_at_each_step(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 6 };
+    unsigned s = seed();
+    printf("SEED=%u\n", s);
+    srand(s);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        static const char *const steps[] = {"standby 2", "voter 2"};
+        static const char *const roles[] = {"standby", "voter"};
+        struct cluster c;
+        struct proc procs[2];
+        cluster_open(&c);
+        for (unsigned i = 0; i < 2; i++) {
+            struct manager *m = manager_new(&c, i);
+            if (i == 0) {
+                check_ok(rnode_bootstrap(m->raft_dir, m->id, m->address));
+            }
+            spawn(&c, m, &procs[i]);
+            started(&procs[i]);
+        }
+        struct reply r;
+        command(&procs[0], &r, "read", "", "");
+        until_ok(&procs[0], "add 2 %s", c.managers[1].address, "");
+        for (unsigned step = 0; step < 2; step++) {
+            struct proc *lead = find_leader(procs, 2);
+            struct proc *victim = &procs[(round + step) % 2];
+            tell(lead, "%s", steps[step]);
+            usleep((unsigned)rand() % 6000);
+            kill_proc(victim);
+            usleep((unsigned)rand() % 20000);
+            spawn(&c, victim->m, victim);
+            started(victim);
+            for (unsigned tries = 0; !has_role(procs, roles[step]) && tries < 1000; tries++) {
+                struct reply ignored;
+                command(find_leader(procs, 2), &ignored, steps[step], "", "");
+                usleep(10000);
+            }
+            assert_true(has_role(procs, roles[step]));
+        }
+        for (unsigned i = 0; i < 2; i++) {
+            until_ok(&procs[i], "put %s %s", "k", "v");
+            until_ok(&procs[i], "read", "", "");
+        }
+        for (unsigned i = 0; i < 2; i++) {
+            stop_proc(&procs[i]);
+        }
+        cluster_close(&c);
+    }
 }
 
 /* --- a full disk --- */
@@ -878,6 +1008,8 @@ int main(void)
         cmocka_unit_test(damaged_metadata_and_half_a_bootstrap),
         cmocka_unit_test(recovered_alone),
         cmocka_unit_test(leader_killed_again_and_again),
+        cmocka_unit_test(leader_stopped_in_its_tracks),
+        cmocka_unit_test(second_voter_with_kills_at_each_step),
         cmocka_unit_test(full_disk),
     };
     signal(SIGPIPE, SIG_IGN);

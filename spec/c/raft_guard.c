@@ -291,6 +291,8 @@ static void on_close(struct raft *raft)
     s.closed = true;
 }
 
+static int own_role = RAFT_VOTER;
+
 static struct raft_buffer configuration(unsigned n_voters)
 {
     struct raft_configuration c;
@@ -299,7 +301,7 @@ static struct raft_buffer configuration(unsigned n_voters)
     for (unsigned i = 1; i <= n_voters; i++) {
         char address[16];
         snprintf(address, sizeof address, "a%u", i);
-        expect(raft_configuration_add(&c, i, address, RAFT_VOTER) == 0);
+        expect(raft_configuration_add(&c, i, address, i == 1 ? own_role : RAFT_VOTER) == 0);
     }
     expect(raft_configuration_encode(&c, &buf) == 0);
     raft_configuration_close(&c);
@@ -816,11 +818,31 @@ static void snapshot_not_loaded(void)
     end();
 }
 
+static void asked_for_again_meanwhile(void)
+{
+    lead_and_need_snapshot();
+    struct raft_io_snapshot_get *get = s.get;
+    s.get = NULL;
+    result(3, 10, 0); /* refuses the heartbeat */
+    result(2, 10, 0); /* another one needs it, too */
+    expect(s.get == NULL);
+    s.n_sent = 0;
+    s.get_cb(get, snapshot_at(20, 2), 0);
+    expect(s.n_sent == 1 && !s.guard.sending); /* sent, at once with this stub */
+    result(2, 10, 0);
+    expect(s.get != NULL);
+    get = s.get;
+    s.get = NULL;
+    s.get_cb(get, snapshot_at(20, 2), 0);
+    end();
+}
+
 static void rule_8(void **state)
 {
     (void)state;
     good_with_bad_without(newer_snapshot_loaded, 1u << 8);
     good_with_bad_without(snapshot_not_loaded, 1u << 8);
+    assert_int_equal(run(asked_for_again_meanwhile, 0), 0);
 }
 
 static void prev_is_compacted(void)
@@ -869,6 +891,34 @@ static void rule_10(void **state)
 {
     (void)state;
     good_with_bad_without(vote_asked_for_twice, 1u << 10);
+}
+
+/* --- rule 12 --- */
+
+static void made_a_voter_without_knowing(void)
+{
+    own_role = RAFT_STANDBY;
+    boot(3, 0, NULL);
+    expect(s.raft.configuration.servers[0].role == RAFT_STANDBY);
+    entries(1, 1, 1, 1, 0, -1); /* the leader, which then makes it a voter and dies */
+    s.n_sent = 0;
+    vote_request(2, 2, 2, 1);
+    expect(s.n_sent == 1 && !s.sent[0].request_vote_result.vote_granted); /* there is a leader */
+    s.n_sent = 0;
+    s.now += s.raft.election_timeout;
+    s.tick(&s.io); /* not any more */
+    vote_request(2, 2, 2, 1);
+    expect(s.n_sent == 1 && s.sent[0].request_vote_result.vote_granted && s.vote == 2 && s.term == 2);
+    vote_request(3, 2, 2, 1);
+    expect(s.n_sent == 2 && !s.sent[1].request_vote_result.vote_granted); /* one vote a term */
+    expect(s.raft.configuration.servers[0].role == RAFT_STANDBY);
+    end();
+}
+
+static void rule_12(void **state)
+{
+    (void)state;
+    good_with_bad_without(made_a_voter_without_knowing, 1u << 12);
 }
 
 /* --- the rest of the guard --- */
@@ -1003,6 +1053,7 @@ int main(void)
         cmocka_unit_test(rule_8),
         cmocka_unit_test(rule_9),
         cmocka_unit_test(rule_10),
+        cmocka_unit_test(rule_12),
         cmocka_unit_test(rest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

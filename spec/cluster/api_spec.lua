@@ -414,8 +414,8 @@ describe("a certificate", function()
     local foreign = t:manager():start()
     foreign:json("manager", "init")
     assert.is_nil((secure(m, own(foreign), "GET", "/healthz")))
-    proc.run { "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-      "-subj", "/OU=operator/CN=o", "-keyout", t.root .. "/self.key", "-out", t.root .. "/self.crt" }
+    proc.run { "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days",
+      "2", "-subj", "/OU=operator/CN=o", "-keyout", t.root .. "/self.key", "-out", t.root .. "/self.crt" }
     assert.is_nil((secure(m, { "--cert", t.root .. "/self.crt", "--key", t.root .. "/self.key" }, "GET", "/healthz")))
   end))
 
@@ -778,42 +778,6 @@ describe("a daemon", function()
     assert.not_equal(0, join.process.code)
     mute:close()
     assert.is_nil(uv.fs_stat(joiner.dir .. "/key.json"))
-
-    -- While it joins for real, at any moment of it: it is a member after that, or can become one.
-    for _, pause in ipairs { 0.01, 0.05, 0.1, 0.2, 0.4 } do
-      joiner:start()
-      local real = proc.begin({ cluster.symphony, "--socket", joiner.socket, "manager", "join", m:remote(), "--token",
-        t.tokens.manager }, {})
-      proc.run_for(pause * cluster.patience)
-      assert.equal(0, joiner:stop())
-      cluster.wait_for("the join's end", 15, real.ended)
-    end
-    joiner:start()
-    if not uv.fs_stat(joiner.dir .. "/raft") or joiner:cli("--json", "manager", "members").code ~= 0 then
-      joiner:json("manager", "join", m:remote(), "--token", t.tokens.manager)
-    end
-    cluster.wait_for("two members", 15, function() return #m:json("manager", "members") == 2 end)
-
-    -- While it leaves.
-    local leave = proc.begin({ cluster.symphony, "--socket", joiner.socket, "manager", "leave", "--force" }, {})
-    proc.run_for(0.05)
-    assert.equal(0, joiner:stop())
-    cluster.wait_for("the leave's end", 15, leave.ended)
-  end))
-
-  it("tells its clients what to do with what they asked while it ended", cluster.scenario(function(t)
-    local list = t:cluster(3)
-    local writers = load.start(list, 12)
-    writers:wait_progress(10)
-    for _ = 1, 3 do
-      local leader = t:leader()
-      assert.equal(0, leader:stop())
-      writers:wait_progress(10 * cluster.patience)
-      leader:start()
-      writers:wait_progress(10 * cluster.patience)
-    end
-    writers:stop()
-    for _, m in ipairs(list) do writers:check(m) end
   end))
 
   it("that could not begin tries again as if nothing had been", cluster.scenario(function(t)
@@ -837,11 +801,6 @@ describe("a daemon", function()
     for _ = 1, 5 do fails_with("in_use") end -- raft's port: store and doors were open
     taken[m.raft_port]:close()
     proc.run_for(0.02)
-    -- Not a store of ours where the state belongs.
-    proc.write_file(m.dir .. "/state", "a file")
-    local failure = m:fails("manager", "init")
-    assert.not_equal("internal", failure.code, failure.message)
-    assert(os.remove(m.dir .. "/state"))
     m:json("manager", "init")
     put(m, "a", "b")
   end))

@@ -347,6 +347,7 @@ static void get_done(struct raft_io_snapshot_get *req, struct raft_snapshot *sna
     struct guard *g = get->g;
     struct raft_io_snapshot_get *outer = get->outer;
     free(get);
+    g->sending = false; /* unless it is sent, right below */
     if (status != 0 && guard_rule(8)) {
         /* Rule 8: told of a failure, libraft frees a configuration and a buffer that it never set. Not told,
          * it would only keep its request, which is what @data points to; the follower is tried again after
@@ -374,14 +375,17 @@ static void get_done(struct raft_io_snapshot_get *req, struct raft_snapshot *sna
 static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb)
 {
     struct guard *g = guard_of(io);
-    int rv = RAFT_NOMEM;
-    struct get *get = malloc(sizeof *get);
+    int rv = RAFT_BUSY;
+    /* A follower without the snapshot refuses the heartbeats that are sent meanwhile, and libraft then sends it again, at
+     * each heartbeat. One at a time, for all followers: the others' turn comes with a heartbeat, too. */
+    struct get *get = g->sending ? NULL : malloc(sizeof *get);
     if (get != NULL) {
         *get = (struct get){.g = g, .outer = req};
         get->req.data = get;
         req->cb = cb;
         rv = g->inner.snapshot_get(io, &get->req, get_done);
         if (rv == 0) {
+            g->sending = true;
             return 0;
         }
         free(get);
@@ -390,7 +394,6 @@ static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, ra
         return rv;
     }
     /* As above; an error here would also make libraft leave out what else the event asked for. */
-    log_warn("loading a snapshot to send: %s", raft_strerror(rv));
     raft_free(req->data);
     return 0;
 }
@@ -399,6 +402,21 @@ static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, ra
 static bool is_behind(const struct guard *g)
 {
     return raft_last_index(g->raft) < g->witnessed;
+}
+
+struct sent {
+    struct raft_io_send req;
+    struct guard *g;
+    struct raft_io_send *outer;
+};
+
+static void snapshot_sent(struct raft_io_send *req, int status)
+{
+    struct sent *sent = req->data;
+    struct raft_io_send *outer = sent->outer;
+    sent->g->sending = false;
+    free(sent);
+    outer->cb(outer, status);
 }
 
 static int send_message(
@@ -413,6 +431,18 @@ static int send_message(
     }
     if (m->type == RAFT_REQUEST_VOTE && is_behind(g)) {
         ((struct raft_message *)m)->server_id = 0; /* to nobody */
+    }
+    if (m->type == RAFT_INSTALL_SNAPSHOT) {
+        struct sent *sent = malloc(sizeof *sent);
+        if (sent == NULL) {
+            g->ops->fatal(g->arg, "no memory", RAFT_NOMEM);
+            return RAFT_NOMEM;
+        }
+        *sent = (struct sent){.g = g, .outer = req};
+        sent->req.data = sent;
+        req->cb = cb;
+        g->sending = true;
+        return g->inner.send(io, &sent->req, m, snapshot_sent);
     }
     return g->inner.send(io, req, m, cb);
 }

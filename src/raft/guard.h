@@ -52,6 +52,7 @@ struct guard {
      * it has come this far, this server neither leads nor votes for one whose log ends before it. */
     raft_index witnessed;
     struct guard_put *put;
+    bool sending; /* a snapshot is being loaded to be sent, or is on its way */
     /* Of the snapshot that is just being handed to libraft for sending. */
     raft_index loaded_index;
     raft_term loaded_term;
