@@ -101,8 +101,8 @@ static void applied(struct raft_apply *req, int status, void *result)
         p->in_flight.last = at;
     }
     p->n_in_flight--;
-    /* RAFT_LEADERSHIPLOST and its kind: it may be committed by the next leader, or not. */
-    answer_pack(pack, status == 0 ? 0 : p->closing ? SYM_ECANCELED : SYM_EUNKNOWN);
+    /* RAFT_LEADERSHIPLOST, and our own end: it may be committed by the next leader, or not. */
+    answer_pack(pack, status == 0 ? 0 : SYM_EUNKNOWN);
 }
 
 static struct pack *of_index(const struct propose *p, uint64_t index)

@@ -444,7 +444,7 @@ void submit_close(struct submit *s)
     /* What propose held was answered by propose_close; the rest waits or was sent. */
     struct call *c;
     while ((c = TAILQ_FIRST(&s->active)) != NULL || (c = TAILQ_FIRST(&s->waiting)) != NULL) {
-        finish(s, c, SYM_ECANCELED, NULL);
+        finish(s, c, c->uncertain || c->state == CALL_SENT ? SYM_EUNKNOWN : SYM_ECANCELED, NULL);
     }
     while (!TAILQ_EMPTY(&s->remotes)) {
         drop_remote(TAILQ_FIRST(&s->remotes));
