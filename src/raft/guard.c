@@ -442,7 +442,12 @@ static int send_message(
         sent->req.data = sent;
         req->cb = cb;
         g->sending = true;
-        return g->inner.send(io, &sent->req, m, snapshot_sent);
+        int rv = g->inner.send(io, &sent->req, m, snapshot_sent);
+        if (rv != 0) {
+            g->sending = false;
+            free(sent);
+        }
+        return rv;
     }
     return g->inner.send(io, req, m, cb);
 }
