@@ -12,7 +12,7 @@
 #include "raft/node.h"
 
 struct options {
-    const char *role; /* "manager" or "block" */
+    const char *role; /* "manager" */
     const char *config_dir;
     uint16_t raft_port, remote_port, gossip_port; /* 0: a free one is taken at the start */
     const char *advertise_addr, *bind_addr;

@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 static const char usage[] =
-    "Usage: symphonyd manager|block [OPTION]...\n"
+    "Usage: symphonyd manager [OPTION]...\n"
     "\n"
     "The daemon of one node. A fresh one serves only its control socket and waits for `symphony manager "
     "init`\n"
@@ -199,7 +199,7 @@ static int parse(int argc, char **argv, struct options *opt)
             return rv;
         }
     }
-    if (optind + 1 != argc || (strcmp(argv[optind], "manager") != 0 && strcmp(argv[optind], "block") != 0)) {
+    if (optind + 1 != argc || strcmp(argv[optind], "manager") != 0) {
         return err_setf(SYM_EINVAL, "say which role: symphonyd manager [OPTION]..., see --help");
     }
     opt->role = argv[optind];

@@ -55,9 +55,9 @@ Example:
         "",
         ("  symphony manager join %s --token %s"):format(more.remote, answer.tokens.manager),
         "",
-        "To add a worker:",
+        "The token for workers, which join as soon as there is a service for them to run:",
         "",
-        ("  symphony block join %s --token %s"):format(more.remote, answer.tokens.worker),
+        "  " .. answer.tokens.worker,
         "",
         ("The tokens %s; `symphony token create` makes others."):format(life(ttl)),
       }
