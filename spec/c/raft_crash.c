@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
 
@@ -256,6 +257,7 @@ static unsigned next_put;
 static bool hear(struct proc *p, int ms, struct reply *r)
 {
     uint64_t end_at = now_ms() + (uint64_t)ms;
+    *r = (struct reply){0};
     for (;;) {
         char *end = memchr(p->in, '\n', p->n_in);
         if (end != NULL) {
@@ -811,8 +813,8 @@ static void leader_killed_again_and_again(void **state)
     cluster_close(&c);
 }
 
-/* A leader that stands still keeps its connections; when it goes on it is a follower, and what was asked of it meanwhile is
- * answered. */
+/* A leader that stands still keeps its connections; when it goes on it is a follower, and what was asked
+ * of it meanwhile is answered. */
 static void leader_stopped_in_its_tracks(void **state)
 {
     (void)state;
@@ -871,8 +873,8 @@ static bool has_role(struct proc *procs, const char *role)
     return strcmp(r.text, role) == 0;
 }
 
-/* Rule 12: through two voters, with one of both killed at some moment of each step. Whatever moment that is, with both
- * back the cluster goes on by itself. */
+/* Rule 12: through two voters, with one of both killed at some moment of each step. Whatever moment that
+ * is, with both back the cluster goes on by itself. */
 static void second_voter_with_kills_at_each_step(void **state)
 {
     (void)state;
@@ -936,7 +938,9 @@ static void full_disk(void **state)
     cluster_open(&c);
     snprintf(disk, sizeof disk, "%s/disk", c.dir);
     assert_int_equal(mkdir(disk, 0700), 0);
-    if (mount("tmpfs", disk, "tmpfs", 0, "size=160m") != 0) {
+    /* In a mount namespace of this process's own, which takes the disk with it whatever happens. */
+    if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+        mount("tmpfs", disk, "tmpfs", 0, "size=160m") != 0) {
         printf("skipped: cannot mount a small file system here (%s)\n", strerror(errno));
         cluster_close(&c);
         skip();

@@ -1,4 +1,5 @@
 /* Managers as a whole: real folders, real sockets, real certificates, one process. */
+#include "raft/node_int.h"
 #include "raft_cluster.h"
 
 static void single_voter(void **state)
@@ -68,6 +69,34 @@ static uint64_t applied_of(struct manager *m)
     struct rnode_status s;
     status(m, &s);
     return s.applied_index;
+}
+
+/* Rules 11 and 14, and that libraft is not left to what it takes by default. */
+static void settings(void **state)
+{
+    (void)state;
+    struct cluster c;
+    cluster_open(&c);
+    form(&c, 1);
+    const struct raft *r = &c.managers[0].node->raft;
+    assert_true(r->pre_vote);
+    assert_int_equal(r->election_timeout, 400);
+    assert_int_equal(r->heartbeat_timeout, 50);
+    assert_int_equal(r->install_snapshot_timeout, 5000);
+    assert_int_equal(r->max_inflight_entries, 4096);
+    assert_int_equal(r->legacy.snapshot_threshold, 16384);
+    assert_int_equal(r->legacy.snapshot_trailing, 8192);
+    /* Two segments of 8 MiB are prepared, in KiB. */
+    run_until(&c, 5000, r->io->capacity >= 2 * 8192);
+    stop_all(&c);
+    c.election_ms = 1000;
+    c.heartbeat_ms = 100;
+    manager_start(&c.managers[0]);
+    r = &c.managers[0].node->raft;
+    assert_int_equal(r->election_timeout, 1000);
+    assert_int_equal(r->heartbeat_timeout, 100);
+    stop_all(&c);
+    cluster_close(&c);
 }
 
 static void snapshot_and_restart(void **state)
@@ -356,6 +385,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(single_voter),
         cmocka_unit_test(three_voters),
+        cmocka_unit_test(settings),
         cmocka_unit_test(snapshot_and_restart),
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
         cmocka_unit_test(without_quorum),

@@ -515,7 +515,8 @@ static bool term_is_open(const struct server *s)
     return guard_term_of(s->raft, s->raft->commit_index) == s->raft->current_term;
 }
 
-/* Between voter and standby; only with all the voters there (rule 12), which it may stop being so at any moment. */
+/* Between voter and standby; only with all the voters there (rule 12), which it may stop being so at any
+ * moment. */
 static void change_role(void)
 {
     struct server *s = leader();

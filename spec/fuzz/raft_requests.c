@@ -1,5 +1,5 @@
-/* What one manager asks another beside raft's own messages: forwarded txns, their results, questions for a read. The first
- * byte says which, and whether this one leads. */
+/* What one manager asks another beside raft's own messages: forwarded txns, their results, questions for a
+ * read. The first byte says which, and whether this one leads. */
 #include "base/err.h"
 #include "fuzz_seed.h"
 #include "raft/kinds.h"

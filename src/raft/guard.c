@@ -376,8 +376,9 @@ static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, ra
 {
     struct guard *g = guard_of(io);
     int rv = RAFT_BUSY;
-    /* A follower without the snapshot refuses the heartbeats that are sent meanwhile, and libraft then sends it again, at
-     * each heartbeat. One at a time, for all followers: the others' turn comes with a heartbeat, too. */
+    /* A follower without the snapshot refuses the heartbeats that are sent meanwhile, and libraft then
+     * sends it again, at each heartbeat. One at a time, for all followers: the others' turn comes with a
+     * heartbeat, too. */
     struct get *get = g->sending ? NULL : malloc(sizeof *get);
     if (get != NULL) {
         *get = (struct get){.g = g, .outer = req};
@@ -563,9 +564,10 @@ static void recv_entries(struct guard *g, struct raft_message *m)
     deliver_entries(g, m);
 }
 
-/* Rule 12: a server that has just been made a voter may not know it yet, while the candidate that made it one cannot win
- * without its vote: with two voters nobody could ever lead again. Whether a vote counts is the candidate's configuration's
- * business, and it is given once in a term like any other; libraft asks for the voter's own configuration instead. */
+/* Rule 12: a server that has just been made a voter may not know it yet, while the candidate that made it
+ * one cannot win without its vote: with two voters nobody could ever lead again. Whether a vote counts is
+ * the candidate's configuration's business, and it is given once in a term like any other; libraft asks
+ * for the voter's own configuration instead. */
 static void recv_vote_request(struct guard *g, struct raft_message *m)
 {
     struct raft_configuration *c = &g->raft->configuration;
@@ -636,9 +638,9 @@ void guard_forget_leader(struct raft *r)
     r->follower_state.current_leader.id = 0;
 }
 
-/* A follower refuses its vote while it has a leader, and libraft takes the leader from it only when its own, randomized,
- * timeout makes it a candidate: so the slower of two survivors decides how long there is none, and one that is no voter
- * never lets go. The timeout at its shortest is enough. */
+/* A follower refuses its vote while it has a leader, and libraft takes the leader from it only when its
+ * own, randomized, timeout makes it a candidate: so the slower of two survivors decides how long there is
+ * none, and one that is no voter never lets go. The timeout at its shortest is enough. */
 static void forget_silent_leader(struct raft *r)
 {
     if (r->state == RAFT_FOLLOWER && r->follower_state.current_leader.id != 0 &&

@@ -78,6 +78,13 @@ void node_look(struct rnode *n)
     if (r->state != n->state || r->current_term != n->term || leader != n->leader) {
         bool led = n->state == RAFT_LEADER;
         n->elections += r->state == RAFT_CANDIDATE && n->state != RAFT_CANDIDATE;
+        if (leader != 0) {
+            log_info("raft: manager %llu leads in term %llu", (unsigned long long)leader,
+                (unsigned long long)r->current_term);
+        } else {
+            log_debug("raft: %s without a leader in term %llu", raft_state_name(r->state),
+                (unsigned long long)r->current_term);
+        }
         n->state = r->state;
         n->term = r->current_term;
         n->leader = leader;

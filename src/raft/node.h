@@ -56,7 +56,7 @@ int rnode_recover(const char *dir, uint64_t id, const char *address);
  * repaired. SYM_EINUSE when another process holds the folder. */
 int rnode_start(const struct rnode_config *cfg, struct rnode **out);
 /* Hands leadership over first when it can (at most one election timeout), completes everything pending with
- * SYM_ECANCELED, then @done; the node is freed after it. */
+ * SYM_ECANCELED (a txn that was under way: SYM_EUNKNOWN), then @done; the node is freed after it. Once. */
 void rnode_stop(struct rnode *n, void (*done)(void *arg), void *arg);
 
 typedef void (*rnode_txn_cb)(void *arg, int status, const struct txn_result *result);
