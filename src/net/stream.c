@@ -173,8 +173,6 @@ void stream_tune(int fd)
         {IPPROTO_TCP, TCP_KEEPIDLE, 30},
         {IPPROTO_TCP, TCP_KEEPINTVL, 10},
         {IPPROTO_TCP, TCP_KEEPCNT, 3},
-        /* What cannot leave yet waits with us, where what is urgent overtakes it. */
-        {IPPROTO_TCP, TCP_NOTSENT_LOWAT, 128 << 10},
     };
     /* A connection without one of them still works. */
     for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
