@@ -136,8 +136,8 @@ static void answered(struct client *c, int status)
 static size_t whole_answer(struct buf *in, int *status)
 {
     char *text = (char *)buf_data(in);
-    char *end = in->len > 0 ? memmem(text, in->len, "\r\n\r\n", 4) : NULL;
-    if (end == NULL) {
+    char *end = text != NULL ? memmem(text, in->len, "\r\n\r\n", 4) : NULL;
+    if (text == NULL || end == NULL) {
         return 0;
     }
     *status = atoi(text + 9);
