@@ -161,9 +161,13 @@ static void fanout_next(void)
 /* A watcher has seen a put once the value of its sequence number went by. */
 static void watcher_data(struct client *c)
 {
+    const uint8_t *text = buf_data(&c->in);
     char mark[32];
+    if (text == NULL) {
+        return;
+    }
     snprintf(mark, sizeof mark, "%020llu", (unsigned long long)fanout_target);
-    if (c->seen == 0 && c->in.len > 0 && memmem(buf_data(&c->in), c->in.len, "\"sync\"", 6) != NULL) {
+    if (c->seen == 0 && memmem(text, c->in.len, "\"sync\"", 6) != NULL) {
         c->seen = 1;
         buf_clear(&c->in);
         if (++n_seen == opt.clients) {
@@ -171,7 +175,7 @@ static void watcher_data(struct client *c)
         }
         return;
     }
-    if (c->in.len > 0 && memmem(buf_data(&c->in), c->in.len, mark, 20) != NULL) {
+    if (memmem(text, c->in.len, mark, 20) != NULL) {
         buf_clear(&c->in);
         if (++n_seen == opt.clients) {
             uint64_t now = uv_hrtime();
