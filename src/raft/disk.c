@@ -1,8 +1,6 @@
 #include "raft/node_int.h"
 
 #include "base/err.h"
-#include "base/log.h"
-#include "raft/aio.h"
 
 #include <string.h>
 #include <unistd.h>
@@ -73,7 +71,6 @@ int disk_error(const char *dir, const struct logdir *log, int rv, const char *er
 
 int disk_open(struct raft_io *io, struct raft_uv_transport *transport, uv_loop_t *loop, const char *dir)
 {
-    log_debug("raft: %u contexts for asynchronous writes are in use", aio_contexts());
     stub_transport(transport);
     memset(io, 0, sizeof *io);
     int rv = raft_uv_init(io, loop, dir, transport);
