@@ -269,9 +269,14 @@ static void on_work(void *arg, struct guard_job *job)
     s.job = job;
 }
 
+static int encode_error;
+
 static int on_encode(void *arg, struct raft_buffer *out)
 {
     (void)arg;
+    if (encode_error != 0) {
+        return encode_error;
+    }
     *out = bytes_of(16, 's');
     return 0;
 }
@@ -984,6 +989,33 @@ static void bytes_are_counted(void)
     end();
 }
 
+static void snapshot_given_up(void)
+{
+    boot(3, 5, NULL);
+    entries(1, 6, 1, 6, 0, -1);
+    take_snapshot();
+    encode_error = -1;
+    job();
+    expect(s.put == NULL && !guard_snapshotting(&s.guard) && s.raft.trail.snapshot.index == 0);
+    encode_error = 0;
+    take_snapshot(); /* the next one */
+    job();
+    put(0);
+    expect(s.raft.trail.snapshot.index == 6);
+    end();
+}
+
+static void vote_asked_for_somebody_else(void)
+{
+    struct raft_message m = {.type = RAFT_REQUEST_VOTE};
+    boot(3, 0, NULL);
+    m.request_vote = (struct raft_request_vote){
+        .version = 2, .term = 5, .candidate_id = 3, .last_log_index = 9, .last_log_term = 4};
+    receive(&m, 2);
+    expect(s.n_sent == 0 && s.vote == 0 && s.term == 1);
+    end();
+}
+
 static void closed_in_the_middle_of_taking(void)
 {
     boot(3, 5, NULL);
@@ -1034,6 +1066,8 @@ static void rest(void **state)
     (void)state;
     assert_int_equal(run(bytes_are_counted, 0), 0);
     assert_int_equal(run(log_ends_before_the_state, 0), 0);
+    assert_int_equal(run(snapshot_given_up, 0), 0);
+    assert_int_equal(run(vote_asked_for_somebody_else, 0), 0);
     assert_int_equal(run(closed_in_the_middle_of_taking, 0), 0);
     assert_int_equal(run(closed_in_the_middle_of_installing, 0), 0);
     assert_int_equal(run(closed_in_the_middle_of_writing_a_snapshot, 0), 0);

@@ -269,6 +269,22 @@ static void closed(struct guard *g)
     }
 }
 
+/* A snapshot that could not be encoded (it took too long, say) is left out; the log stays, and there will be
+ * another. libraft takes back what it had begun only while it is closing, so for this one call it is. */
+static void put_give_up(struct guard_put *put)
+{
+    struct guard *g = put->g;
+    struct raft_io_snapshot_put *outer = put->outer;
+    log_warn("raft: a snapshot is given up; the next one comes later");
+    g->put = NULL;
+    raft_free(put->data.base);
+    free(put);
+    g->raft->legacy.closing = true;
+    outer->cb(outer, RAFT_CANCELED);
+    g->raft->legacy.closing = false;
+    g->ops->changed(g->arg);
+}
+
 static void put_worked(struct guard_job *job)
 {
     struct guard_put *put = (struct guard_put *)job;
@@ -279,9 +295,12 @@ static void put_worked(struct guard_job *job)
         closed(g);
         return;
     }
+    if (put->rv != 0 && put->trailing == 0) {
+        g->ops->fatal(g->arg, "preparing a received snapshot", put->rv);
+    }
     if (put->rv != 0) {
-        g->ops->fatal(
-            g->arg, put->trailing == 0 ? "preparing a received snapshot" : "encoding a snapshot", put->rv);
+        put_give_up(put);
+        return;
     }
     if (put->trailing != 0) {
         put->snapshot.bufs = &put->data;
@@ -611,7 +630,8 @@ static void receive(struct raft_io *io, struct raft_message *m)
         g->recv(io, m);
         break;
     case RAFT_REQUEST_VOTE:
-        if (g->closing || (is_behind(g) && m->request_vote.last_log_index < g->witnessed)) {
+        if (g->closing || m->request_vote.candidate_id != m->server_id ||
+            (is_behind(g) && m->request_vote.last_log_index < g->witnessed)) {
             return;
         }
         recv_vote_request(g, m);
