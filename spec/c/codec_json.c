@@ -67,19 +67,6 @@ static void bytes(void **state)
     buf_free(&b);
 }
 
-static void numbers(void **state)
-{
-    (void)state;
-    struct buf b = {0};
-    assert_int_equal(json_u64(&b, 0), 0);
-    assert_int_equal(buf_append(&b, " ", 1), 0);
-    assert_int_equal(json_u64(&b, UINT64_MAX), 0);
-    assert_int_equal(buf_append(&b, " ", 1), 0);
-    assert_int_equal(json_u64(&b, 100), 0);
-    is_written(&b, "0 18446744073709551615 100");
-    buf_free(&b);
-}
-
 static void without_memory(void **state)
 {
     (void)state;
@@ -106,7 +93,6 @@ int main(void)
         cmocka_unit_test(utf8),
         cmocka_unit_test(strings),
         cmocka_unit_test(bytes),
-        cmocka_unit_test(numbers),
         cmocka_unit_test(without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

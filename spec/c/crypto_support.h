@@ -2,34 +2,15 @@
 #ifndef SYM_SPEC_CRYPTO_SUPPORT_H
 #define SYM_SPEC_CRYPTO_SUPPORT_H
 
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <setjmp.h>
-#include <cmocka.h>
+#include "check.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/buf.h"
-#include "base/err.h"
 #include "crypto/crypto.h"
 #include "crypto/tls.h"
-
-#define OK(call)                                                                                             \
-    do {                                                                                                     \
-        int rv_ = (call);                                                                                    \
-        if (rv_ != 0) {                                                                                      \
-            fail_msg("%s: %s (%s)", #call, err_name(rv_), err_msg());                                        \
-        }                                                                                                    \
-    } while (0)
-#define FAILS(code, call)                                                                                    \
-    do {                                                                                                     \
-        int rv_ = (call);                                                                                    \
-        if (rv_ != (code)) {                                                                                 \
-            fail_msg("%s: %s, not %s (%s)", #call, err_name(rv_), err_name(code), err_msg());                \
-        }                                                                                                    \
-    } while (0)
 
 enum { HOUR = 3600, DAY = 24 * HOUR };
 

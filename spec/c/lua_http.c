@@ -473,20 +473,6 @@ static void no_memory(void **state)
     }
 }
 
-static int group_begin(void **state)
-{
-    (void)state;
-    idents_begin();
-    return 0;
-}
-
-static int group_end(void **state)
-{
-    (void)state;
-    idents_end();
-    return 0;
-}
-
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)

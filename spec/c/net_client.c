@@ -656,20 +656,6 @@ static void dropped_by_name(void **state)
     assert_int_not_equal(call.err, 0);
 }
 
-static int group_begin(void **state)
-{
-    (void)state;
-    idents_begin();
-    return 0;
-}
-
-static int group_end(void **state)
-{
-    (void)state;
-    idents_end();
-    return 0;
-}
-
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)

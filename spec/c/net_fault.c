@@ -197,20 +197,11 @@ static void with_tls(void **state)
     tls_ctx_free(client_tls);
 }
 
-static int group_begin(void **state)
+static int fault_begin(void **state)
 {
-    (void)state;
     /* libuv aborts without memory for its own tables: that is not what is looked at here. */
     assert_int_equal(uv_replace_allocator(REAL(malloc), REAL(realloc), REAL(calloc), REAL(free)), 0);
-    idents_begin();
-    return 0;
-}
-
-static int group_end(void **state)
-{
-    (void)state;
-    idents_end();
-    return 0;
+    return group_begin(state);
 }
 
 int main(void)
@@ -219,5 +210,5 @@ int main(void)
         cmocka_unit_test_setup_teardown(plain, loop_begin, loop_end),
         cmocka_unit_test_setup_teardown(with_tls, loop_begin, loop_end),
     };
-    return cmocka_run_group_tests(tests, group_begin, group_end);
+    return cmocka_run_group_tests(tests, fault_begin, group_end);
 }

@@ -912,20 +912,6 @@ static void over_tls(void **state)
     assert_int_equal(st.requests, 0);
 }
 
-static int group_begin(void **state)
-{
-    (void)state;
-    idents_begin();
-    return 0;
-}
-
-static int group_end(void **state)
-{
-    (void)state;
-    idents_end();
-    return 0;
-}
-
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)

@@ -203,20 +203,6 @@ static void rate(void **state)
     }
 }
 
-static int group_begin(void **state)
-{
-    (void)state;
-    idents_begin();
-    return 0;
-}
-
-static int group_end(void **state)
-{
-    (void)state;
-    idents_end();
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     n_requests = argc > 1 ? (unsigned)atoi(argv[1]) : n_requests;

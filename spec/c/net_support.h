@@ -259,4 +259,19 @@ static inline void idents_end(void)
     free(server_chain);
 }
 
+/* For cmocka_run_group_tests. */
+static inline int group_begin(void **state)
+{
+    (void)state;
+    idents_begin();
+    return 0;
+}
+
+static inline int group_end(void **state)
+{
+    (void)state;
+    idents_end();
+    return 0;
+}
+
 #endif

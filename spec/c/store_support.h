@@ -3,35 +3,14 @@
 #ifndef SYM_SPEC_STORE_SUPPORT_H
 #define SYM_SPEC_STORE_SUPPORT_H
 
-#include "base/err.h"
+#include "check.h"
 #include "store/store.h"
 
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-#define OK(call)                                                                                             \
-    do {                                                                                                     \
-        int rv_ = (call);                                                                                    \
-        if (rv_ != 0) {                                                                                      \
-            fail_msg("%s: %s: %s", #call, err_name(rv_), err_msg());                                         \
-        }                                                                                                    \
-    } while (0)
-#define FAILS(code, call)                                                                                    \
-    do {                                                                                                     \
-        int rv_ = (call);                                                                                    \
-        if (rv_ != (code)) {                                                                                 \
-            fail_msg("%s: %s instead of %s: %s", #call, err_name(rv_), err_name(code), err_msg());           \
-        }                                                                                                    \
-    } while (0)
 
 static inline struct slice str(const char *text)
 {

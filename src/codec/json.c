@@ -91,14 +91,3 @@ int json_bytes(struct buf *out, const char *name, const uint8_t *data, size_t n)
     buf_commit(out, base64_width(n) + 1);
     return 0;
 }
-
-int json_u64(struct buf *out, uint64_t v)
-{
-    char digits[20];
-    size_t n = 0;
-    do {
-        digits[sizeof digits - ++n] = (char)('0' + v % 10);
-        v /= 10;
-    } while (v != 0);
-    return buf_append(out, digits + sizeof digits - n, n);
-}

@@ -15,7 +15,4 @@ int json_string(struct buf *out, const uint8_t *data, size_t n);
 /* Appends "name":"text", or "name_base64":"..." when @data is not UTF-8: bytes survive the way through JSON. */
 int json_bytes(struct buf *out, const char *name, const uint8_t *data, size_t n);
 
-/* Appends a decimal number. */
-int json_u64(struct buf *out, uint64_t v);
-
 #endif

@@ -2,6 +2,7 @@
 
 #include "base/err.h"
 #include "codec/text.h"
+#include "lua/fields.h"
 #include "lua/vm.h"
 
 #include <string.h>
@@ -221,13 +222,6 @@ static int key_pem(lua_State *L)
     return give_text(L, b, key_to_pem(k, b));
 }
 
-static void push_hex(lua_State *L, const uint8_t digest[SHA256_LEN])
-{
-    char text[2 * SHA256_LEN + 1];
-    hex_encode(digest, SHA256_LEN, text);
-    lua_pushstring(L, text);
-}
-
 static int key_print(lua_State *L)
 {
     uint8_t out[SHA256_LEN];
@@ -235,7 +229,7 @@ static int key_print(lua_State *L)
     if (err != 0) {
         return vm_fail(L, err);
     }
-    push_hex(L, out);
+    push_digest(L, out);
     return 1;
 }
 
@@ -266,7 +260,7 @@ static int l_csr_check(lua_State *L)
     if (err != 0) {
         return vm_fail(L, err);
     }
-    push_hex(L, out);
+    push_digest(L, out);
     return 1;
 }
 
@@ -328,26 +322,16 @@ static int l_cert_sign(lua_State *L)
 void bind_crypto_push_info(lua_State *L, const struct cert_info *info)
 {
     lua_createtable(L, 0, 10);
-    lua_pushstring(L, info->cn);
-    lua_setfield(L, -2, "cn");
-    lua_pushstring(L, info->ou);
-    lua_setfield(L, -2, "ou");
-    lua_pushstring(L, info->o);
-    lua_setfield(L, -2, "o");
-    lua_pushstring(L, info->serial);
-    lua_setfield(L, -2, "serial");
-    lua_pushinteger(L, info->not_before);
-    lua_setfield(L, -2, "not_before");
-    lua_pushinteger(L, info->not_after);
-    lua_setfield(L, -2, "not_after");
-    push_hex(L, info->digest);
-    lua_setfield(L, -2, "digest");
-    push_hex(L, info->fingerprint);
-    lua_setfield(L, -2, "fingerprint");
-    lua_pushboolean(L, info->is_ca);
-    lua_setfield(L, -2, "is_ca");
-    lua_pushboolean(L, info->is_server);
-    lua_setfield(L, -2, "is_server");
+    set_text(L, "cn", info->cn);
+    set_text(L, "ou", info->ou);
+    set_text(L, "o", info->o);
+    set_text(L, "serial", info->serial);
+    set_integer(L, "not_before", (uint64_t)info->not_before);
+    set_integer(L, "not_after", (uint64_t)info->not_after);
+    set_digest(L, "digest", info->digest);
+    set_digest(L, "fingerprint", info->fingerprint);
+    set_bool(L, "is_ca", info->is_ca);
+    set_bool(L, "is_server", info->is_server);
 }
 
 static int l_cert_info(lua_State *L)

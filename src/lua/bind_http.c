@@ -2,6 +2,7 @@
 
 #include "base/err.h"
 #include "lua/bind_http_impl.h"
+#include "lua/fields.h"
 #include "lua/vm.h"
 #include "net/http_text.h"
 
@@ -305,58 +306,27 @@ static const luaL_Reg methods[] = {{"header", req_header}, {"param", req_param},
 static const luaL_Reg meta[] = {{"__index", req_index}, {"__gc", req_gc}, {NULL, NULL}};
 static const luaL_Reg none[] = {{NULL, NULL}};
 
-static void set_text(lua_State *L, const char *name, const char *text)
-{
-    lua_pushstring(L, text);
-    lua_setfield(L, -2, name);
-}
-
-static void set_integer(lua_State *L, const char *name, lua_Integer v)
-{
-    lua_pushinteger(L, v);
-    lua_setfield(L, -2, name);
-}
-
-static void set_true(lua_State *L, const char *name)
-{
-    lua_pushboolean(L, 1);
-    lua_setfield(L, -2, name);
-}
-
-static void push_hex(lua_State *L, const uint8_t *data, size_t n)
-{
-    static const char digits[] = "0123456789abcdef";
-    char text[2 * SHA256_LEN];
-    for (size_t i = 0; i < n; i++) {
-        text[2 * i] = digits[data[i] >> 4];
-        text[2 * i + 1] = digits[data[i] & 15];
-    }
-    lua_pushlstring(L, text, 2 * n);
-}
-
 static void push_peer(lua_State *L, const struct http_req *req)
 {
     lua_createtable(L, 0, 8);
     if (req->from->is_unix) {
-        set_true(L, "unix");
+        set_bool(L, "unix", true);
         set_integer(L, "uid", req->from->uid);
         set_integer(L, "gid", req->from->gid);
-        set_integer(L, "pid", req->from->pid);
+        set_integer(L, "pid", (uint64_t)req->from->pid);
         return;
     }
     set_text(L, "addr", req->from->host);
     set_integer(L, "port", req->from->port);
     if (req->tls) {
-        set_true(L, "tls");
+        set_bool(L, "tls", true);
     }
     if (req->peer != NULL && req->peer->present) {
         set_text(L, "cn", req->peer->cert.cn);
         set_text(L, "ou", req->peer->cert.ou);
         set_text(L, "o", req->peer->cert.o);
-        lua_pushboolean(L, req->peer->expired);
-        lua_setfield(L, -2, "expired");
-        push_hex(L, req->peer->cert.fingerprint, SHA256_LEN);
-        lua_setfield(L, -2, "fingerprint");
+        set_bool(L, "expired", req->peer->expired);
+        set_digest(L, "fingerprint", req->peer->cert.fingerprint);
     }
 }
 
@@ -370,11 +340,9 @@ int bind_http_push_req(lua_State *L, struct http_req *req)
     bind_http_push_type(L, "sym.http.req.fields", none, methods);
     lua_setmetatable(L, -2);
     set_text(L, "method", req->method);
-    lua_pushlstring(L, req->path, req->path_len);
-    lua_setfield(L, -2, "path");
+    set_bytes(L, "path", req->path, req->path_len);
     set_text(L, "query", req->query);
-    lua_pushlstring(L, (const char *)req->body, req->body_len);
-    lua_setfield(L, -2, "body");
+    set_bytes(L, "body", req->body, req->body_len);
     push_peer(L, req);
     lua_setfield(L, -2, "peer");
     lua_setiuservalue(L, -2, 1);

@@ -2,6 +2,7 @@
  * every function answers nil, {code = "closed"}. */
 #include "base/err.h"
 #include "lua/bind_store.h"
+#include "lua/fields.h"
 #include "lua/vm.h"
 #include "raft/node.h"
 
@@ -16,35 +17,12 @@ static const char *const states[] = {
 static const char *const roles[] = {
     [ROLE_STANDBY] = "standby", [ROLE_VOTER] = "voter", [ROLE_SPARE] = "spare", NULL};
 
-static int fail_closed(lua_State *L)
-{
-    return vm_fail(L, err_setf(SYM_ECLOSED, "the node is not started"));
-}
-
-static void set_integer(lua_State *L, const char *name, uint64_t value)
-{
-    lua_pushinteger(L, (lua_Integer)value);
-    lua_setfield(L, -2, name);
-}
-
-static void set_bool(lua_State *L, const char *name, bool value)
-{
-    lua_pushboolean(L, value);
-    lua_setfield(L, -2, name);
-}
-
-static void set_string(lua_State *L, const char *name, const char *value)
-{
-    lua_pushstring(L, value);
-    lua_setfield(L, -2, name);
-}
-
 static void push_server(lua_State *L, const struct rnode_server *s)
 {
     lua_createtable(L, 0, 7);
     set_integer(L, "id", s->id);
-    set_string(L, "address", s->address);
-    set_string(L, "role", roles[s->role]);
+    set_text(L, "address", s->address);
+    set_text(L, "role", roles[s->role]);
     set_bool(L, "is_self", s->is_self);
     set_bool(L, "up", s->up);
     set_integer(L, "match_index", s->match_index);
@@ -59,11 +37,11 @@ static int l_status(lua_State *L)
     const struct rnode *n = bind_raft_of(L);
     struct rnode_status s;
     if (n == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     rnode_status(n, &s);
     lua_createtable(L, 0, 14);
-    set_string(L, "state", states[s.state]);
+    set_text(L, "state", states[s.state]);
     set_integer(L, "id", s.id);
     set_integer(L, "leader", s.leader);
     set_integer(L, "term", s.term);
@@ -90,7 +68,7 @@ static int l_stats(lua_State *L)
     const struct rnode *n = bind_raft_of(L);
     struct rnode_stats s;
     if (n == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     rnode_stats(n, &s);
     lua_createtable(L, 0, 8);
@@ -137,7 +115,7 @@ static int push_result(lua_State *L, void *arg)
         [TXN_APPLIED] = "applied", [TXN_CONFLICT] = "conflict", [TXN_UNKNOWN] = "unknown"};
     const struct txn_result *r = arg;
     lua_createtable(L, 0, 4);
-    set_string(L, "status", names[r->status]);
+    set_text(L, "status", names[r->status]);
     set_integer(L, "revision", r->revision);
     set_bool(L, "repeated", r->repeated);
     if (r->status == TXN_CONFLICT) {
@@ -179,7 +157,7 @@ static int l_submit(lua_State *L)
     struct rnode *n = bind_raft_of(L);
     if (n == NULL) {
         vm_cb_drop(&cb);
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     struct buf bytes = {0};
     int rv = txn_encode(&txn, &bytes);
@@ -287,7 +265,7 @@ static int l_snapshot(lua_State *L)
 {
     struct rnode *n = bind_raft_of(L);
     if (n == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     rnode_snapshot(n);
     lua_pushboolean(L, true);

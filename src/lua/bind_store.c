@@ -3,12 +3,13 @@
 #include "lua/bind_store.h"
 
 #include "base/err.h"
+#include "lua/fields.h"
 #include "lua/vm.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-static int fail_closed(lua_State *L)
+int bind_store_closed(lua_State *L)
 {
     return vm_fail(L, err_setf(SYM_ECLOSED, "the node is not started"));
 }
@@ -141,14 +142,10 @@ void bind_store_check_txn(lua_State *L, int idx, struct txn *out)
 static void push_kv(lua_State *L, const struct kv *kv)
 {
     lua_createtable(L, 0, 4);
-    lua_pushlstring(L, (const char *)kv->key.p, kv->key.n);
-    lua_setfield(L, -2, "key");
-    lua_pushlstring(L, (const char *)kv->value.p, kv->value.n);
-    lua_setfield(L, -2, "value");
-    lua_pushinteger(L, (lua_Integer)kv->create_revision);
-    lua_setfield(L, -2, "create_revision");
-    lua_pushinteger(L, (lua_Integer)kv->mod_revision);
-    lua_setfield(L, -2, "mod_revision");
+    set_bytes(L, "key", kv->key.p, kv->key.n);
+    set_bytes(L, "value", kv->value.p, kv->value.n);
+    set_integer(L, "create_revision", kv->create_revision);
+    set_integer(L, "mod_revision", kv->mod_revision);
 }
 
 static int l_get(lua_State *L)
@@ -158,7 +155,7 @@ static int l_get(lua_State *L)
     size_t n;
     const char *key = luaL_checklstring(L, 1, &n);
     if (s == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     int rv = store_get(s, key, n, &kv);
     if (rv == SYM_ENOTFOUND) {
@@ -223,7 +220,7 @@ static int l_list(lua_State *L)
         after.p = (const uint8_t *)luaL_optlstring(L, -1, NULL, &after.n);
     }
     if (s == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     int rv = store_list(s, prefix, after.p == NULL ? NULL : &after, list_one, &list);
     if (rv < 0) {
@@ -242,7 +239,7 @@ static int l_list(lua_State *L)
     {                                                                                                        \
         struct store *s = bind_store_of(L);                                                                  \
         if (s == NULL) {                                                                                     \
-            return fail_closed(L);                                                                           \
+            return bind_store_closed(L);                                                                     \
         }                                                                                                    \
         lua_pushinteger(L, (lua_Integer)store_##name(s));                                                    \
         return 1;                                                                                            \
@@ -325,7 +322,7 @@ static int l_watch(lua_State *L)
     luaL_argcheck(L, after >= 0, 2, "revision");
     luaL_checktype(L, 3, LUA_TFUNCTION);
     if (s == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     struct lua_watch *w = lua_newuserdatauv(L, sizeof *w, 0);
     memset(w, 0, sizeof *w);
@@ -410,7 +407,7 @@ static int l_snapshot(lua_State *L)
     struct vm_cb cb;
     luaL_checktype(L, 1, LUA_TFUNCTION);
     if (s == NULL) {
-        return fail_closed(L);
+        return bind_store_closed(L);
     }
     struct anchor *anchor = lua_newuserdatauv(L, sizeof *anchor, 0);
     anchor->encode = NULL;

@@ -20,4 +20,7 @@ struct rnode *bind_raft_of(lua_State *L);
  * Raises on misuse. What @out points to lives as long as the table is unchanged. */
 void bind_store_check_txn(lua_State *L, int idx, struct txn *out);
 
+/* nil, {code = "closed"}: what every function of sym.store and sym.raft answers while the node is not started. */
+int bind_store_closed(lua_State *L);
+
 #endif

@@ -1,16 +1,10 @@
 -- symphony kv ...: the users' own keys.
 local errors = require "symphony.errors"
+local stale = require "symphony.cli.stale"
 
 -- A key for a URL: every byte but unreserved ones and inner slashes percent-encoded.
 local function encode_key(key)
   return (key:gsub("[^%w%-%._~/]", function(c) return ("%%%02X"):format(c:byte()) end):gsub("^/", "%%2F"))
-end
-
-local function note_stale(ctx, fresh)
-  if fresh.stale and not ctx.json then
-    ctx.err(("stale: no quorum (%s): this is the manager's own state at revision %d\n"):format(fresh.reason,
-      fresh.revision))
-  end
 end
 
 local function mark(row, fresh)
@@ -99,11 +93,11 @@ Example:
         return nil, errors.new("state_unknown",
           "this manager has not caught up with the cluster yet, and there is no quorum")
       end
-      note_stale(ctx, fresh)
+      stale.note(ctx, fresh)
       return nil, errors.new("not_found", ("there is no key %s"):format(ctx.args.key),
         fresh.stale and "this is this manager's own state: it may be behind" or nil)
     end
-    note_stale(ctx, fresh)
+    stale.note(ctx, fresh)
     if not ctx.json then
       ctx.out(value)
       if ctx.client.tty and value:sub(-1) ~= "\n" then ctx.out("\n") end
@@ -139,7 +133,7 @@ Example:
     rows, err = state.list_raw(kv.PREFIX .. prefix, { limit = ctx.args.limit + 1,
       after = ctx.args.after and kv.PREFIX .. kv.check_key(ctx.args.after) or nil })
     if not rows then return nil, err end
-    note_stale(ctx, fresh)
+    stale.note(ctx, fresh)
     if #rows > ctx.args.limit then
       rows[#rows] = nil
       ctx.err(("there are more keys: --after %s shows them\n"):format(rows[#rows].key:sub(#kv.PREFIX + 1)))
@@ -215,7 +209,7 @@ Example:
     local prefix = kv.check_key(ctx.args.prefix or "", true)
     local fresh, err = state.read { stale = true }
     if not fresh then return nil, err end
-    note_stale(ctx, fresh)
+    stale.note(ctx, fresh)
     local queue, wake, ended, bytes = {}, async.event(), nil, 0
     local handle
     handle, err = store.watch(kv.PREFIX .. prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),

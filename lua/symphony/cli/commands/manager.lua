@@ -1,13 +1,7 @@
 -- symphony manager ...: the cluster's managers. Modules of the daemon are loaded when a command runs there: the client
 -- reads this file too.
 local errors = require "symphony.errors"
-
-local function note_stale(ctx, fresh)
-  if fresh and fresh.stale and not ctx.json then
-    ctx.err(("stale: no quorum (%s): this is the manager's own state at revision %d\n"):format(fresh.reason,
-      fresh.revision))
-  end
-end
+local stale = require "symphony.cli.stale"
 
 -- init ----------------------------------------------------------------------------------------------------------------
 
@@ -151,7 +145,7 @@ Example:
   run = function(ctx)
     local rows, fresh = require("symphony.cluster.members").list()
     if not rows then return nil, fresh end
-    note_stale(ctx, fresh)
+    stale.note(ctx, fresh)
     return require("symphony.json").array(rows), {
       columns = { "RAFT ID", "NAME", "ROLE", "LEADER", "REACHABLE", "RAFT ADDRESS", "REMOTE ADDRESS", "NODE ID" },
       row = function(m)

@@ -1,8 +1,5 @@
 -- symphony node ...: the nodes of the cluster and who asks to become one. Runs in the daemon.
-
-local function stale_note(ctx, fresh)
-  if fresh.stale and not ctx.json then ctx.err("stale: no quorum: " .. fresh.reason .. "\n") end
-end
+local stale = require "symphony.cli.stale"
 
 local ls = {
   name = "ls list",
@@ -19,7 +16,7 @@ Example:
     local rows
     rows, err = state.nodes()
     if not rows then return nil, err end
-    stale_note(ctx, fresh)
+    stale.note(ctx, fresh)
     local out, values = require("symphony.json").array {}, require "symphony.cluster.values"
     for i, kv in ipairs(rows) do
       out[i] = kv.value
@@ -52,7 +49,7 @@ Example:
     local rows
     rows, err = require("symphony.cluster.pending").list()
     if not rows then return nil, err end
-    stale_note(ctx, fresh)
+    stale.note(ctx, fresh)
     local out, values = require("symphony.json").array {}, require "symphony.cluster.values"
     for i, kv in ipairs(rows) do
       local r = kv.value

@@ -1,4 +1,5 @@
 -- symphony token ...: what lets others join. Runs in the daemon.
+local stale = require "symphony.cli.stale"
 
 local function add_options(parser)
   parser:option("--ttl", "How long it is good: 90s, 30m, 24h, 7d, never (default 24h)."):argname("TIME")
@@ -68,7 +69,7 @@ Example:
     local rows
     rows, err = require("symphony.cluster.tokens").list()
     if not rows then return nil, err end
-    if fresh.stale and not ctx.json then ctx.err("stale: no quorum: " .. fresh.reason .. "\n") end
+    stale.note(ctx, fresh)
     local out = require("symphony.json").array {}
     for i, row in ipairs(rows) do
       row.kv, row.hash = nil, nil
