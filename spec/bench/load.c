@@ -1,16 +1,16 @@
-/* A closed-loop load generator for symphony's HTTP API: N connections, each with one request under way.
+/* A closed-loop load generator for symphony's HTTP API: N clients, each with one request under way. As in etcd's own
+ * benchmark they share connections when there are many: the requests of one connection are pipelined.
  *
  *   bench_load OP --to HOST:PORT|/SOCKET[,...] [--cert F --key F --ca F] [--clients N] [--seconds S]
- * [--value BYTES]
- *              [--keys N]
+ *              [--value BYTES] [--keys N] [--connections N]
  *
- *   put, get   throughput and latency; the connections are spread over the addresses
- *   fanout     N watchers on one key, then puts one after the other: time until the last watcher has seen
- * each gap        one client that puts without end, moving on to the next address after an error or 100 ms of
- * silence; prints a line "ack <monotonic us at the start> <at the answer>" for each
+ *   put, get   throughput and latency; the connections (one for each client, at most 100, unless said otherwise) are
+ *              spread over the addresses
+ *   fanout     N watchers on one key, then puts one after the other: time until the last watcher has seen each
+ *   gap        one client that puts without end, moving on to the next address after an error or 100 ms of
+ *              silence; prints a line "ack <monotonic us at the start> <at the answer>" for each
  *
- * Prints one JSON object: counts, latencies in microseconds, and the CPU seconds that this process itself
- * used.
+ * Prints one JSON object: counts, latencies in microseconds, and the CPU seconds that this process itself used.
  */
 #include "base/err.h"
 #include "net/stream.h"
@@ -27,19 +27,22 @@ struct target {
     uint16_t port;
 };
 
-struct client {
+enum { SHARE_MAX = 64 };
+
+struct conn {
     struct stream *stream;
     unsigned number, at;
-    uint64_t started_ns;
+    uint64_t started_ns[SHARE_MAX]; /* of their requests, a ring */
+    unsigned first, under_way;
     struct buf in;
-    bool open, busy, watching;
+    bool watching;
     uint64_t seen;
 };
 
 static struct {
     enum op op;
     struct target to[16];
-    unsigned n_to, clients;
+    unsigned n_to, clients, connections;
     double seconds;
     size_t value, keys;
     const char *cert, *key, *ca;
@@ -47,7 +50,7 @@ static struct {
 
 static uv_loop_t loop;
 static struct tls_ctx *tls;
-static struct client *clients;
+static struct conn *conns;
 static uint32_t *samples; /* microseconds */
 static size_t n_samples, max_samples;
 static uint64_t errors, counting_from, ends_at, sequence;
@@ -56,7 +59,7 @@ static uint64_t fanout_target, fanout_started;
 static char *value;
 static uv_timer_t silence;
 
-static void connect_client(struct client *c);
+static void connect_one(struct conn *c);
 
 static uint64_t next_random(void)
 {
@@ -85,7 +88,7 @@ static void sample(uint64_t ns)
     samples[n_samples++] = (uint32_t)(ns / 1000);
 }
 
-static void send_request(struct client *c)
+static void send_request(struct conn *c)
 {
     static struct buf out;
     unsigned long key = opt.op == FANOUT || opt.op == GAP ? 0 : (unsigned long)(next_random() % opt.keys);
@@ -106,22 +109,22 @@ static void send_request(struct client *c)
     if (rv != 0) {
         die("request");
     }
-    c->busy = true;
-    c->started_ns = uv_hrtime();
+    c->started_ns[(c->first + c->under_way++) % SHARE_MAX] = uv_hrtime();
     (void)stream_write(c->stream, buf_data(&out), out.len);
 }
 
-static void answered(struct client *c, int status)
+static void answered(struct conn *c, int status)
 {
-    uint64_t now = uv_hrtime();
-    c->busy = false;
+    uint64_t now = uv_hrtime(), started = c->started_ns[c->first];
+    c->first = (c->first + 1) % SHARE_MAX;
+    c->under_way--;
     if (status != 200 && !(opt.op == GET && status == 404)) {
         errors++;
     } else if (opt.op == GAP) {
-        printf("ack %llu %llu\n", (unsigned long long)c->started_ns / 1000, (unsigned long long)now / 1000);
+        printf("ack %llu %llu\n", (unsigned long long)started / 1000, (unsigned long long)now / 1000);
         fflush(stdout);
-    } else if (opt.op != FANOUT && c->started_ns >= counting_from) {
-        sample(now - c->started_ns);
+    } else if (opt.op != FANOUT && started >= counting_from) {
+        sample(now - started);
     }
     if (now >= ends_at) {
         uv_stop(&loop);
@@ -155,11 +158,11 @@ static void fanout_next(void)
     n_seen = 0;
     fanout_target = sequence;
     fanout_started = uv_hrtime();
-    send_request(&clients[0]);
+    send_request(&conns[0]);
 }
 
 /* A watcher has seen a put once the value of its sequence number went by. */
-static void watcher_data(struct client *c)
+static void watcher_data(struct conn *c)
 {
     const uint8_t *text = buf_data(&c->in);
     char mark[32];
@@ -191,7 +194,7 @@ static void watcher_data(struct client *c)
 
 static void on_data(struct stream *s, const uint8_t *data, size_t n)
 {
-    struct client *c = stream_data(s);
+    struct conn *c = stream_data(s);
     int status;
     size_t len;
     if (buf_append(&c->in, data, n) != 0) {
@@ -201,7 +204,8 @@ static void on_data(struct stream *s, const uint8_t *data, size_t n)
         watcher_data(c);
         return;
     }
-    while (c->busy && (len = whole_answer(&c->in, &status)) > 0) {
+    stream_cork(s);
+    while (c->under_way > 0 && (len = whole_answer(&c->in, &status)) > 0) {
         buf_consume(&c->in, len);
         if (opt.op == GAP) {
             uv_timer_stop(&silence);
@@ -209,12 +213,12 @@ static void on_data(struct stream *s, const uint8_t *data, size_t n)
         }
         answered(c, status);
     }
+    stream_uncork(s);
 }
 
 static void on_open(struct stream *s)
 {
-    struct client *c = stream_data(s);
-    c->open = true;
+    struct conn *c = stream_data(s);
     if (opt.op == FANOUT) {
         if (c->watching) {
             send_request(c);
@@ -225,20 +229,20 @@ static void on_open(struct stream *s)
         send_request(c);
         return;
     }
-    if (++n_open == opt.clients) {
+    if (++n_open == opt.connections) {
         /* The first fifth of the time warms up and is not counted. */
         counting_from = uv_hrtime() + (uint64_t)(opt.seconds * 0.2e9);
         ends_at = counting_from + (uint64_t)(opt.seconds * 1e9);
         for (unsigned i = 0; i < opt.clients; i++) {
-            send_request(&clients[i]);
+            send_request(&conns[i % opt.connections]);
         }
     }
 }
 
 static void on_close(struct stream *s, int status)
 {
-    struct client *c = stream_data(s);
-    c->open = c->busy = false;
+    struct conn *c = stream_data(s);
+    c->under_way = 0;
     buf_free(&c->in);
     if (opt.op != GAP) {
         fprintf(stderr, "bench_load: connection %u ended: %s (%s)\n", c->number, err_name(status), err_msg());
@@ -246,10 +250,10 @@ static void on_close(struct stream *s, int status)
         return;
     }
     c->at = (c->at + 1) % opt.n_to;
-    connect_client(c);
+    connect_one(c);
 }
 
-static void connect_client(struct client *c)
+static void connect_one(struct conn *c)
 {
     static const struct stream_ops ops = {.on_open = on_open, .on_data = on_data, .on_close = on_close};
     struct stream_config cfg = {.ops = &ops, .data = c, .tls = tls, .open_ms = opt.op == GAP ? 100 : 30000};
@@ -266,7 +270,7 @@ static void connect_client(struct client *c)
 static void on_silence(uv_timer_t *timer)
 {
     (void)timer;
-    stream_close(clients[0].stream, 0);
+    stream_close(conns[0].stream, 0);
 }
 
 static void on_end(uv_timer_t *timer)
@@ -307,6 +311,8 @@ static void parse(int argc, char **argv)
         const char *name = argv[i], *arg = argv[i + 1];
         if (strcmp(name, "--clients") == 0) {
             opt.clients = (unsigned)atoi(arg);
+        } else if (strcmp(name, "--connections") == 0) {
+            opt.connections = (unsigned)atoi(arg);
         } else if (strcmp(name, "--seconds") == 0) {
             opt.seconds = atof(arg);
         } else if (strcmp(name, "--value") == 0) {
@@ -335,7 +341,11 @@ static void parse(int argc, char **argv)
             known = false;
         }
     }
-    if (!known || opt.n_to == 0 || opt.clients == 0 || opt.value < 32 || opt.keys == 0) {
+    if (opt.connections == 0) {
+        opt.connections = opt.clients < 100 ? opt.clients : 100;
+    }
+    if (!known || opt.n_to == 0 || opt.clients > opt.connections * SHARE_MAX ||
+        opt.connections > opt.clients || opt.clients == 0 || opt.value < 32 || opt.keys == 0) {
         fprintf(stderr, "usage: bench_load put|get|fanout|gap --to HOST:PORT,... [--clients N] ... (value: "
                         "at least 32)\n");
         exit(2);
@@ -361,18 +371,18 @@ int main(int argc, char **argv)
         }
     }
     value = malloc(opt.value + 1);
-    clients = calloc(opt.clients + 1, sizeof *clients);
-    if (value == NULL || clients == NULL) {
+    unsigned n = opt.op == FANOUT ? opt.clients + 1 : opt.op == GAP ? 1 : opt.connections;
+    conns = calloc(n, sizeof *conns);
+    if (value == NULL || conns == NULL) {
         return 1;
     }
     memset(value, 'x', opt.value);
     sequence = uv_hrtime(); /* never the number of an earlier run */
     ends_at = UINT64_MAX;
-    unsigned n = opt.op == FANOUT ? opt.clients + 1 : opt.op == GAP ? 1 : opt.clients;
     for (unsigned i = 0; i < n; i++) {
-        clients[i].number = clients[i].at = i;
-        clients[i].watching = opt.op == FANOUT && i > 0;
-        connect_client(&clients[i]);
+        conns[i].number = conns[i].at = i;
+        conns[i].watching = opt.op == FANOUT && i > 0;
+        connect_one(&conns[i]);
     }
     if (opt.op == FANOUT || opt.op == GAP) {
         ends_at = uv_hrtime() + (uint64_t)(opt.seconds * 1e9);

@@ -9,7 +9,9 @@ static uint16_t port;
 static struct http_limits limits;
 static unsigned handled, gone;
 static bool closed;
-static struct http_req *waiting; /* /wait: answered by the test */
+static struct http_req *waiting;  /* /wait: answered by the test */
+static struct http_req *later[8]; /* /later: the same, and side by side */
+static unsigned n_later;
 static bool drained;
 static char last_body[64];
 static bool close_when_gone;
@@ -62,6 +64,10 @@ static void handle(struct http_req *req, void *arg)
     } else if (strcmp(req->path, "/wait") == 0) {
         assert_null(waiting);
         waiting = req;
+    } else if (strcmp(req->path, "/later") == 0) {
+        assert_true(n_later < 8);
+        later[n_later++] = req;
+        req->overlap = true;
     } else if (strcmp(req->path, "/stream") == 0) {
         http_stream_start(req, 200, "text/plain");
         assert_int_equal(http_stream_write(req, "one,", 4), 0);
@@ -100,6 +106,7 @@ static int begin(void **state)
     handled = gone = 0;
     closed = drained = close_when_gone = false;
     waiting = NULL;
+    n_later = 0;
     memset(&limits, 0, sizeof limits);
     folder_begin();
     return loop_begin(state);
@@ -373,6 +380,174 @@ static void pipelines_take_turns(void **state)
     free(all);
     close(fd);
     close(other);
+}
+
+/* Those that may overlap are served at once; their answers come in the order of the requests. */
+static void overlapping(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/later") GET("/later") "HEAD /later HTTP/1.1\r\nHost: x\r\n\r\n" GET("/later"));
+    run_until(n_later == 4);
+    respond(later[3], "four");
+    respond(later[1], "two");
+    respond(later[2], "three");
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_int_equal(gone, 0);
+    respond(later[0], "one");
+    raw_until(fd, &s, "\r\n\r\nfour");
+    const char *one = strstr(s.text, "\r\n\r\none"), *two = strstr(s.text, "\r\n\r\ntwo");
+    assert_true(one != NULL && two != NULL && one < two);
+    assert_null(strstr(s.text, "three"));
+    assert_int_equal(gone, 4);
+    seen_free(&s);
+    close(fd);
+}
+
+/* What may not run beside those under way waits for them, and then is served. */
+static void overlapping_no_others(void **state)
+{
+    (void)state;
+    static const char *const others[] = {
+        "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+        "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello",
+        "PUT /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+    };
+    start();
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        struct seen s = {0};
+        char text[512];
+        int fd = raw_connect(port);
+        n_later = 0;
+        snprintf(text, sizeof text, "%s%s%s%s", GET("/later"), GET("/later"), others[i], GET("/hello"));
+        raw_text(fd, text);
+        run_until(n_later == 2);
+        unsigned before = handled;
+        for (int k = 0; k < 20; k++) {
+            uv_run(&loop, UV_RUN_NOWAIT);
+        }
+        assert_int_equal(handled, before);
+        respond(later[0], "one");
+        for (int k = 0; k < 20; k++) {
+            uv_run(&loop, UV_RUN_NOWAIT);
+        }
+        assert_int_equal(handled, before);
+        respond(later[1], "two");
+        run_until(handled == before + 2);
+        raw_until(fd, &s, "X-Extra: yes\r\n\r\nhelloHTTP/1.1 200 OK");
+        seen_free(&s);
+        close(fd);
+    }
+    /* One that does not say that it may overlap lets nothing pass. */
+    struct seen s = {0};
+    int fd = raw_connect(port);
+    n_later = 0;
+    raw_text(fd, GET("/later") GET("/wait") GET("/hello"));
+    run_until(waiting != NULL);
+    unsigned before = handled;
+    respond(later[0], "one");
+    raw_until(fd, &s, "\r\n\r\none");
+    assert_int_equal(handled, before);
+    respond(waiting, "two");
+    raw_until(fd, &s, "\r\n\r\nhello");
+    seen_free(&s);
+    close(fd);
+}
+
+/* A streamed answer behind another one is held back, and goes on when it is first. */
+static void overlapping_stream(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/later") GET("/later"));
+    run_until(n_later == 2);
+    http_stream_start(later[1], 200, "text/plain");
+    assert_int_equal(http_stream_write(later[1], "one,", 4), SYM_EBUSY);
+    http_stream_notify(later[1]);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_false(drained);
+    respond(later[0], "first");
+    run_until(drained);
+    assert_int_equal(http_stream_write(later[1], "two", 3), 0);
+    http_stream_end(later[1]);
+    raw_until(fd, &s, "first");
+    raw_until(fd, &s, "4\r\none,\r\n3\r\ntwo\r\n0\r\n\r\n");
+    seen_free(&s);
+    close(fd);
+}
+
+/* Requests end in the middle of a pipeline: with a mistake, with "close", without more bytes, with the peer. */
+static void overlapping_ends(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *request, *last;
+    } cases[] = {
+        {"GET /later HTTP/1.1\r\n\r\n" GET("/hello"), "HTTP/1.1 400 "},
+        {"GET /later HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" GET("/hello"), "Connection: close"},
+        {"GET /later HTTP/1.1\r\nHos", "HTTP/1.1 408 "},
+    };
+    limits.head_ms = 50;
+    start();
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct seen s = {0};
+        char text[256];
+        int fd = raw_connect(port);
+        n_later = 0;
+        snprintf(text, sizeof text, "%s%s%s", GET("/later"), GET("/later"), cases[i].request);
+        raw_text(fd, text);
+        run_until(n_later == (i == 1 ? 3 : 2));
+        for (unsigned k = n_later; k > 0; k--) {
+            respond(later[k - 1], k == 1 ? "one" : k == 2 ? "two" : "three");
+        }
+        raw_until(fd, &s, NULL);
+        const char *two = strstr(s.text, "\r\n\r\ntwo");
+        assert_non_null(two);
+        if (strstr(two, cases[i].last) == NULL) {
+            fail_msg("case %zu: %s", i, s.text);
+        }
+        assert_null(strstr(s.text, "hello"));
+        seen_free(&s);
+        close(fd);
+    }
+    int fd = raw_connect(port);
+    n_later = 0;
+    raw_text(fd, GET("/later") GET("/later") "GET /la");
+    run_until(n_later == 2);
+    respond(later[1], "two");
+    close(fd);
+    run_until(gone == handled);
+}
+
+/* A server that closes waits for all that are due. */
+static void overlapping_closed(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/later") GET("/later"));
+    run_until(n_later == 2);
+    http_server_close(server, 5000, on_server_closed, &closed);
+    respond(later[1], "two");
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_false(closed);
+    respond(later[0], "one");
+    raw_until(fd, &s, NULL);
+    assert_non_null(strstr(s.text, "\r\n\r\ntwo"));
+    run_until(closed);
+    seen_free(&s);
+    close(fd);
 }
 
 static void large_answer(void **state)
@@ -923,6 +1098,11 @@ int main(void)
         TEST(expects_100),
         TEST(pipelining),
         TEST(pipelines_take_turns),
+        TEST(overlapping),
+        TEST(overlapping_no_others),
+        TEST(overlapping_stream),
+        TEST(overlapping_ends),
+        TEST(overlapping_closed),
         TEST(large_answer),
         TEST(peer_leaves),
         TEST(answered_later),

@@ -685,7 +685,7 @@ describe("garbage", function()
       end
     end
     for _, c in ipairs(conns) do
-      cluster.wait_for("the end of " .. c.piece:sub(1, 30), 20, function() return c.closed, c:text() end)
+      cluster.wait_for("the end of " .. c.piece:sub(1, 30), 40, function() return c.closed, c:text() end)
       if c.plain then assert.truthy(c:text():find("^HTTP/1.1 [45]") or c:text() == "", c:text()) end
       c:close()
     end

@@ -718,6 +718,7 @@ bool api_handle(struct api *a, struct http_req *req)
     c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
+    req->overlap = one; /* changes go into one queue, and from there into the log, as they come */
     if (watch) {
         TAILQ_INSERT_TAIL(&a->watches, c, link);
     }

@@ -6,8 +6,9 @@
  * to be freed, after an answer or without one. Do not touch the request after it. It never fires inside
  * http_respond or another call with the request, but when the handler has returned, or later from the loop.
  * Answering a request twice is a programming error (asserted); one that its handler neither answered nor took
- * (on_gone) is answered with 500. Requests of one connection are served one at a time, in order (a pipelined
- * one waits). A HEAD request is answered like a GET: the body is left out here.
+ * (on_gone) is answered with 500. Requests of one connection are answered in order, and served one at a time
+ * (a pipelined one waits), but for those whose handler says otherwise (req->overlap). A HEAD request is answered
+ * like a GET: the body is left out here.
  */
 #ifndef SYM_NET_HTTP_H
 #define SYM_NET_HTTP_H
@@ -58,6 +59,10 @@ struct http_req {
     void *data;
     void (*on_gone)(struct http_req *req);
     void (*on_drain)(struct http_req *req); /* a streamed answer may go on */
+    /* Set inside the handler: the connection's next request may be served before this one is answered, if it is
+     * of the same kind: GET and HEAD, or PUT and DELETE (RFC 9112, 9.3.2, lets a server do so for safe methods; for
+     * the others whoever sets it sees to it that they take effect in the order in which they came). */
+    bool overlap;
 };
 
 /* Header by lower-case name, NULL if absent. */

@@ -138,19 +138,20 @@ static int begin(const struct head *h, size_t more)
 }
 
 /* Sends scratch and @data behind it, if there was room for it there, in one piece. */
-static int send_scratch(struct stream *stream, const void *data, size_t n, bool joined, const char *tail)
+static int send_scratch(struct exchange *x, const void *data, size_t n, bool joined, const char *tail)
 {
+    struct stream *stream = x->conn->stream;
     int rv;
     if (joined) {
         /* The room was reserved: this cannot fail. */
         (void)buf_append(&scratch, data, n);
         (void)buf_append(&scratch, tail, strlen(tail));
-        rv = stream_write(stream, buf_data(&scratch), scratch.len);
+        rv = conn_write(x, buf_data(&scratch), scratch.len);
     } else {
         stream_cork(stream);
-        rv = stream_write(stream, buf_data(&scratch), scratch.len);
-        rv = rv != 0 ? rv : stream_write(stream, data, n);
-        rv = rv != 0 ? rv : stream_write(stream, tail, strlen(tail));
+        rv = conn_write(x, buf_data(&scratch), scratch.len);
+        rv = rv != 0 ? rv : conn_write(x, data, n);
+        rv = rv != 0 ? rv : conn_write(x, tail, strlen(tail));
         stream_uncork(stream);
     }
     if (scratch.cap > SCRATCH_KEEP) {
@@ -159,25 +160,30 @@ static int send_scratch(struct stream *stream, const void *data, size_t n, bool 
     return rv == 0 ? 0 : SYM_ECLOSED;
 }
 
-static void send_answer(struct stream *stream, const struct head *head, const void *body, size_t n)
+static void send_answer(struct exchange *x, const struct head *head, const void *body, size_t n)
 {
     bool joined = n <= JOIN_MAX;
     if (begin(head, joined ? n : 0) != 0) {
-        stream_close(stream, SYM_ENOMEM);
+        stream_close(x->conn->stream, SYM_ENOMEM);
     } else {
-        (void)send_scratch(stream, body, n, joined, ""); /* a peer that is gone is heard of from the stream */
+        (void)send_scratch(x, body, n, joined, ""); /* a peer that is gone is heard of from the stream */
     }
+}
+
+/* Whether the connection ends with it. A server that closes still answers those that are due behind it. */
+static bool is_last(const struct exchange *x)
+{
+    return !x->parser.keep_alive || (x->conn->server->closing && TAILQ_NEXT(x, order) == NULL);
 }
 
 void http_respond(
     struct http_req *req, int status, const char *ctype, const char *extra, const void *body, size_t n)
 {
     struct exchange *x = exchange_of(req);
-    struct http_conn *c = x->conn;
     assert(!x->answered);
     assert(status >= 200 && status <= 599);
     x->answered = true;
-    x->close = !x->parser.keep_alive || c->server->closing;
+    x->close = is_last(x);
     bool no_body = status == 204 || status == 304;
     struct head head = {
         .status = status,
@@ -188,8 +194,8 @@ void http_respond(
         .close = x->close,
         .say_keep_alive = x->parser.http10,
     };
-    send_answer(c->stream, &head, body, no_body || x->parser.is_head ? 0 : n);
-    conn_over(c);
+    send_answer(x, &head, body, no_body || x->parser.is_head ? 0 : n);
+    conn_over(x);
 }
 
 static int put_error(struct buf *out, const char *code, const char *message, const char *hint)
@@ -223,55 +229,53 @@ void http_respond_error(struct http_req *req, int code, const char *message, con
     buf_free(&body);
 }
 
-void http_answer_error(struct stream *stream, int status, int code, const char *message)
+void http_answer_error(struct exchange *x, int status, int code, const char *message)
 {
     struct buf body = {0};
     bool whole = put_error(&body, err_name(code), message, NULL) == 0;
     struct head head = {.status = status, .framing = LENGTH, .length = whole ? body.len : 0, .close = true};
-    send_answer(stream, &head, whole ? buf_data(&body) : NULL, head.length);
+    send_answer(x, &head, whole ? buf_data(&body) : NULL, head.length);
     buf_free(&body);
 }
 
 void http_stream_start(struct http_req *req, int status, const char *ctype)
 {
     struct exchange *x = exchange_of(req);
-    struct http_conn *c = x->conn;
     assert(!x->answered);
     assert(status >= 200 && status <= 599 && status != 204 && status != 304);
-    x->answered = true;
+    x->answered = x->streamed = true;
     x->chunked = !x->parser.http10;
     /* HTTP/1.0 has no chunks: the end of the connection is the end of the answer. */
-    x->close = !x->parser.keep_alive || c->server->closing || !x->chunked;
+    x->close = is_last(x) || !x->chunked;
     struct head head = {
         .status = status,
         .ctype = ctype,
         .framing = x->chunked ? CHUNKS : TO_THE_END,
         .close = x->close,
     };
-    send_answer(c->stream, &head, NULL, 0);
+    send_answer(x, &head, NULL, 0);
 }
 
 int http_stream_write(struct http_req *req, const void *data, size_t n)
 {
     struct exchange *x = exchange_of(req);
-    struct stream *stream = x->conn->stream;
     assert(x->answered && !x->over);
     if (n > 0 && !x->parser.is_head) {
         bool joined = n <= JOIN_MAX;
         buf_clear(&scratch);
         char *at = (char *)buf_reserve(&scratch, 32 + (joined ? n : 0));
         if (at == NULL) {
-            stream_close(stream, SYM_ENOMEM);
+            stream_close(x->conn->stream, SYM_ENOMEM);
             return SYM_ECLOSED;
         }
         if (x->chunked) {
             buf_commit(&scratch, (size_t)snprintf(at, 24, "%zx\r\n", n));
         }
-        if (send_scratch(stream, data, n, joined, x->chunked ? "\r\n" : "") != 0) {
+        if (send_scratch(x, data, n, joined, x->chunked ? "\r\n" : "") != 0) {
             return SYM_ECLOSED;
         }
     }
-    return stream_congested(stream) ? SYM_EBUSY : 0;
+    return conn_congested(x) ? SYM_EBUSY : 0;
 }
 
 void http_stream_end(struct http_req *req)
@@ -279,16 +283,16 @@ void http_stream_end(struct http_req *req)
     struct exchange *x = exchange_of(req);
     assert(x->answered && !x->over);
     if (x->chunked && !x->parser.is_head) {
-        (void)stream_write(x->conn->stream, "0\r\n\r\n", 5);
+        (void)conn_write(x, "0\r\n\r\n", 5);
     }
-    conn_over(x->conn);
+    conn_over(x);
 }
 
 void http_stream_notify(struct http_req *req)
 {
     struct exchange *x = exchange_of(req);
     x->notify = true;
-    if (!stream_congested(x->conn->stream)) {
+    if (!conn_congested(x)) {
         conn_want_turn(x->conn);
     }
 }

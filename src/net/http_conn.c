@@ -1,4 +1,4 @@
-/* One connection of the server: requests in, one after the other, answers out. */
+/* One connection of the server: requests in, and answers out in the same order. */
 #include "net/http_impl.h"
 
 #include "base/err.h"
@@ -8,6 +8,8 @@
 #include <string.h>
 
 enum {
+    DUE_MAX = 64,           /* requests of one connection that are served at once */
+    TURN_MAX = 16,          /* requests of one connection that are read before the others have their turn */
     REST_MAX = 16 * 1024,   /* read ahead while a request is served: so that a peer's end is seen */
     FINISH_MS = 300 * 1000, /* for a last answer; one that stands still is cut much earlier */
     LINGER_MS = 2000,
@@ -33,7 +35,8 @@ static struct exchange *exchange_get(struct http_conn *c)
     }
     memset(&x->req, 0, sizeof x->req);
     x->conn = c;
-    x->given = x->answered = x->chunked = x->over = x->close = x->notify = false;
+    x->continued = x->given = x->answered = x->streamed = x->chunked = false;
+    x->over = x->close = x->linger = x->notify = false;
     http_parser_begin(&x->parser, s->limits.max_head, s->limits.max_body, &s->held, s->limits.max_memory);
     return x;
 }
@@ -55,15 +58,31 @@ static void exchange_put(struct http_server *s, struct exchange *x)
     s->n_pool++;
 }
 
-/* Takes the request from the connection: the last that its handler hears of it. */
-static void exchange_end(struct http_conn *c)
+/* The last that the handler hears of it. */
+static void exchange_end(struct exchange *x)
 {
-    struct exchange *x = c->x;
-    c->x = NULL;
     if (x->given && x->req.on_gone != NULL) {
         x->req.on_gone(&x->req);
     }
-    exchange_put(c->server, x);
+    x->conn->kept -= x->kept.len;
+    buf_free(&x->kept);
+    exchange_put(x->conn->server, x);
+}
+
+/* What was read becomes due to be answered. */
+static void add_due(struct http_conn *c)
+{
+    TAILQ_INSERT_TAIL(&c->due, c->x, order);
+    c->n_due++;
+    c->x = NULL;
+}
+
+static struct exchange *take_due(struct http_conn *c)
+{
+    struct exchange *x = TAILQ_FIRST(&c->due);
+    TAILQ_REMOVE(&c->due, x, order);
+    c->n_due--;
+    return x;
 }
 
 /* --- phases */
@@ -78,6 +97,11 @@ static void enter(struct http_conn *c, enum http_phase phase)
     TAILQ_INSERT_TAIL(&s->phases[phase], c, link);
 }
 
+static bool is_over(const struct http_conn *c)
+{
+    return c->phase == PHASE_END || c->phase == PHASE_GONE;
+}
+
 void conn_close(struct http_conn *c, int status)
 {
     if (c->phase != PHASE_GONE) {
@@ -88,27 +112,10 @@ void conn_close(struct http_conn *c, int status)
 
 void conn_finish(struct http_conn *c)
 {
-    if (c->phase != PHASE_END && c->phase != PHASE_GONE) {
+    if (!is_over(c)) {
         enter(c, PHASE_END);
         stream_finish(c->stream, FINISH_MS);
     }
-}
-
-void conn_fail(struct http_conn *c, int status, const char *why)
-{
-    int code = status == 413 || status == 431 ? SYM_ETOOBIG
-               : status == 408                ? SYM_ETIMEOUT
-               : status == 503                ? SYM_EBUSY
-                                              : SYM_EINVAL;
-    if (c->phase == PHASE_END || c->phase == PHASE_GONE) {
-        return;
-    }
-    http_answer_error(c->stream, status, code, why);
-    if (c->x != NULL) {
-        exchange_end(c);
-    }
-    enter(c, PHASE_END);
-    stream_linger(c->stream, LINGER_MS);
 }
 
 void conn_want_turn(struct http_conn *c)
@@ -119,32 +126,155 @@ void conn_want_turn(struct http_conn *c)
     }
 }
 
-/* --- requests */
+/* --- answers */
 
-/* A request is over: back to idle, or to the end. */
-static void settle(struct http_conn *c)
+int conn_write(struct exchange *x, const void *data, size_t n)
 {
-    bool end = c->x->close || c->server->closing;
-    exchange_end(c);
-    if (c->phase != PHASE_BUSY) {
-        return;
+    struct http_conn *c = x->conn;
+    /* Where more answers are due they go out together, in the connection's turn. */
+    if (TAILQ_FIRST(&c->due) == x && x->kept.len == 0 && (c->n_due == 1 || x->streamed)) {
+        return stream_write(c->stream, data, n);
     }
-    if (end) {
-        conn_finish(c);
-        return;
+    int rv = buf_append(&x->kept, data, n);
+    if (rv != 0) {
+        conn_close(c, rv);
+        return rv;
     }
-    enter(c, PHASE_IDLE);
-    if (c->rest.len > 0) {
-        conn_want_turn(c);
+    c->kept += n;
+    return 0;
+}
+
+bool conn_congested(const struct exchange *x)
+{
+    return TAILQ_FIRST(&x->conn->due) != x || stream_congested(x->conn->stream);
+}
+
+void conn_over(struct exchange *x)
+{
+    x->over = true;
+    if (!x->conn->in_handler) {
+        conn_want_turn(x->conn);
     }
 }
 
-void conn_over(struct http_conn *c)
+size_t conn_holds(const struct http_conn *c)
 {
-    c->x->over = true;
-    if (!c->in_handler) {
-        conn_want_turn(c);
+    return stream_queued(c->stream) + c->rest.len + c->kept;
+}
+
+void conn_fail(struct http_conn *c, int status, const char *why)
+{
+    struct exchange *x = c->x;
+    int code = status == 413 || status == 431 ? SYM_ETOOBIG
+               : status == 408                ? SYM_ETIMEOUT
+               : status == 503                ? SYM_EBUSY
+                                              : SYM_EINVAL;
+    if (is_over(c)) {
+        return;
     }
+    add_due(c);
+    c->last = true;
+    enter(c, PHASE_BUSY);
+    x->answered = x->close = x->linger = true;
+    http_answer_error(x, status, code, why);
+    conn_over(x);
+}
+
+/* Tells the peer to send the body that it holds back. */
+static void tell_to_go_on(struct http_conn *c)
+{
+    static const char go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    const struct http_parser *p = &c->x->parser;
+    if (p->wants_continue && p->body.len == 0 && !c->x->continued) {
+        c->x->continued = true;
+        (void)stream_write(c->stream, go_on, sizeof go_on - 1);
+    }
+}
+
+/* The request that has been read so far, if any, is all there is now. */
+static void await_rest(struct http_conn *c)
+{
+    if (c->x == NULL) {
+        enter(c, PHASE_IDLE);
+    } else if (c->x->parser.state == HTTP_IN_HEAD) {
+        enter(c, PHASE_HEAD);
+    } else {
+        enter(c, PHASE_BODY);
+        tell_to_go_on(c);
+    }
+}
+
+/* The first that is due is over: back to reading, or to the end. */
+static void settle(struct http_conn *c)
+{
+    struct exchange *x = take_due(c);
+    bool end = x->close || (c->server->closing && c->n_due == 0);
+    bool linger = x->linger;
+    exchange_end(x);
+    if (c->phase != PHASE_BUSY) {
+        return;
+    }
+    if (end && linger) {
+        enter(c, PHASE_END);
+        stream_linger(c->stream, LINGER_MS);
+    } else if (end) {
+        conn_finish(c);
+    } else if (c->n_due == 0) {
+        await_rest(c);
+    }
+}
+
+/* Sends what was kept of the answers whose turn it is, and settles those that are over. */
+static void answer(struct http_conn *c)
+{
+    struct exchange *x;
+    stream_cork(c->stream);
+    while (c->phase == PHASE_BUSY && (x = TAILQ_FIRST(&c->due)) != NULL) {
+        if (x->kept.len > 0) {
+            (void)stream_write(c->stream, buf_data(&x->kept), x->kept.len);
+            c->kept -= x->kept.len;
+            buf_free(&x->kept);
+        }
+        if (!x->over) {
+            break;
+        }
+        settle(c);
+    }
+    stream_uncork(c->stream);
+}
+
+/* --- requests */
+
+/* Requests of the same kind may be served side by side. */
+enum kind { ALONE, READS, WRITES };
+
+static enum kind kind_of(const char *method)
+{
+    if (strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0) {
+        return READS;
+    }
+    return strcmp(method, "PUT") == 0 || strcmp(method, "DELETE") == 0 ? WRITES : ALONE;
+}
+
+static bool is_whole(const struct exchange *x)
+{
+    return x != NULL && x->parser.state == HTTP_WHOLE;
+}
+
+/* Whether what comes may be parsed already. */
+static bool may_read(const struct http_conn *c)
+{
+    const struct exchange *before = TAILQ_LAST(&c->due, exchanges);
+    return !is_over(c) && !c->last && !c->server->closing && !is_whole(c->x) &&
+           !stream_congested(c->stream) && (before == NULL || (before->req.overlap && c->n_due < DUE_MAX));
+}
+
+/* Whether the handler may have the request that has been read. */
+static bool may_serve(const struct http_conn *c)
+{
+    const struct exchange *before = TAILQ_LAST(&c->due, exchanges);
+    enum kind kind = kind_of(c->x->parser.method);
+    return before == NULL || (before->req.overlap && kind != ALONE && kind == kind_of(before->req.method));
 }
 
 static void serve(struct http_conn *c)
@@ -162,7 +292,11 @@ static void serve(struct http_conn *c)
     req->peer = stream_tls_peer(c->stream);
     req->tls = req->peer != NULL;
     req->arrived_ms = uv_now(s->loop);
-    enter(c, PHASE_BUSY);
+    add_due(c);
+    c->last = !x->parser.keep_alive;
+    if (c->phase != PHASE_BUSY) {
+        enter(c, PHASE_BUSY);
+    }
     s->stats.requests++;
     x->given = true;
     c->in_handler = true;
@@ -171,32 +305,22 @@ static void serve(struct http_conn *c)
     if (!x->answered && req->on_gone == NULL) {
         http_respond_error(req, SYM_EIO, "the request was not answered", NULL);
     }
-    if (x->over) {
-        settle(c);
+    if (x->over && TAILQ_FIRST(&c->due) == x) {
+        answer(c);
     }
 }
 
-static void keep_rest(struct http_conn *c, const uint8_t *data, size_t n)
+/* Parses @data up to the end of one request, and serves that if it may be. Returns what was taken. */
+static size_t read_some(struct http_conn *c, const uint8_t *data, size_t n)
 {
-    if (buf_append(&c->rest, data, n) != 0) {
-        conn_close(c, SYM_ENOMEM);
-    } else if (c->rest.len >= REST_MAX) {
-        c->paused = true;
-        stream_pause(c->stream);
-    }
-}
-
-/* Parses @data, of which c->rest is the owner or nobody. */
-static void feed(struct http_conn *c, const uint8_t *data, size_t n, bool is_rest)
-{
-    size_t used;
+    size_t used = 0;
     if (c->x == NULL) {
         c->x = exchange_get(c);
         if (c->x == NULL) {
             conn_close(c, SYM_ENOMEM);
-            return;
+            return n;
         }
-        if (c->phase != PHASE_HEAD) {
+        if (c->phase == PHASE_IDLE) {
             enter(c, PHASE_HEAD);
         }
     }
@@ -204,35 +328,54 @@ static void feed(struct http_conn *c, const uint8_t *data, size_t n, bool is_res
     enum http_parsed rv = http_parse(p, data, n, &used);
     if (rv == HTTP_PARSE_BAD) {
         conn_fail(c, p->status, err_msg());
-        return;
-    }
-    if (is_rest) {
-        buf_consume(&c->rest, used);
-    } else if (used < n) {
-        keep_rest(c, data + used, n - used);
-    }
-    if (c->phase == PHASE_GONE) {
-        return;
-    }
-    if (rv == HTTP_PARSE_REQUEST) {
-        serve(c);
-    } else if (p->state != HTTP_IN_HEAD && c->phase == PHASE_HEAD) {
-        static const char go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
-        enter(c, PHASE_BODY);
-        if (p->wants_continue && p->body.len == 0) {
-            (void)stream_write(c->stream, go_on, sizeof go_on - 1);
+    } else if (rv == HTTP_PARSE_REQUEST) {
+        if (may_serve(c)) {
+            serve(c);
         }
+    } else if (c->phase == PHASE_HEAD && p->state != HTTP_IN_HEAD) {
+        await_rest(c);
+    }
+    return used;
+}
+
+/* Reads what may be read now; returns what was taken. */
+static size_t read_all(struct http_conn *c, const uint8_t *data, size_t n)
+{
+    size_t used = read_some(c, data, n);
+    stream_cork(c->stream); /* answers that come at once go out together */
+    for (unsigned i = 1; i < TURN_MAX && used < n && may_read(c); i++) {
+        used += read_some(c, data + used, n - used);
+    }
+    stream_uncork(c->stream);
+    return used;
+}
+
+/* Keeps what may not be parsed yet. */
+static void keep_rest(struct http_conn *c, const uint8_t *data, size_t n)
+{
+    if (buf_append(&c->rest, data, n) != 0) {
+        conn_close(c, SYM_ENOMEM);
+    } else if (c->rest.len >= REST_MAX && !c->paused) {
+        c->paused = true;
+        stream_pause(c->stream);
     }
 }
 
 static void read_rest(struct http_conn *c)
 {
-    feed(c, buf_data(&c->rest), c->rest.len, true);
-    if (c->phase == PHASE_GONE || c->phase == PHASE_END) {
+    if (is_whole(c->x) && may_serve(c)) {
+        serve(c);
+    }
+    if (c->rest.len > 0 && may_read(c)) {
+        buf_consume(&c->rest, read_all(c, buf_data(&c->rest), c->rest.len));
+    }
+    if (is_over(c)) {
         return;
     }
     if (c->rest.len == 0) {
         buf_free(&c->rest);
+    } else if (may_read(c)) {
+        conn_want_turn(c);
     }
     if (c->paused && c->rest.len < REST_MAX) {
         c->paused = false;
@@ -242,19 +385,20 @@ static void read_rest(struct http_conn *c)
 
 void conn_turn(struct http_conn *c)
 {
-    struct exchange *x = c->x;
-    bool room = !stream_congested(c->stream);
-    if (c->phase == PHASE_GONE || c->phase == PHASE_END) {
+    if (is_over(c)) {
         return;
     }
-    if (x != NULL && x->over) {
-        settle(c);
-    } else if (x != NULL && x->notify && room) {
+    answer(c);
+    struct exchange *x = TAILQ_FIRST(&c->due);
+    if (is_over(c) || stream_congested(c->stream)) {
+        return;
+    }
+    if (x != NULL && x->notify) {
         x->notify = false;
         if (x->req.on_drain != NULL) {
             x->req.on_drain(&x->req);
         }
-    } else if (c->phase == PHASE_IDLE && c->rest.len > 0 && room) {
+    } else if (c->rest.len > 0 || is_whole(c->x)) {
         read_rest(c);
     }
 }
@@ -273,28 +417,26 @@ static void on_open(struct stream *stream)
 static void on_data(struct stream *stream, const uint8_t *data, size_t n)
 {
     struct http_conn *c = stream_data(stream);
-    bool later = (c->x != NULL && c->x->given) || c->rest.len > 0 || stream_congested(stream);
-    if (c->phase == PHASE_GONE || c->phase == PHASE_END) {
-        return;
-    }
-    if (later) {
-        keep_rest(c, data, n);
-    } else {
-        feed(c, data, n, false);
+    size_t used = c->rest.len == 0 && may_read(c) ? read_all(c, data, n) : 0;
+    if (used < n && !is_over(c)) {
+        keep_rest(c, data + used, n - used);
+        if (may_read(c)) {
+            conn_want_turn(c);
+        }
     }
 }
 
 static void on_drain(struct stream *stream)
 {
     struct http_conn *c = stream_data(stream);
-    struct exchange *x = c->x;
-    if (x == NULL || !x->given) {
+    struct exchange *x = TAILQ_FIRST(&c->due);
+    if (x == NULL || x->over) {
         conn_want_turn(c);
-    } else if (!x->over) {
-        x->notify = false;
-        if (x->req.on_drain != NULL) {
-            x->req.on_drain(&x->req);
-        }
+        return;
+    }
+    x->notify = false;
+    if (x->req.on_drain != NULL) {
+        x->req.on_drain(&x->req);
     }
 }
 
@@ -310,8 +452,11 @@ static void on_close(struct stream *stream, int status)
     }
     struct http_server *s = c->server;
     enter(c, PHASE_GONE);
+    while (!TAILQ_EMPTY(&c->due)) {
+        exchange_end(take_due(c));
+    }
     if (c->x != NULL) {
-        exchange_end(c);
+        exchange_end(c->x);
     }
     TAILQ_REMOVE(&s->phases[PHASE_GONE], c, link);
     if (c->queued) {
@@ -348,6 +493,7 @@ void conn_opened(struct http_server *s, struct stream *stream)
     }
     c->server = s;
     c->stream = stream;
+    TAILQ_INIT(&c->due);
     c->phase = PHASE_HEAD;
     c->since = uv_now(s->loop);
     TAILQ_INSERT_TAIL(&s->phases[PHASE_HEAD], c, link);

@@ -27,20 +27,30 @@ struct exchange {
     struct http_req req; /* first: what handlers see */
     struct http_conn *conn;
     struct http_parser parser;
-    SLIST_ENTRY(exchange) link;
-    bool given; /* a handler has seen it: on_gone is due */
+    SLIST_ENTRY(exchange) link;  /* of the pool */
+    TAILQ_ENTRY(exchange) order; /* of conn->due */
+    struct buf kept;             /* of its answer, until it is its turn */
+    bool continued;              /* was told to send its body */
+    bool given;                  /* a handler has seen it: on_gone is due */
     bool answered;
-    bool chunked; /* a streamed answer, and how its pieces are framed */
-    bool over;    /* nothing more will be written */
-    bool close;   /* the connection ends with it */
-    bool notify;  /* on_drain was asked for */
+    bool streamed; /* in pieces, */
+    bool chunked;  /* and how they are framed */
+    bool over;     /* nothing more will be written */
+    bool close;    /* the connection ends with it, */
+    bool linger;   /* while the peer may still be sending */
+    bool notify;   /* on_drain was asked for */
 };
+
+TAILQ_HEAD(exchanges, exchange);
 
 struct http_conn {
     struct http_server *server;
     struct stream *stream;
-    struct exchange *x;          /* being read or served */
-    struct buf rest;             /* read behind the request that is being served */
+    struct exchange *x;   /* being read, or whole and waiting until it may be served */
+    struct exchanges due; /* being served, in the order in which they are to be answered */
+    unsigned n_due;
+    size_t kept;                 /* bytes of their answers that are kept */
+    struct buf rest;             /* read behind x */
     TAILQ_ENTRY(http_conn) link; /* of its phase */
     TAILQ_ENTRY(http_conn) turn; /* of server->turns */
     enum http_phase phase;
@@ -50,6 +60,7 @@ struct http_conn {
     bool queued;                /* in server->turns */
     bool in_handler;
     bool paused;
+    bool last; /* nothing behind the last of those that are due is read any more */
 };
 
 TAILQ_HEAD(http_conns, http_conn);
@@ -101,10 +112,16 @@ void conn_opened(struct http_server *s, struct stream *stream);
 void conn_close(struct http_conn *c, int status);
 /* Lets what is queued go out, then closes. */
 void conn_finish(struct http_conn *c);
-/* Answers a request that is not whole with an error, and closes. */
+/* Answers the request that is being read with an error, and closes. */
 void conn_fail(struct http_conn *c, int status, const char *why);
+/* Writes to the peer, or keeps it until the answers before it have gone. Anything but 0: the connection is gone. */
+int conn_write(struct exchange *x, const void *data, size_t n);
+/* Whether on_drain must be waited for before more of a streamed answer is written. */
+bool conn_congested(const struct exchange *x);
 /* The answer is complete: the rest of its life follows when no caller is on the stack. */
-void conn_over(struct http_conn *c);
+void conn_over(struct exchange *x);
+/* Bytes that are held for it. */
+size_t conn_holds(const struct http_conn *c);
 /* Gives it a turn soon; conn_turn is that turn. */
 void conn_want_turn(struct http_conn *c);
 void conn_turn(struct http_conn *c);
@@ -113,7 +130,7 @@ void exchange_free(struct exchange *x);
 /* http_server.c */
 void server_conn_gone(struct http_server *s);
 
-/* http_answer.c: an answer without a request to it. */
-void http_answer_error(struct stream *stream, int status, int code, const char *message);
+/* http_answer.c: an answer to a request that no handler has seen. */
+void http_answer_error(struct exchange *x, int status, int code, const char *message);
 
 #endif

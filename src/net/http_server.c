@@ -50,9 +50,10 @@ static bool sweep_queues(struct http_server *s)
                 conn_close(c, err_setf(SYM_ETIMEOUT, "the peer does not read"));
                 continue;
             }
-            total += queued + c->rest.len;
-            if (queued + c->rest.len > most) {
-                most = queued + c->rest.len;
+            size_t holds = conn_holds(c);
+            total += holds;
+            if (holds > most) {
+                most = holds;
                 worst = c;
             }
         }
@@ -373,8 +374,8 @@ static void on_grace_end(uv_timer_t *timer)
  * its way. */
 static void wind_up(struct http_conn *c)
 {
-    struct exchange *x = c->x;
-    if (c->phase == PHASE_BUSY && x != NULL && (!x->answered || x->over)) {
+    const struct exchange *x = TAILQ_FIRST(&c->due);
+    if (x != NULL && (!x->streamed || x->over)) {
         return;
     }
     bool between = c->phase == PHASE_IDLE || (c->phase == PHASE_BUSY && x == NULL);
