@@ -50,6 +50,13 @@ struct stub {
     struct guard_job *job;
     struct raft_message sent[SENDS_MAX];
     unsigned n_sent;
+    size_t bytes_sent[4]; /* of entries, by receiver */
+    struct {
+        struct raft_io_send *req;
+        raft_io_send_cb cb;
+    } queued[SENDS_MAX];
+    unsigned n_queued;
+    raft_id slow; /* what is sent there waits in @queued until the scenario takes it */
     raft_io_tick_cb tick;
     raft_io_recv_cb recv;
     raft_io_close_cb close;
@@ -86,9 +93,20 @@ static int st_init(struct raft_io *io, raft_id id, const char *address)
     return 0;
 }
 
+/* The connection to the slow one takes what waits for it, or fails. */
+static void taken(int status)
+{
+    unsigned n = s.n_queued;
+    s.n_queued = 0;
+    for (unsigned i = 0; i < n; i++) {
+        s.queued[i].cb(s.queued[i].req, status);
+    }
+}
+
 static void st_close(struct raft_io *io, raft_io_close_cb cb)
 {
     s.close = cb;
+    taken(RAFT_CANCELED);
     for (unsigned i = 0; i < s.n_appends; i++) {
         s.appends[i].cb(s.appends[i].req, RAFT_CANCELED);
     }
@@ -146,7 +164,15 @@ static int st_send(
     expect(s.n_sent < SENDS_MAX);
     s.sent[s.n_sent] = *m;
     s.sent[s.n_sent++].server_address = NULL;
-    cb(req, 0); /* what the copy points to is gone from here on */
+    for (unsigned i = 0; m->type == RAFT_APPEND_ENTRIES && i < m->append_entries.n_entries; i++) {
+        s.bytes_sent[m->server_id] += m->append_entries.entries[i].buf.len;
+    }
+    if (m->server_id == s.slow) {
+        s.queued[s.n_queued].req = req;
+        s.queued[s.n_queued++].cb = cb;
+    } else {
+        cb(req, 0); /* what the copy points to is gone from here on */
+    }
     return 0;
 }
 
@@ -1061,6 +1087,185 @@ static void held(void)
     guard_free(&s.guard);
 }
 
+/* --- what is on its way (flight.h) --- */
+
+enum { MIB = 1 << 20 };
+
+static struct raft_apply applies[64];
+static unsigned n_applies;
+
+static void on_applied(struct raft_apply *req, int status, void *result)
+{
+    (void)req;
+    (void)status;
+    (void)result;
+}
+
+static void propose_bytes(size_t n)
+{
+    struct raft_buffer buf = bytes_of(n, 'b');
+    expect(raft_apply(&s.raft, &applies[n_applies++], &buf, 1, on_applied) == 0);
+    disk();
+}
+
+/* The last AppendEntries to @id. */
+static const struct raft_append_entries *last_to(raft_id id)
+{
+    for (unsigned i = s.n_sent; i-- > 0;) {
+        if (s.sent[i].type == RAFT_APPEND_ENTRIES && s.sent[i].server_id == id) {
+            return &s.sent[i].append_entries;
+        }
+    }
+    expect(false);
+    return NULL;
+}
+
+/* Time goes by, in which 2 answers to everything and 3 to nothing. */
+static void heartbeats(unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        s.n_sent = 0;
+        s.now += s.raft.heartbeat_timeout;
+        s.tick(&s.io);
+        result(2, 0, raft_last_index(&s.raft));
+        expect(s.raft.state == RAFT_LEADER);
+    }
+}
+
+/* Leads 2 and 3, which have all of the log (the last, 3, is of this term); 3 becomes slow. */
+static void lead(void)
+{
+    boot(3, 1, NULL);
+    become_leader();
+    result(2, 0, 3);
+    result(3, 0, 3);
+    expect(raft_last_index(&s.raft) == 3 && s.raft.commit_index == 3);
+    s.slow = 3;
+    memset(s.bytes_sent, 0, sizeof s.bytes_sent);
+}
+
+static void slow_one_gets_entries_once(void)
+{
+    lead();
+    propose_bytes(MIB);
+    heartbeats(20);
+    expect(s.bytes_sent[2] == MIB && s.bytes_sent[3] == MIB);
+    /* They wait for the connection: heartbeats may overtake them. */
+    expect(last_to(3)->n_entries == 0 && last_to(3)->prev_log_index == 3);
+    expect(last_to(3)->prev_log_term == s.raft.current_term);
+    /* What is new goes out behind them. */
+    propose_bytes(8);
+    propose_bytes(8);
+    heartbeats(20);
+    expect(s.bytes_sent[3] == MIB + 16);
+    /* They have left: have they arrived? */
+    taken(0);
+    s.slow = 0;
+    heartbeats(20);
+    expect(s.bytes_sent[3] == MIB + 16);
+    expect(last_to(3)->n_entries == 0 && last_to(3)->prev_log_index == 6);
+    expect(last_to(3)->prev_log_term == s.raft.current_term);
+    /* They do so one by one, and libraft goes on behind each. */
+    result(3, 0, 4);
+    result(3, 0, 5);
+    heartbeats(5);
+    expect(s.bytes_sent[3] == MIB + 16);
+    result(3, 0, 6);
+    heartbeats(1);
+    propose_bytes(8);
+    expect(s.bytes_sent[3] == MIB + 24 && last_to(3)->prev_log_index == 6);
+    end();
+}
+
+static void lost_entries_are_sent_again(void)
+{
+    lead();
+    s.slow = 0;
+    propose_bytes(MIB);
+    heartbeats(3);
+    expect(last_to(3)->n_entries == 0 && last_to(3)->prev_log_index == 4);
+    result(3, 4, 3);
+    heartbeats(3);
+    expect(s.bytes_sent[3] == 2 * MIB);
+    end();
+}
+
+static void failed_sends_are_sent_again(void)
+{
+    lead();
+    propose_bytes(MIB);
+    heartbeats(3);
+    taken(RAFT_NOCONNECTION);
+    heartbeats(1);
+    expect(s.bytes_sent[3] == 2 * MIB);
+    taken(0);
+    guard_connected(&s.guard, 3); /* what the connection had taken went with it */
+    heartbeats(3);
+    expect(s.bytes_sent[3] == 3 * MIB);
+    end();
+}
+
+/* What has been sent to 3 reaches it, and it answers; it has the entries up to @has. */
+static raft_index arrive(raft_index has)
+{
+    taken(0);
+    for (unsigned i = 0; i < s.n_sent; i++) {
+        struct raft_append_entries a = s.sent[i].append_entries;
+        if (s.sent[i].server_id != 3) {
+            continue;
+        }
+        raft_index last = a.prev_log_index + a.n_entries;
+        bool gap = a.prev_log_index > has;
+        has = gap || last < has ? has : last;
+        result(3, gap ? a.prev_log_index : 0, gap ? has : last);
+        taken(0);
+    }
+    s.n_sent = 0;
+    return has;
+}
+
+static void much_is_sent_by_and_by(void)
+{
+    lead();
+    s.n_sent = 0;
+    for (unsigned i = 0; i < 20; i++) {
+        propose_bytes(MIB);
+        result(2, 0, raft_last_index(&s.raft));
+    }
+    expect(s.bytes_sent[2] == 20 * MIB && s.bytes_sent[3] == FLIGHT_WINDOW);
+    raft_index has = arrive(3);
+    expect(has == 3 + FLIGHT_WINDOW / MIB);
+    for (unsigned rounds = 0; has < 23; rounds++) {
+        expect(rounds < 10);
+        heartbeats(1);
+        has = arrive(has);
+    }
+    expect(s.bytes_sent[3] == 20 * MIB);
+    end();
+}
+
+static void sent_anew_in_a_new_term(void)
+{
+    lead();
+    propose_bytes(MIB);
+    entries(s.raft.current_term + 1, 4, s.raft.current_term, 3, 0, -1);
+    taken(0);
+    become_leader();
+    result(3, 4, 3); /* the first heartbeat tries the end of the log */
+    expect(s.bytes_sent[3] >= 2 * MIB);
+    end();
+}
+
+static void flights(void **state)
+{
+    (void)state;
+    assert_int_equal(run(slow_one_gets_entries_once, 0), 0);
+    assert_int_equal(run(lost_entries_are_sent_again, 0), 0);
+    assert_int_equal(run(failed_sends_are_sent_again, 0), 0);
+    assert_int_equal(run(much_is_sent_by_and_by, 0), 0);
+    assert_int_equal(run(sent_anew_in_a_new_term, 0), 0);
+}
+
 static void rest(void **state)
 {
     (void)state;
@@ -1088,6 +1293,7 @@ int main(void)
         cmocka_unit_test(rule_9),
         cmocka_unit_test(rule_10),
         cmocka_unit_test(rule_12),
+        cmocka_unit_test(flights),
         cmocka_unit_test(rest),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -123,6 +123,12 @@ raft_term guard_term_of(const struct raft *r, raft_index index)
     return index == t->snapshot.index ? t->snapshot.term : 0;
 }
 
+raft_index guard_confirmed(const struct raft *r, raft_id id)
+{
+    raft_index match;
+    return raft_match_index(r, id, &match) == 0 ? match : 0;
+}
+
 /* --- storage --- */
 
 static int load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct raft_snapshot **snapshot,
@@ -439,6 +445,62 @@ static void snapshot_sent(struct raft_io_send *req, int status)
     outer->cb(outer, status);
 }
 
+struct carried {
+    struct raft_io_send req;
+    struct guard *g;
+    struct raft_io_send *outer;
+    raft_id id;
+    size_t bytes;
+};
+
+static struct flight *flight_of(struct guard *g, raft_id id, raft_term term)
+{
+    struct flight *f = flights_of(&g->flights, id, term);
+    if (f == NULL) {
+        g->ops->fatal(g->arg, "no memory", RAFT_NOMEM);
+    }
+    return f;
+}
+
+static void entries_taken(struct raft_io_send *req, int status)
+{
+    struct carried *c = req->data;
+    struct raft_io_send *outer = c->outer;
+    flight_taken(flight_of(c->g, c->id, c->g->raft->current_term), c->bytes, status != 0);
+    free(c);
+    outer->cb(outer, status);
+}
+
+static int send_entries(
+    struct guard *g, struct raft_io_send *req, const struct raft_message *m, raft_io_send_cb cb)
+{
+    struct raft_message out = *m;
+    struct flight *f = flight_of(g, m->server_id, m->append_entries.term);
+    size_t bytes = flight_send(f, g->raft, &out.append_entries);
+    if (out.append_entries.n_entries == 0) {
+        return g->inner.send(g->raft->io, req, &out, cb);
+    }
+    struct carried *c = malloc(sizeof *c);
+    if (c == NULL) {
+        g->ops->fatal(g->arg, "no memory", RAFT_NOMEM);
+        return RAFT_NOMEM;
+    }
+    *c = (struct carried){.g = g, .outer = req, .id = m->server_id, .bytes = bytes};
+    c->req.data = c;
+    req->cb = cb;
+    int rv = g->inner.send(g->raft->io, &c->req, &out, entries_taken);
+    if (rv != 0) {
+        flight_taken(flight_of(g, m->server_id, m->append_entries.term), bytes, true);
+        free(c);
+    }
+    return rv;
+}
+
+void guard_connected(struct guard *g, raft_id id)
+{
+    flight_refused(flight_of(g, id, g->raft->current_term));
+}
+
 static int send_message(
     struct raft_io *io, struct raft_io_send *req, const struct raft_message *m, raft_io_send_cb cb)
 {
@@ -451,6 +513,9 @@ static int send_message(
     }
     if (m->type == RAFT_REQUEST_VOTE && is_behind(g)) {
         ((struct raft_message *)m)->server_id = 0; /* to nobody */
+    }
+    if (m->type == RAFT_APPEND_ENTRIES) {
+        return send_entries(g, req, m, cb);
     }
     if (m->type == RAFT_INSTALL_SNAPSHOT) {
         struct sent *sent = malloc(sizeof *sent);
@@ -636,6 +701,15 @@ static void receive(struct raft_io *io, struct raft_message *m)
         }
         recv_vote_request(g, m);
         break;
+    case RAFT_APPEND_ENTRIES_RESULT:
+        if (g->closing) {
+            return;
+        }
+        if (m->append_entries_result.rejected > 0) {
+            flight_refused(flight_of(g, m->server_id, g->raft->current_term));
+        }
+        g->recv(io, m);
+        break;
     default:
         if (g->closing) {
             return;
@@ -758,4 +832,5 @@ void guard_free(struct guard *g)
 {
     free(g->sums);
     g->sums = NULL;
+    flights_free(&g->flights);
 }

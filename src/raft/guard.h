@@ -3,11 +3,14 @@
  *
  * Wraps the methods of a struct raft_io in place, after raft_init and before raft_start or raft_bootstrap,
  * over raft_uv's io and over the test fixture's io alike: the simulation runs this very code. It also keeps
- * count of the bytes of the log that libraft holds in memory. Finds itself through raft->data, which is
+ * count of the bytes of the log that libraft holds in memory, and of what is on its way to each follower
+ * (flight.h). Finds itself through raft->data, which is
  * therefore taken.
  */
 #ifndef SYM_RAFT_GUARD_H
 #define SYM_RAFT_GUARD_H
+
+#include "raft/flight.h"
 
 #include <raft.h>
 #include <stdbool.h>
@@ -52,6 +55,7 @@ struct guard {
      * it has come this far, this server neither leads nor votes for one whose log ends before it. */
     raft_index witnessed;
     struct guard_put *put;
+    struct flights flights;
     bool sending; /* a snapshot is being loaded to be sent, or is on its way */
     /* Of the snapshot that is just being handed to libraft for sending. */
     raft_index loaded_index;
@@ -77,6 +81,8 @@ void guard_free(struct guard *g);
 /* Gives a received message to raft; what it owns (entries with their batch, configuration, data) is taken
  * over. */
 void guard_deliver(struct guard *g, struct raft_message *m);
+/* There is a new connection to @id: what an earlier one was given may be lost. */
+void guard_connected(struct guard *g, raft_id id);
 /* A tick now, besides the regular ones. */
 void guard_tick(struct guard *g);
 
@@ -94,6 +100,9 @@ unsigned guard_trailing(struct guard *g, raft_index index, unsigned n, uint64_t 
 
 /* Term of the entry at @index as libraft holds it; 0 if it is not there. */
 raft_term guard_term_of(const struct raft *r, raft_index index);
+
+/* Up to where follower @id has confirmed the log to this leader in this term, 0 if not at all. */
+raft_index guard_confirmed(const struct raft *r, raft_id id);
 
 /* For the tests that show what each rule is for: bit N switches rule N off. */
 extern unsigned guard_rules_off;

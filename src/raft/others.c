@@ -249,6 +249,7 @@ static void on_up(void *arg, uint64_t id)
 {
     struct rnode *n = arg;
     if (n->phase != NODE_CLOSING) {
+        guard_connected(&n->guard, id);
         send_info(n, id);
         n->changed = true;
         node_look(n);

@@ -41,12 +41,16 @@ static void on_sent(void *arg, int status)
     part_done(send, status);
 }
 
-/* Votes and answers may overtake entries; entries and heartbeats must keep their order, and a TimeoutNow
- * comes after the entries that make its receiver fit to lead. */
-static bool is_urgent(const struct raft_message *m)
+/* Votes and answers may overtake entries, and so may a heartbeat at what the receiver has confirmed in this
+ * term: it says nothing of what is on its way. Entries and other heartbeats must keep their order, and a
+ * TimeoutNow comes after the entries that make its receiver fit to lead. */
+static bool is_urgent(const struct rnode *n, const struct raft_message *m)
 {
+    const struct raft_append_entries *a = &m->append_entries;
     return m->type == RAFT_REQUEST_VOTE || m->type == RAFT_REQUEST_VOTE_RESULT ||
-           m->type == RAFT_APPEND_ENTRIES_RESULT;
+           m->type == RAFT_APPEND_ENTRIES_RESULT ||
+           (m->type == RAFT_APPEND_ENTRIES && a->n_entries == 0 &&
+               a->prev_log_index <= guard_confirmed(&n->raft, m->server_id));
 }
 
 /* False when it could not be given to the connection. */
@@ -66,7 +70,7 @@ static bool send_part(struct rnode *n, struct send *send, const struct raft_mess
     }
     send->parts++;
     peers_send(
-        n->peers, m->server_id, KIND_RAFT, is_urgent(m), part->out.bufs, part->out.n_bufs, on_sent, part);
+        n->peers, m->server_id, KIND_RAFT, is_urgent(n, m), part->out.bufs, part->out.n_bufs, on_sent, part);
     return true;
 }
 
