@@ -1256,6 +1256,47 @@ static void sent_anew_in_a_new_term(void)
     end();
 }
 
+static void commits_are_told(void)
+{
+    lead();
+    expect(guard_untold(&s.guard) == 3);
+    guard_tell(&s.guard, 3);
+    expect(guard_untold(&s.guard) == 0);
+    s.slow = 0;
+    s.n_sent = 0;
+    propose_bytes(8);
+    result(2, 0, 4);
+    /* 3 has no more than it has been told of. */
+    expect(s.raft.commit_index == 4 && guard_untold(&s.guard) == 4);
+    s.n_sent = 0;
+    guard_tell(&s.guard, 4);
+    expect(s.n_sent == 1 && s.sent[0].server_id == 2 && s.sent[0].type == RAFT_APPEND_ENTRIES);
+    const struct raft_append_entries *a = &s.sent[0].append_entries;
+    expect(a->term == s.raft.current_term && a->n_entries == 0 && a->leader_commit == 4);
+    expect(a->prev_log_index == 4 && a->prev_log_term == s.raft.current_term);
+    expect(guard_untold(&s.guard) == 0);
+    /* The answer brings nothing about. */
+    s.n_sent = 0;
+    result(2, 0, 4);
+    expect(s.n_sent == 0 && guard_untold(&s.guard) == 0);
+    /* Now 3 has it, too. */
+    result(3, 0, 4);
+    expect(guard_untold(&s.guard) == 4);
+    /* What the next entries have told need not be told. */
+    propose_bytes(8);
+    s.n_sent = 0;
+    guard_tell(&s.guard, 4);
+    expect(s.n_sent == 0 && guard_untold(&s.guard) == 0);
+    /* A new connection, and a new term, know nothing. */
+    guard_connected(&s.guard, 3);
+    expect(guard_untold(&s.guard) == 4);
+    guard_tell(&s.guard, 4);
+    expect(s.n_sent == 1 && s.sent[0].server_id == 3 && s.sent[0].append_entries.prev_log_index == 4);
+    entries(s.raft.current_term + 1, 4, s.raft.current_term, 4, 0, -1);
+    expect(s.raft.state == RAFT_FOLLOWER && guard_untold(&s.guard) == 0);
+    end();
+}
+
 static void flights(void **state)
 {
     (void)state;
@@ -1264,6 +1305,7 @@ static void flights(void **state)
     assert_int_equal(run(failed_sends_are_sent_again, 0), 0);
     assert_int_equal(run(much_is_sent_by_and_by, 0), 0);
     assert_int_equal(run(sent_anew_in_a_new_term, 0), 0);
+    assert_int_equal(run(commits_are_told, 0), 0);
 }
 
 static void rest(void **state)

@@ -20,7 +20,7 @@ struct flight *flights_of(struct flights *fs, raft_id id, raft_term term)
         *f = (struct flight){.id = id, .term = term};
     }
     if (f->term != term) {
-        flight_refused(f);
+        flight_reset(f);
         f->term = term;
     }
     return f;
@@ -91,6 +91,11 @@ size_t flight_send(struct flight *f, const struct raft *r, struct raft_append_en
             ask(f, r, confirmed, a);
         }
     }
+    raft_index last = a->prev_log_index + a->n_entries;
+    raft_index tells = a->leader_commit < last ? a->leader_commit : last; /* rule 5 */
+    if (f->told < tells) {
+        f->told = tells;
+    }
     return bytes;
 }
 
@@ -105,4 +110,16 @@ void flight_taken(struct flight *f, size_t bytes, bool failed)
 void flight_refused(struct flight *f)
 {
     f->from = f->to = 0;
+}
+
+void flight_reset(struct flight *f)
+{
+    flight_refused(f);
+    f->told = 0;
+}
+
+bool flight_untold(const struct flight *f, const struct raft *r)
+{
+    raft_index confirmed = guard_confirmed(r, f->id);
+    return f->told < r->commit_index && f->told < confirmed && guard_term_of(r, confirmed) != 0;
 }

@@ -1,4 +1,5 @@
-/* What is on its way to each follower, so that no entry is sent twice.
+/* What is on its way to each follower, so that no entry is sent twice and nobody has to wait for a heartbeat
+ * to learn what is committed.
  *
  * libraft takes a follower for lost when the others have answered since and it has not, and from then on sends
  * it all that it has not confirmed again, at each heartbeat. Our connection keeps the order, so the copies
@@ -23,7 +24,8 @@ struct flight {
     /* The entries behind @from up to @to were sent, in order. 0 and 0: none, or it is not known. */
     raft_index from, to;
     raft_term to_term;
-    size_t queued; /* bytes of entries that the connection has not taken yet */
+    raft_index told; /* up to here it was told what is committed */
+    size_t queued;   /* bytes of entries that the connection has not taken yet */
 };
 
 struct flights {
@@ -40,7 +42,11 @@ void flights_free(struct flights *fs);
  * message, or has failed. */
 size_t flight_send(struct flight *f, const struct raft *r, struct raft_append_entries *a);
 void flight_taken(struct flight *f, size_t bytes, bool failed);
-/* It has refused an AppendEntries, or there is a new connection to it: what is behind that is lost. */
+/* It has refused an AppendEntries: what is behind that is lost. */
 void flight_refused(struct flight *f);
+/* There is a new connection to it. */
+void flight_reset(struct flight *f);
+/* @r, the leader, could tell it of more that is committed than it has been told. */
+bool flight_untold(const struct flight *f, const struct raft *r);
 
 #endif

@@ -498,7 +498,60 @@ static int send_entries(
 
 void guard_connected(struct guard *g, raft_id id)
 {
-    flight_refused(flight_of(g, id, g->raft->current_term));
+    flight_reset(flight_of(g, id, g->raft->current_term));
+}
+
+/* Follower @i of the configuration, NULL for what libraft sends nothing to either. */
+static struct flight *follower(struct guard *g, unsigned i)
+{
+    const struct raft_server *s = &g->raft->configuration.servers[i];
+    return s->id == g->raft->id || s->role == RAFT_SPARE ? NULL : flight_of(g, s->id, g->raft->current_term);
+}
+
+raft_index guard_untold(struct guard *g)
+{
+    const struct raft *r = g->raft;
+    for (unsigned i = 0; r->state == RAFT_LEADER && !g->closing && i < r->configuration.n; i++) {
+        const struct flight *f = follower(g, i);
+        if (f != NULL && flight_untold(f, r)) {
+            return r->commit_index;
+        }
+    }
+    return 0;
+}
+
+static void notice_sent(struct raft_io_send *req, int status)
+{
+    (void)status; /* the next heartbeat tells it as well */
+    free(req);
+}
+
+/* An AppendEntries at what the follower has confirmed in this term. It has that, so it does not refuse, and
+ * to libraft its answer says nothing new: progressMaybeUpdate (libraft 0.22.1, progress.c) finds no higher
+ * match index, and replicationUpdate (replication.c) goes no further then. */
+static void notify(struct guard *g, const struct raft_server *s, raft_index confirmed)
+{
+    struct raft *r = g->raft;
+    struct raft_message m = {.type = RAFT_APPEND_ENTRIES, .server_id = s->id, .server_address = s->address};
+    m.append_entries = (struct raft_append_entries){.term = r->current_term,
+        .prev_log_index = confirmed,
+        .prev_log_term = guard_term_of(r, confirmed),
+        .leader_commit = r->commit_index};
+    struct raft_io_send *req = calloc(1, sizeof *req);
+    if (req != NULL && send_entries(g, req, &m, notice_sent) != 0) {
+        free(req);
+    }
+}
+
+void guard_tell(struct guard *g, raft_index index)
+{
+    const struct raft *r = g->raft;
+    for (unsigned i = 0; r->state == RAFT_LEADER && !g->closing && i < r->configuration.n; i++) {
+        const struct flight *f = follower(g, i);
+        if (f != NULL && f->told < index && flight_untold(f, r)) {
+            notify(g, &r->configuration.servers[i], guard_confirmed(r, f->id));
+        }
+    }
 }
 
 static int send_message(

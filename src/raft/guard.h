@@ -83,6 +83,11 @@ void guard_free(struct guard *g);
 void guard_deliver(struct guard *g, struct raft_message *m);
 /* There is a new connection to @id: what an earlier one was given may be lost. */
 void guard_connected(struct guard *g, raft_id id);
+/* libraft has a follower wait for the next entries, or heartbeat, to learn that the last ones are committed.
+ * guard_untold: the commit index if this is the leader and there is a follower that has not been told what it
+ * could be; else 0. guard_tell: tells those who have not been told of @index by now. */
+raft_index guard_untold(struct guard *g);
+void guard_tell(struct guard *g, raft_index index);
 /* A tick now, besides the regular ones. */
 void guard_tick(struct guard *g);
 

@@ -68,12 +68,29 @@ static void say_laters(struct rnode *n)
 
 /* --- what libraft tells --- */
 
+static void on_notice(uv_timer_t *timer);
+
+static void look_for_untold(struct rnode *n)
+{
+    if (!uv_is_active((uv_handle_t *)&n->notice) && (n->untold = guard_untold(&n->guard)) != 0) {
+        uv_timer_start(&n->notice, on_notice, NODE_NOTICE_MS, 0);
+    }
+}
+
+static void on_notice(uv_timer_t *timer)
+{
+    struct rnode *n = timer->data;
+    guard_tell(&n->guard, n->untold);
+    look_for_untold(n);
+}
+
 void node_look(struct rnode *n)
 {
     struct raft *r = &n->raft;
     if (n->phase == NODE_CLOSING) {
         return;
     }
+    look_for_untold(n);
     uint64_t leader = rnode_leader(n);
     if (r->state != n->state || r->current_term != n->term || leader != n->leader) {
         bool led = n->state == RAFT_LEADER;
@@ -332,6 +349,7 @@ static void close_handles(struct rnode *n)
     uv_close((uv_handle_t *)&n->idle, handle_closed);
     uv_close((uv_handle_t *)&n->tick, handle_closed);
     uv_close((uv_handle_t *)&n->failover, handle_closed);
+    uv_close((uv_handle_t *)&n->notice, handle_closed);
 }
 
 static void health_closed(void *arg)
@@ -367,6 +385,7 @@ static void begin_close(struct rnode *n)
     n->phase = NODE_CLOSING;
     uv_timer_stop(&n->failover);
     uv_timer_stop(&n->tick);
+    uv_timer_stop(&n->notice);
     n->propose.closing = true;
     if (n->peers_open) {
         guard_hold(&n->guard);
@@ -420,9 +439,10 @@ static void open_handles(struct rnode *n)
     uv_check_init(n->loop, &n->check);
     uv_idle_init(n->loop, &n->idle);
     uv_timer_init(n->loop, &n->tick);
+    uv_timer_init(n->loop, &n->notice);
     failover_init(n);
-    n->prepare.data = n->check.data = n->idle.data = n->tick.data = n;
-    n->n_handles = 5;
+    n->prepare.data = n->check.data = n->idle.data = n->tick.data = n->notice.data = n;
+    n->n_handles = 6;
     /* The loop calls these in the reverse order of their start: raft_uv's come first. */
     uv_prepare_start(&n->prepare, on_prepare);
     uv_check_start(&n->check, on_check);

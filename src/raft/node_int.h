@@ -16,6 +16,7 @@
 
 enum {
     NODE_TICK_MS = 25,
+    NODE_NOTICE_MS = 1, /* under load the next entries carry it sooner */
     NODE_PEERS_MAX = 512,
     NODE_SNAPSHOT_ENTRIES = 16384, /* rule 14 */
     NODE_SNAPSHOT_BYTES = 32 << 20,
@@ -89,6 +90,8 @@ struct rnode {
     uv_idle_t idle; /* active: do not sleep, there is something to flush */
     uv_timer_t tick;
     uv_timer_t failover;
+    uv_timer_t notice; /* active: then those are told who do not know by then that @untold is committed */
+    uint64_t untold;
     unsigned n_handles; /* open */
     bool kicked;
 
