@@ -1194,13 +1194,13 @@ static void failed_sends_are_sent_again(void)
 {
     lead();
     propose_bytes(MIB);
-    heartbeats(3);
+    heartbeats(20);
     taken(RAFT_NOCONNECTION);
     heartbeats(1);
     expect(s.bytes_sent[3] == 2 * MIB);
     taken(0);
     guard_connected(&s.guard, 3); /* what the connection had taken went with it */
-    heartbeats(3);
+    heartbeats(1);
     expect(s.bytes_sent[3] == 3 * MIB);
     end();
 }
@@ -1297,6 +1297,32 @@ static void commits_are_told(void)
     end();
 }
 
+/* Who answers each heartbeat is sent entries at once, also when ticks come a little early and there was none
+ * at the last one. */
+static void idle_ones_are_sent_entries_at_once(void)
+{
+    lead();
+    s.slow = 0;
+    for (unsigned i = 0; i < 10; i++) {
+        s.n_sent = 0;
+        s.now += s.raft.heartbeat_timeout - 1;
+        s.tick(&s.io);
+        for (unsigned k = 0; k < s.n_sent; k++) {
+            result(s.sent[k].server_id, 0, 3);
+        }
+    }
+    propose_bytes(8);
+    expect(s.bytes_sent[2] == 8 && s.bytes_sent[3] == 8);
+    /* It leads no longer than it should when nobody answers. */
+    s.n_sent = 0;
+    s.now += s.raft.election_timeout;
+    s.tick(&s.io);
+    s.now += s.raft.election_timeout / 2;
+    s.tick(&s.io);
+    expect(s.raft.state == RAFT_FOLLOWER);
+    end();
+}
+
 static void flights(void **state)
 {
     (void)state;
@@ -1306,6 +1332,7 @@ static void flights(void **state)
     assert_int_equal(run(much_is_sent_by_and_by, 0), 0);
     assert_int_equal(run(sent_anew_in_a_new_term, 0), 0);
     assert_int_equal(run(commits_are_told, 0), 0);
+    assert_int_equal(run(idle_ones_are_sent_entries_at_once, 0), 0);
 }
 
 static void rest(void **state)

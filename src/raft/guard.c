@@ -796,6 +796,17 @@ static void forget_silent_leader(struct raft *r)
     }
 }
 
+/* At each tick libraft takes for lost who has not answered since the last one, and sends it nothing new until
+ * the next heartbeat: one that was sent nothing meanwhile, too, as entries had gone out just before. On an idle
+ * cluster most writes waited for that. Let half an election timeout go by in silence; the other half later a
+ * leader without a majority steps down, as before. */
+static void be_patient(struct raft *r)
+{
+    if (r->state == RAFT_LEADER && r->election_timer_start == r->now) {
+        r->election_timer_start -= r->election_timeout / 2;
+    }
+}
+
 static void tick(struct raft_io *io)
 {
     struct guard *g = guard_of(io);
@@ -812,6 +823,7 @@ static void tick(struct raft_io *io)
     }
     forget_silent_leader(g->raft);
     g->tick(io);
+    be_patient(g->raft);
     if (g->raft->state == RAFT_UNAVAILABLE) {
         g->ops->fatal(g->arg, "raft is unavailable", RAFT_SHUTDOWN);
     }
