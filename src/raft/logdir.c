@@ -132,6 +132,8 @@ static int check_open(const char *dir, const char *name, enum segment_state *sta
 {
     char path[4096];
     int rv = 0;
+    *state = SEGMENT_EMPTY;
+    *where = 0;
     snprintf(path, sizeof path, "%s/%s", dir, name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     struct stat st;
@@ -139,8 +141,6 @@ static int check_open(const char *dir, const char *name, enum segment_state *sta
         rv = err_sysf(errno, "%s", path);
         goto close;
     }
-    *state = SEGMENT_EMPTY;
-    *where = 0;
     if (st.st_size > 0) {
         uint8_t *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
         if (p == MAP_FAILED) {
