@@ -124,8 +124,9 @@ void node_look(struct rnode *n)
         n->recovered = false;
         logdir_unmark_recovered(n->dir);
     }
-    if (guard_fresh_bytes(&n->guard) >= NODE_SNAPSHOT_BYTES ||
-        (n->recovered && r->commit_index >= n->recovered_at)) {
+    /* Not while one is being taken: there would be another right behind it. */
+    if (!guard_snapshotting(&n->guard) && (guard_fresh_bytes(&n->guard) >= NODE_SNAPSHOT_BYTES ||
+                                              (n->recovered && r->commit_index >= n->recovered_at))) {
         raft_set_snapshot_threshold(r, 1);
     }
     node_kick(n);
