@@ -377,6 +377,10 @@ int main(int argc, char **argv)
     struct daemon d = {0};
     /* Arenas for each pool thread would only spread out memory that one thread uses. */
     mallopt(M_ARENA_MAX, 2);
+    /* A snapshot's bytes go back to the system as soon as they are freed. By itself malloc would, from the first
+     * one on, keep as much for the next. */
+    mallopt(M_MMAP_THRESHOLD, 4 << 20);
+    mallopt(M_TRIM_THRESHOLD, 16 << 20);
     signal(SIGPIPE, SIG_IGN);
     umask(077);
     raise_descriptors();
