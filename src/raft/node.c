@@ -125,7 +125,7 @@ void node_look(struct rnode *n)
         logdir_unmark_recovered(n->dir);
     }
     /* Not while one is being taken: there would be another right behind it. */
-    if (!guard_snapshotting(&n->guard) && (guard_fresh_bytes(&n->guard) >= NODE_SNAPSHOT_BYTES ||
+    if (!guard_snapshotting(&n->guard) && (guard_fresh_bytes(&n->guard) >= n->snapshot_bytes ||
                                               (n->recovered && r->commit_index >= n->recovered_at))) {
         raft_set_snapshot_threshold(r, 1);
     }
@@ -191,15 +191,44 @@ static void fsm_deliver(void *arg, uint64_t index, struct txn_result *results, u
     propose_deliver(&((struct rnode *)arg)->propose, index, results, n_results);
 }
 
-/* What stays of the log behind the snapshot is bounded in entries and in bytes. raft_uv takes 0 for an
- * installation. */
+/* A snapshot costs as much as the state is large: the larger that is, the more of the log, which is in memory,
+ * may wait for one. */
+static void set_snapshot_bytes(struct rnode *n)
+{
+    uint64_t bytes = store_bytes(n->cfg.store) / 4;
+    bytes = bytes > NODE_SNAPSHOT_BYTES ? bytes : NODE_SNAPSHOT_BYTES;
+    n->snapshot_bytes = bytes < NODE_SNAPSHOT_BYTES_MOST ? bytes : NODE_SNAPSHOT_BYTES_MOST;
+}
+
+/* Up to where every member that is there has the log, as far as this one knows. */
+static raft_index everywhere(const struct rnode *n)
+{
+    const struct raft_configuration *c = &n->raft.configuration;
+    raft_index least = n->raft.commit_index, match;
+    for (unsigned i = 0; i < c->n; i++) {
+        if (raft_match_index(&n->raft, c->servers[i].id, &match) == 0 && match < least &&
+            wiring_is_heard(n, c->servers[i].id)) {
+            least = match;
+        }
+    }
+    return least;
+}
+
+/* What stays of the log behind the snapshot is bounded in entries and in bytes. More of it stays for those that
+ * are catching up: they would need this snapshot, and the next one. raft_uv takes 0 for an installation. */
 static void fsm_taking(void *arg)
 {
     struct rnode *n = arg;
-    unsigned entries = n->recovered ? 1 : NODE_TRAILING_ENTRIES;
-    unsigned keep = guard_trailing(&n->guard, n->raft.commit_index, entries, NODE_TRAILING_BYTES);
+    raft_index end = n->raft.commit_index, lacking = end - everywhere(n);
+    unsigned keep = guard_trailing(&n->guard, end, NODE_TRAILING_ENTRIES, NODE_TRAILING_BYTES);
+    if (lacking > keep) {
+        lacking = lacking < NODE_TRAILING_ENTRIES ? lacking : NODE_TRAILING_ENTRIES;
+        keep = guard_trailing(&n->guard, end, (unsigned)lacking, NODE_LACKING_BYTES);
+    }
+    keep = n->recovered ? 1 : keep;
     raft_set_snapshot_trailing(&n->raft, keep);
     raft_set_snapshot_threshold(&n->raft, NODE_SNAPSHOT_ENTRIES);
+    set_snapshot_bytes(n);
 }
 
 static const struct fsm_ops fsm_ops = {
@@ -462,6 +491,7 @@ static void set_up_raft(struct rnode *n)
     raft_set_max_inflight_entries(&n->raft, IN_FLIGHT_ENTRIES);
     raft_set_snapshot_threshold(&n->raft, NODE_SNAPSHOT_ENTRIES);
     raft_set_snapshot_trailing(&n->raft, NODE_TRAILING_ENTRIES);
+    set_snapshot_bytes(n);
     n->io.send = sender_send;
     guard_wrap(&n->guard, &n->raft, &guard_ops, n);
     n->guard.witnessed = store_applied(n->cfg.store);

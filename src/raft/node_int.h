@@ -18,10 +18,12 @@ enum {
     NODE_TICK_MS = 25,
     NODE_NOTICE_MS = 1, /* under load the next entries carry it sooner */
     NODE_PEERS_MAX = 512,
-    NODE_SNAPSHOT_ENTRIES = 16384, /* rule 14 */
-    NODE_SNAPSHOT_BYTES = 32 << 20,
+    NODE_SNAPSHOT_ENTRIES = 16384,  /* rule 14 */
+    NODE_SNAPSHOT_BYTES = 16 << 20, /* or a quarter of the state, up to the most */
+    NODE_SNAPSHOT_BYTES_MOST = 64 << 20,
     NODE_TRAILING_ENTRIES = 8192,
-    NODE_TRAILING_BYTES = 16 << 20,
+    NODE_TRAILING_BYTES = 4 << 20,
+    NODE_LACKING_BYTES = 48 << 20,  /* what a member that is there has yet to get stays up to here */
     NODE_LOG_BYTES_MAX = 160 << 20, /* beyond this the leader waits for its snapshot */
     NODE_HEADROOM_FLOOR = 16 << 20, /* of the store: what still fits when writes are refused */
 };
@@ -117,6 +119,7 @@ struct rnode {
     uint64_t info_sent_at;
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;
+    uint64_t snapshot_bytes; /* a snapshot is due with that many bytes of log since the last */
 
     enum { NODE_RUNNING, NODE_STOP_ASKED, NODE_HANDING_OVER, NODE_HANDED_OVER, NODE_CLOSING } phase;
     bool raft_open, peers_open, health_open, failed_start;

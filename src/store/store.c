@@ -141,6 +141,11 @@ uint64_t store_keys(const struct store *s)
     return s->state->meta.keys;
 }
 
+size_t store_bytes(const struct store *s)
+{
+    return db_used_at_most(s->state->db);
+}
+
 size_t store_headroom(const struct store *s)
 {
     struct state *st = s->state;

@@ -45,6 +45,8 @@ int store_apply(struct store *s, uint64_t index, const uint8_t *pack, size_t n, 
 
 uint64_t store_applied(const struct store *s);  /* raft index of the last applied entry */
 uint64_t store_revision(const struct store *s); /* +1 for each txn that changed something */
+/* Bytes of the file that have ever been in use: an upper bound of the state's size. Cheap. */
+size_t store_bytes(const struct store *s);
 /* Bytes that can still be put before the quota; what the leader checks (all voters') before it proposes. */
 size_t store_headroom(const struct store *s);
 uint64_t store_keys(const struct store *s); /* keys present */
