@@ -26,6 +26,7 @@
  */
 #include "base/buf.h"
 #include "base/err.h"
+#include "base/file.h"
 #include "lua/vm.h"
 
 #include <arpa/inet.h>
@@ -90,44 +91,13 @@ static struct buf *scratch_new(lua_State *L)
     return b;
 }
 
-static int read_whole(const char *path, size_t max, struct buf *out)
-{
-    int rv = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        return err_sysf(errno, "%s", path);
-    }
-    for (;;) {
-        uint8_t *to = buf_reserve(out, 65536);
-        if (to == NULL) {
-            rv = SYM_ENOMEM;
-            break;
-        }
-        ssize_t n = read(fd, to, 65536);
-        if (n > 0) {
-            buf_commit(out, (size_t)n);
-            if (out->len > max) {
-                rv = err_setf(SYM_ETOOBIG, "%s: larger than %zu bytes", path, max);
-                break;
-            }
-        } else if (n == 0) {
-            break;
-        } else if (errno != EINTR) {
-            rv = err_sysf(errno, "%s", path);
-            break;
-        }
-    }
-    close(fd);
-    return rv;
-}
-
 static int l_read_file(lua_State *L)
 {
     const char *path = check_path(L, 1);
     lua_Integer max = luaL_optinteger(L, 2, READ_MAX);
     luaL_argcheck(L, max >= 0, 2, "not a size");
     struct buf *b = scratch_new(L);
-    int rv = read_whole(path, (size_t)max, b);
+    int rv = file_read(path, (size_t)max, b);
     if (rv != 0) {
         buf_free(b);
         return vm_fail(L, rv);
@@ -137,80 +107,12 @@ static int l_read_file(lua_State *L)
     return 1;
 }
 
-static int write_all(int fd, const char *data, size_t n)
-{
-    while (n > 0) {
-        ssize_t done_now = write(fd, data, n);
-        if (done_now < 0 && errno != EINTR) {
-            return -errno;
-        }
-        if (done_now > 0) {
-            data += done_now;
-            n -= (size_t)done_now;
-        }
-    }
-    return 0;
-}
-
-/* A rename is durable once the folder is. */
-static int sync_folder_of(const char *path)
-{
-    char folder[PATH_MAX];
-    const char *slash = strrchr(path, '/');
-    if (slash == NULL) {
-        snprintf(folder, sizeof folder, ".");
-    } else {
-        snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path), path);
-    }
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) {
-        return -errno;
-    }
-    int rv = fsync(fd) != 0 ? -errno : 0;
-    close(fd);
-    return rv;
-}
-
-static int write_file(const char *path, const char *data, size_t n, mode_t mode)
-{
-    char tmp[PATH_MAX];
-    if ((size_t)snprintf(tmp, sizeof tmp, "%s.tmp", path) >= sizeof tmp) {
-        return err_setf(SYM_EINVAL, "%s: too long", path);
-    }
-    /* What is left of an earlier try goes; a name that another user holds (in /tmp) cannot be removed and is
-     * not written. */
-    int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
-    int fd = open(tmp, flags, 0600);
-    if (fd < 0 && errno == EEXIST && unlink(tmp) == 0) {
-        fd = open(tmp, flags, 0600);
-    }
-    if (fd < 0) {
-        return err_sysf(errno, "%s", tmp);
-    }
-    int rv = write_all(fd, data, n);
-    if (rv == 0 && (fchmod(fd, mode) != 0 || fsync(fd) != 0)) {
-        rv = -errno;
-    }
-    if (close(fd) != 0 && rv == 0) {
-        rv = -errno;
-    }
-    if (rv == 0 && rename(tmp, path) != 0) {
-        rv = -errno;
-    }
-    if (rv != 0) {
-        unlink(tmp);
-        return err_sysf(rv, "%s", path);
-    }
-    rv = sync_folder_of(path);
-    return rv != 0 ? err_sysf(rv, "%s: sync of its folder", path) : 0;
-}
-
 static int l_write_file(lua_State *L)
 {
     size_t n;
     const char *path = check_path(L, 1);
     const char *data = luaL_checklstring(L, 2, &n);
-    return done(L, write_file(path, data, n, opt_mode(L, 3, 0600)));
+    return done(L, file_write(path, data, n, opt_mode(L, 3, 0600)));
 }
 
 static const char *user_name(uid_t uid)
