@@ -135,9 +135,7 @@ static int l_recover(lua_State *L)
     if (d->raft != NULL || d->node_stopping) {
         return vm_fail(L, err_setf(SYM_EBUSY, "the node must be stopped first"));
     }
-    char *dir = daemon_path(d, "raft");
-    int rv = dir == NULL ? SYM_ENOMEM : rnode_recover(dir, id, address);
-    free(dir);
+    int rv = daemon_recover(d, id, address);
     if (rv != 0) {
         return vm_fail(L, rv);
     }

@@ -221,6 +221,11 @@ static int server_tls(const struct node_config *cfg, struct tls_ctx **out)
     return rv;
 }
 
+static struct store_config store_config(const struct daemon *d, const char *dir)
+{
+    return (struct store_config){.dir = dir, .quota = d->opt.quota, .write_map = true};
+}
+
 int daemon_start(struct daemon *d, const struct node_config *cfg)
 {
     int rv;
@@ -250,7 +255,7 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
         rv = err_wrapf(rv, "remote port");
         goto close_remote;
     }
-    struct store_config store = {.dir = state, .quota = d->opt.quota, .write_map = true};
+    struct store_config store = store_config(d, state);
     rv = store_open(&store, &d->store);
     if (rv != 0) {
         goto close_remote;
@@ -305,6 +310,20 @@ free_tls:
     tls_ctx_free(d->tls);
     d->tls = NULL;
 free_paths:
+    free(state);
+    free(raft);
+    return rv;
+}
+
+int daemon_recover(struct daemon *d, uint64_t raft_id, const char *raft_address)
+{
+    int rv = SYM_ENOMEM;
+    char *state = daemon_path(d, "state");
+    char *raft = daemon_path(d, "raft");
+    if (state != NULL && raft != NULL) {
+        struct store_config store = store_config(d, state);
+        rv = rnode_recover(raft, &store, raft_id, raft_address);
+    }
     free(state);
     free(raft);
     return rv;

@@ -72,6 +72,8 @@ int daemon_start(struct daemon *d, const struct node_config *cfg);
 /* Back to idle: @done from the loop. Said while a stop is under way, it waits for the end of that one.
  * SYM_ECLOSED when it is idle. */
 int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg);
+/* While idle: makes this manager the only voter, see rnode_recover. */
+int daemon_recover(struct daemon *d, uint64_t raft_id, const char *raft_address);
 /* New connections, to and from us, use the new certificate and CA. */
 int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, const char *ca);
 

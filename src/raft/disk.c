@@ -95,10 +95,12 @@ static int idle_apply(struct raft_fsm *fsm, const struct raft_buffer *buf, void 
     return 0;
 }
 
-typedef int (*offline_op)(struct raft *r, const struct raft_configuration *conf);
+/* RAFT_* or SYM_E*. */
+typedef int (*offline_op)(struct raft *r, const struct raft_configuration *conf, void *arg);
 
-/* Has libraft write a configuration of this one voter into a folder that nobody runs on. */
-static int offline(const char *dir, const struct logdir *log, uint64_t id, const char *address, offline_op op)
+/* Has libraft open a folder that nobody runs on; @op gets a configuration of this one voter. */
+static int offline(
+    const char *dir, const struct logdir *log, uint64_t id, const char *address, offline_op op, void *arg)
 {
     uv_loop_t loop;
     struct raft_io io;
@@ -122,11 +124,11 @@ static int offline(const char *dir, const struct logdir *log, uint64_t id, const
     raft_configuration_init(&conf);
     rv = raft_configuration_add(&conf, id, address, RAFT_VOTER);
     if (rv == 0) {
-        rv = op(&raft, &conf);
+        rv = op(&raft, &conf, arg);
     }
     if (rv == RAFT_CANTBOOTSTRAP) {
         rv = err_setf(SYM_EEXIST, "%s already holds a log", dir);
-    } else if (rv != 0) {
+    } else if (rv > 0) {
         rv = disk_error(dir, log, rv, io.errmsg);
     }
     raft_configuration_close(&conf);
@@ -137,6 +139,12 @@ close_io:
 close_loop:
     uv_loop_close(&loop);
     return rv;
+}
+
+static int bootstrap(struct raft *r, const struct raft_configuration *conf, void *arg)
+{
+    (void)arg;
+    return raft_bootstrap(r, conf);
 }
 
 int rnode_bootstrap(const char *dir, uint64_t id, const char *address)
@@ -155,15 +163,88 @@ int rnode_bootstrap(const char *dir, uint64_t id, const char *address)
         rv = logdir_forget_metadata(dir); /* of a bootstrap that died before its first entry */
     }
     if (rv == 0) {
-        rv = offline(dir, &log, id, address, raft_bootstrap);
+        rv = offline(dir, &log, id, address, bootstrap, NULL);
     }
     close(fd);
     return rv;
 }
 
-int rnode_recover(const char *dir, uint64_t id, const char *address)
+struct recovery {
+    const char *dir;
+    struct store *store;
+};
+
+/* Index of the last entry, and the highest term. Closes open segments. */
+static int last_entry(struct raft *r, raft_index *last, raft_term *term)
+{
+    raft_id voted_for;
+    struct raft_snapshot *snapshot;
+    raft_index start;
+    struct raft_entry *entries;
+    size_t n;
+    int rv = r->io->load(r->io, term, &voted_for, &snapshot, &start, &entries, &n);
+    if (rv != 0) {
+        return rv;
+    }
+    *last = start + n - 1;
+    if (snapshot != NULL) {
+        guard_free_snapshot(snapshot);
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (i + 1 == n || entries[i + 1].batch != entries[i].batch) {
+            raft_free(entries[i].batch);
+        }
+    }
+    raft_free(entries);
+    return 0;
+}
+
+/* The state as a snapshot of @term: no entry that it holds can be of a later one. */
+static int keep_state(const struct recovery *rec, raft_term term, const struct raft_configuration *conf)
+{
+    struct raft_buffer encoded = {0};
+    struct buf bytes = {0};
+    struct snap *snap;
+    int rv = snap_begin(rec->store, &snap);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = snap_encode(snap, &bytes);
+    if (rv == 0) {
+        rv = raft_configuration_encode(conf, &encoded);
+    }
+    if (rv == 0) {
+        rv = logdir_write_snapshot(
+            rec->dir, term, snap_index(snap), encoded.base, encoded.len, buf_data(&bytes), bytes.len);
+    }
+    snap_end(snap);
+    raft_free(encoded.base);
+    buf_free(&bytes);
+    return rv;
+}
+
+/* libraft puts the new configuration at the end of the log. Where the state is ahead of that, entries would
+ * come to stand at places that the state holds already, and be skipped. */
+static int recover(struct raft *r, const struct raft_configuration *conf, void *arg)
+{
+    const struct recovery *rec = arg;
+    raft_index last;
+    raft_term term;
+    int rv = last_entry(r, &last, &term);
+    if (rv != 0) {
+        return rv;
+    }
+    if (store_applied(rec->store) > last) {
+        return keep_state(rec, term, conf);
+    }
+    rv = logdir_mark_recovered(rec->dir);
+    return rv != 0 ? rv : raft_recover(r, conf);
+}
+
+int rnode_recover(const char *dir, const struct store_config *store, uint64_t id, const char *address)
 {
     struct logdir log;
+    struct recovery rec = {.dir = dir};
     int fd;
     int rv = logdir_lock(dir, &fd);
     if (rv != 0) {
@@ -174,10 +255,14 @@ int rnode_recover(const char *dir, uint64_t id, const char *address)
         rv = err_setf(SYM_ENOTFOUND, "%s holds no log", dir);
     }
     if (rv == 0) {
-        rv = logdir_mark_recovered(dir);
+        rv = store_open(store, &rec.store);
     }
     if (rv == 0) {
-        rv = offline(dir, &log, id, address, raft_recover);
+        rv = offline(dir, &log, id, address, recover, &rec);
+        store_close(rec.store);
+    }
+    if (rv == 0) {
+        rv = logdir_check(dir, &log); /* without the segments that a snapshot has replaced */
     }
     close(fd);
     return rv;

@@ -356,7 +356,7 @@ struct get {
     struct raft_io_snapshot_get *outer;
 };
 
-static void free_snapshot(struct raft_snapshot *s)
+void guard_free_snapshot(struct raft_snapshot *s)
 {
     for (unsigned i = 0; i < s->n_bufs; i++) {
         raft_free(s->bufs[i].base);
@@ -385,7 +385,7 @@ static void get_done(struct raft_io_snapshot_get *req, struct raft_snapshot *sna
         return;
     }
     if (g->closing) {
-        free_snapshot(snapshot);
+        guard_free_snapshot(snapshot);
         raft_free(outer->data);
         return;
     }

@@ -109,6 +109,9 @@ raft_term guard_term_of(const struct raft *r, raft_index index);
 /* Up to where follower @id has confirmed the log to this leader in this term, 0 if not at all. */
 raft_index guard_confirmed(const struct raft *r, raft_id id);
 
+/* Frees what io->load or io->snapshot_get has given. */
+void guard_free_snapshot(struct raft_snapshot *s);
+
 /* For the tests that show what each rule is for: bit N switches rule N off. */
 extern unsigned guard_rules_off;
 static inline bool guard_rule(unsigned n)

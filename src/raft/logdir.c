@@ -1,12 +1,14 @@
 #include "raft/logdir.h"
 
 #include "base/err.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "codec/rw.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,9 +234,25 @@ static int list(const char *dir, struct logdir *out, struct segment **segments, 
     return rv;
 }
 
-static int check_segments(const char *dir, struct segment *segments, size_t n)
+/* Segments that a snapshot has replaced and that a crash has kept from being removed. */
+static int remove_replaced(
+    const char *dir, const struct logdir *log, const struct segment *segments, size_t n)
 {
-    bool torn = false;
+    for (size_t i = 0; i < n && !segments[i].open; i++) {
+        char path[4096];
+        snprintf(path, sizeof path, "%s/%s", dir, segments[i].name);
+        log_info("%s: replaced by %s; removed", path, log->snapshot_name);
+        if (unlink(path) != 0) {
+            return err_sysf(errno, "%s", path);
+        }
+    }
+    return file_sync_dir(dir);
+}
+
+static int check_segments(const char *dir, const struct logdir *log, struct segment *segments, size_t n)
+{
+    bool torn = false, written = false;
+    unsigned long long closed_end = 0;
     char what[256] = "";
     for (size_t i = 0; i < n; i++) {
         struct segment *s = &segments[i];
@@ -249,6 +267,7 @@ static int check_segments(const char *dir, struct segment *segments, size_t n)
                     return err_sysf(errno, "%s", path);
                 }
             }
+            closed_end = s->last > closed_end ? s->last : closed_end;
             continue;
         }
         enum segment_state state;
@@ -260,6 +279,7 @@ static int check_segments(const char *dir, struct segment *segments, size_t n)
         if (torn && state != SEGMENT_EMPTY) {
             return logdir_corrupt(dir, what);
         }
+        written |= state != SEGMENT_EMPTY;
         if (state == SEGMENT_TORN || state == SEGMENT_DAMAGED) {
             snprintf(what, sizeof what, "segment %s is damaged at byte %zu, with entries after it", s->name,
                 where);
@@ -272,7 +292,15 @@ static int check_segments(const char *dir, struct segment *segments, size_t n)
             torn = true;
         }
     }
-    return 0;
+    if (closed_end == 0 || closed_end >= log->snapshot) {
+        return 0;
+    }
+    if (written) {
+        snprintf(what, sizeof what, "segments are missing between entry %llu and %s", closed_end,
+            log->snapshot_name);
+        return logdir_corrupt(dir, what);
+    }
+    return remove_replaced(dir, log, segments, n);
 }
 
 int logdir_check(const char *dir, struct logdir *out)
@@ -283,9 +311,34 @@ int logdir_check(const char *dir, struct logdir *out)
     int rv = list(dir, out, &segments, &n);
     if (rv == 0 && n > 0) {
         qsort(segments, n, sizeof *segments, by_age);
-        rv = check_segments(dir, segments, n);
+        rv = check_segments(dir, out, segments, n);
     }
     free(segments);
+    return rv;
+}
+
+int logdir_write_snapshot(const char *dir, uint64_t term, uint64_t index, const void *conf, size_t conf_len,
+    const void *data, size_t n)
+{
+    char path[4096];
+    struct buf meta = {0};
+    struct wr w = wr_init(&meta);
+    wr_u64(&w, SEGMENT_FORMAT);
+    wr_u64(&w, 0); /* of the checksum */
+    wr_u64(&w, index);
+    wr_u64(&w, conf_len);
+    wr_bytes(&w, conf, conf_len);
+    int rv = w.bad ? SYM_ENOMEM : 0;
+    if (rv == 0) {
+        put_u32(buf_data(&meta) + 8, crc(buf_data(&meta) + 16, meta.len - 16, 0));
+        snprintf(path, sizeof path, "%s/snapshot-%" PRIu64 "-%" PRIu64 "-0.meta", dir, term, index);
+        rv = file_write(path, buf_data(&meta), meta.len, 0600);
+    }
+    if (rv == 0) {
+        path[strlen(path) - strlen(".meta")] = '\0';
+        rv = file_write(path, data, n, 0600);
+    }
+    buf_free(&meta);
     return rv;
 }
 

@@ -49,8 +49,11 @@ struct rnode_config {
 /* First start of the first member: writes term 1 and a configuration of this one voter. SYM_EEXIST if there
  * is a log. */
 int rnode_bootstrap(const char *dir, uint64_t id, const char *address);
-/* Offline, on one survivor: rewrites the configuration to this one voter. What is in the log stays. */
-int rnode_recover(const char *dir, uint64_t id, const char *address);
+/* Offline, on one survivor: makes it the only voter, with what its log and its state (@store: as store_open
+ * takes it; not open now) hold. A state that is ahead of the log is kept as a snapshot, and the log begins
+ * after it. Blocks. Killed at any moment, it leaves a folder that starts as it did before, or recovered; it may
+ * be called again. SYM_ENOTFOUND if there is no log, SYM_EINUSE, and as rnode_start. */
+int rnode_recover(const char *dir, const struct store_config *store, uint64_t id, const char *address);
 
 /* Loads the log and starts. SYM_ECORRUPT names the file that does not check and what to do; nothing is
  * repaired. SYM_EINUSE when another process holds the folder. */
