@@ -344,6 +344,15 @@ static void older_copy_is_refused(void **state)
     assert_int_equal(m->removed_code, SYM_ECONFLICT);
     put_ok(leader_of(&c), "a", "1");
     stop_all(&c);
+    /* And the others know it still when they have all started again. */
+    m->removed = 0;
+    m->starts = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        manager_start(&c.managers[i]);
+    }
+    run_until(&c, 5000, m->removed > 0);
+    assert_int_equal(m->removed_code, SYM_ECONFLICT);
+    stop_all(&c);
     cluster_close(&c);
 }
 

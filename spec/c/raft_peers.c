@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -722,6 +723,69 @@ static void refusals(void **state)
         stop(&a);
         stop(&b);
     }
+}
+
+/* What is remembered of the others outlasts a restart of all. */
+static void starts_are_kept(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/symphony-peers-XXXXXX", path[64], tmp[80];
+    struct node a, b = {0};
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/starts", dir);
+    snprintf(tmp, sizeof tmp, "%s.tmp", path);
+    struct peers_config cfg = config_of(&b, 2, 1);
+    cfg.starts_file = path;
+    /* It learns it from the hello of one that connects, and from the welcome of one that it connects to. */
+    for (unsigned way = 0; way < 2; way++) {
+        uint64_t started = 5 + 10 * way;
+        start(&a, 1, started);
+        start_as(&b, &cfg, &identities[2]);
+        if (way == 0) {
+            OK(peers_set(a.peers, 2, b.address));
+            UNTIL(peers_is_up(a.peers, 2));
+        } else {
+            OK(peers_set(b.peers, 1, a.address));
+            UNTIL(peers_is_up(b.peers, 1));
+        }
+        stop(&a);
+        stop(&b);
+        b = (struct node){0};
+        cfg.starts++;
+        start_as(&b, &cfg, &identities[2]);
+        start(&a, 1, started - 1);
+        OK(peers_set(a.peers, 2, b.address));
+        UNTIL(a.n_refused > 0);
+        assert_int_equal(a.refused, SYM_ECONFLICT);
+        stop(&a);
+        stop(&b);
+        b = (struct node){0};
+    }
+
+    /* One that cannot be written keeps nobody out; it is made up for at the next start of another. */
+    assert_int_equal(mkdir(tmp, 0700), 0);
+    start_as(&b, &cfg, &identities[2]);
+    start(&a, 1, 20);
+    OK(peers_set(a.peers, 2, b.address));
+    UNTIL(peers_is_up(a.peers, 2));
+    stop(&a);
+    assert_int_equal(rmdir(tmp), 0);
+    start(&a, 3, 1);
+    OK(peers_set(a.peers, 2, b.address));
+    UNTIL(peers_is_up(a.peers, 2));
+    stop(&a);
+    stop(&b);
+    b = (struct node){0};
+    start_as(&b, &cfg, &identities[2]);
+    assert_int_equal(peer_find(b.peers, 1)->starts, 20);
+    assert_int_equal(peer_find(b.peers, 3)->starts, 1);
+    stop(&b);
+
+    assert_int_equal(truncate(path, 30), 0);
+    assert_int_equal(peers_new(&cfg, identities[2].pem, identities[2].key, ca.pem, &b.peers), SYM_ECORRUPT);
+    assert_non_null(strstr(err_msg(), path));
+    unlink(path);
+    assert_int_equal(rmdir(dir), 0);
 }
 
 static void the_wrong_one(void **state)
@@ -1511,6 +1575,7 @@ int main(void)
         TEST(restart),
         TEST(killed),
         TEST(refusals),
+        TEST(starts_are_kept),
         TEST(the_wrong_one),
         TEST(change_of_address),
         TEST(another_process),

@@ -250,6 +250,16 @@ describe("a config directory", function()
     assert.truthy(result.err:find("older copy", 1, true), result.err)
     assert.equal("20", m[2]:json("kv", "get", "a").value)
     assert.equal(3, #m[1]:json("manager", "members"))
+    -- Once more, with all others started anew in between: they remember.
+    for i = 1, 2 do assert.equal(0, m[i]:stop()) end
+    for i = 1, 2 do m[i]:start() end
+    cluster.wait_for("a leader", 10, function() return m[1]:cli("kv", "put", "a", "21").code == 0 end)
+    proc.run { "sh", "-c", ('cd "%s" && find . -type f -delete && cp -a "%s"/. .'):format(m[3].dir, copy.dir) }
+    result = proc.run(m[3]:command(), { timeout = 20 * cluster.patience })
+    assert.falsy(result.timed_out, "an old copy goes on: " .. result.err:sub(-2000))
+    assert.not_equal(0, result.code)
+    assert.truthy(result.err:find("older copy", 1, true), result.err)
+    assert.equal("21", m[2]:json("kv", "get", "a").value)
   end))
 end)
 

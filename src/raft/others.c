@@ -294,6 +294,9 @@ int others_open(struct rnode *n, const struct rnode_config *cfg)
         .on_down = on_down,
         .on_refused = on_refused,
     };
+    char starts_file[4096];
+    snprintf(starts_file, sizeof starts_file, "%s/starts", n->dir);
+    peers.starts_file = starts_file;
     int rv = peers_new(&peers, cfg->cert, cfg->key, cfg->ca, &n->peers);
     n->peers_open = rv == 0;
     return rv;

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "raft/hello.h"
 #include "raft/peers_impl.h"
+#include "raft/starts.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -138,6 +139,52 @@ struct peer *peer_add(struct peers *p, uint64_t id)
     return peer;
 }
 
+/* ---- how often they have started ---- */
+
+static int load_starts(struct peers *p)
+{
+    static struct starts records[STARTS_MAX];
+    size_t n;
+
+    if (p->starts_file == NULL) {
+        return 0;
+    }
+    int rv = starts_load(p->starts_file, records, &n);
+    for (size_t i = 0; rv == 0 && i < n; i++) {
+        struct peer *peer = peer_add(p, records[i].id);
+        if (peer == NULL) {
+            return SYM_ENOMEM;
+        }
+        peer->starts = records[i].starts;
+        peer->nonce = records[i].nonce;
+    }
+    return rv;
+}
+
+void peer_has_started(struct peer *peer, uint64_t starts, uint64_t nonce)
+{
+    static struct starts records[STARTS_MAX];
+    struct peers *p = peer->owner;
+    size_t n = 0;
+
+    p->unsaved |= peer->starts != starts || peer->nonce != nonce;
+    peer->starts = starts;
+    peer->nonce = nonce;
+    if (!p->unsaved || p->starts_file == NULL) {
+        return;
+    }
+    LIST_FOREACH (peer, &p->peers, link) {
+        if (peer->starts != 0 && n < STARTS_MAX) {
+            records[n++] = (struct starts){peer->id, peer->starts, peer->nonce};
+        }
+    }
+    if (starts_save(p->starts_file, records, n) == 0) {
+        p->unsaved = false;
+    } else {
+        log_error("how often the other managers have started is not kept: %s", err_msg());
+    }
+}
+
 /* ---- when to connect ---- */
 
 static void on_retry(uv_timer_t *handle);
@@ -232,6 +279,22 @@ static int make_tls(
     return rv;
 }
 
+static void peers_free(struct peers *p)
+{
+    struct peer *peer;
+
+    while ((peer = LIST_FIRST(&p->peers)) != NULL) {
+        LIST_REMOVE(peer, link);
+        free(peer->address);
+        free(peer->told);
+        free(peer);
+    }
+    free(p->cluster_id);
+    free(p->address);
+    free(p->starts_file);
+    free(p);
+}
+
 static uint64_t process_nonce(void)
 {
     static uint64_t nonce;
@@ -261,11 +324,15 @@ int peers_new(const struct peers_config *cfg, const char *cert, const struct key
     TAILQ_INIT(&p->done);
     p->cluster_id = strdup(cfg->cluster_id);
     p->address = strdup(cfg->address);
-    if (p->cluster_id == NULL || p->address == NULL) {
+    p->starts_file = cfg->starts_file != NULL ? strdup(cfg->starts_file) : NULL;
+    if (p->cluster_id == NULL || p->address == NULL || (cfg->starts_file != NULL && p->starts_file == NULL)) {
         rv = err_setf(SYM_ENOMEM, "raft transport");
         goto free_peers;
     }
-    rv = make_tls(cert, key, ca, &p->client, &p->server);
+    rv = load_starts(p);
+    if (rv == 0) {
+        rv = make_tls(cert, key, ca, &p->client, &p->server);
+    }
     if (rv != 0) {
         goto free_peers;
     }
@@ -286,9 +353,7 @@ free_tls:
     tls_ctx_free(p->client);
     tls_ctx_free(p->server);
 free_peers:
-    free(p->cluster_id);
-    free(p->address);
-    free(p);
+    peers_free(p);
     return rv;
 }
 
@@ -414,7 +479,6 @@ void peers_send(struct peers *p, uint64_t id, uint8_t kind, bool urgent, const u
 static void on_handle_closed(uv_handle_t *handle)
 {
     struct peers *p = handle->data;
-    struct peer *peer;
 
     if (--p->n_handles > 0) {
         return;
@@ -422,19 +486,11 @@ static void on_handle_closed(uv_handle_t *handle)
     while (owes(p)) {
         peers_settle(p); /* sent while the handles were closing */
     }
-    while ((peer = LIST_FIRST(&p->peers)) != NULL) {
-        LIST_REMOVE(peer, link);
-        free(peer->address);
-        free(peer->told);
-        free(peer);
-    }
     tls_ctx_free(p->client);
     tls_ctx_free(p->server);
-    free(p->cluster_id);
-    free(p->address);
     void (*closed)(void *arg) = p->closed;
     void *arg = p->closed_arg;
-    free(p);
+    peers_free(p);
     if (closed != NULL) {
         closed(arg);
     }

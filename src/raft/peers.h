@@ -31,6 +31,10 @@ struct peers_config {
      * an older copy. */
     uint64_t starts;
     uint64_t nonce; /* tells this start from others with the same count; 0: one of this process */
+    /* Where that memory is kept, so that it outlasts a restart of all (starts.h); NULL: nowhere. Read by
+     * peers_new (SYM_ECORRUPT), written, on the loop, when a member has started again: before it is let in,
+     * but one that cannot be written keeps nobody out. */
+    const char *starts_file;
     void *arg;
     /* May the holder of this certificate act as raft id @id? Also for the servers that we connect to. 0, or
      * SYM_EDENIED (not that node, wrong role), SYM_ENOTFOUND (it was removed: the refusal tells it so). */

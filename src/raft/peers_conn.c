@@ -262,8 +262,8 @@ static void on_welcome(struct conn *c, const uint8_t *data, size_t n)
         conn_fail(c);
         return;
     }
-    peer->starts = c->starts = welcome.starts;
-    peer->nonce = welcome.nonce;
+    peer_has_started(peer, welcome.starts, welcome.nonce);
+    c->starts = welcome.starts;
     peer->backoff = 0;
     peer->refused = 0;
     c->ready = true;
@@ -417,6 +417,7 @@ static void on_hello(struct conn *c, const uint8_t *data, size_t n)
     told = strdup(hello.address);
     rv = peer == NULL || told == NULL ? SYM_ENOMEM : welcome_encode(&welcome, &out);
     if (rv == 0) {
+        peer_has_started(peer, hello.starts, hello.nonce);
         rv = send_control(c, HELLO_WELCOME, &out);
     }
     buf_free(&out);
@@ -427,8 +428,6 @@ static void on_hello(struct conn *c, const uint8_t *data, size_t n)
     }
     free(peer->told);
     peer->told = told;
-    peer->starts = hello.starts;
-    peer->nonce = hello.nonce;
     if (peer->in != NULL) {
         conn_cut(peer->in, SYM_ECONNECT);
     }

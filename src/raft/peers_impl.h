@@ -51,7 +51,8 @@ struct peer {
 
 struct peers {
     struct peers_config cfg;
-    char *cluster_id, *address;
+    char *cluster_id, *address, *starts_file;
+    bool unsaved; /* the file lacks a start that we have heard of */
     struct tls_ctx *client, *server;
     struct listener *listener;
     LIST_HEAD(, peer) peers;
@@ -85,6 +86,8 @@ void peers_maybe_closed(struct peers *p);
 struct peer *peer_find(const struct peers *p, uint64_t id);
 /* The peer of @id, made if there was none; NULL without memory. */
 struct peer *peer_add(struct peers *p, uint64_t id);
+/* It has said how often it has started; that is remembered. */
+void peer_has_started(struct peer *peer, uint64_t starts, uint64_t nonce);
 /* Refused for a reason that does not pass by itself. */
 bool peer_is_slow(const struct peer *peer);
 /* Has a connection attempt made in @ms, if there is an address and no connection. */
