@@ -42,7 +42,7 @@ struct stub {
         size_t bytes;
     } appends[64];
     unsigned n_appends, appended;
-    int append_error;
+    int append_error, term_error, vote_error, truncate_error;
     struct raft_io_snapshot_put *put;
     raft_io_snapshot_put_cb put_cb;
     struct raft_io_snapshot_get *get;
@@ -144,6 +144,9 @@ static int st_start(struct raft_io *io, unsigned msecs, raft_io_tick_cb tick, ra
 static int st_set_term(struct raft_io *io, raft_term term)
 {
     (void)io;
+    if (s.term_error != 0) {
+        return s.term_error;
+    }
     s.forgot_vote |= term == s.term && s.vote != 0;
     s.term = term;
     s.vote = 0;
@@ -153,6 +156,9 @@ static int st_set_term(struct raft_io *io, raft_term term)
 static int st_set_vote(struct raft_io *io, raft_id id)
 {
     (void)io;
+    if (s.vote_error != 0) {
+        return s.vote_error;
+    }
     s.vote = id;
     return 0;
 }
@@ -196,7 +202,7 @@ static int st_truncate(struct raft_io *io, raft_index index)
 {
     (void)io;
     (void)index;
-    return 0;
+    return s.truncate_error;
 }
 
 static int st_put(struct raft_io *io, unsigned trailing, struct raft_io_snapshot_put *req,
@@ -635,7 +641,9 @@ static void large_txns_stay_below_the_limit(void)
     propose_flush(&propose);
     expect(s.n_appends == PROPOSE_IN_FLIGHT);
     for (unsigned i = 0; i < s.n_appends; i++) {
-        expect(s.appends[i].bytes <= PACK_MAX && s.appends[i].bytes % 8 == 0 && s.appends[i].bytes > 0);
+        size_t n = s.appends[i].bytes;
+        expect(n <= PACK_MAX && n % 8 == 0 && n > 0);
+        expect(n <= PACK_TARGET || n < big.len + small.len); /* more only for one that is so large alone */
     }
     propose.closing = true;
     raft_close(&s.raft, on_close);
@@ -726,6 +734,34 @@ static void committed_entry_contradicted(void)
     entries(2, 3, 1, 6, 2, -1); /* entry 4 has term 2 there, term 1 here, and is committed */
 }
 
+static void term_not_stored(void)
+{
+    boot(3, 0, NULL);
+    s.term_error = RAFT_IOERR;
+    vote_request(2, 5, 1, 1);
+}
+
+static void vote_not_stored(void)
+{
+    boot(3, 0, NULL);
+    s.vote_error = RAFT_IOERR;
+    vote_request(2, 5, 1, 1);
+}
+
+static void log_not_truncated(void)
+{
+    boot(3, 5, NULL);
+    s.truncate_error = RAFT_IOERR;
+    entries(2, 3, 1, 1, 1, -1);
+}
+
+static void unavailable(void)
+{
+    boot(3, 0, NULL);
+    s.raft.state = RAFT_UNAVAILABLE;
+    s.tick(&s.io);
+}
+
 static void rule_4(void **state)
 {
     (void)state;
@@ -734,6 +770,10 @@ static void rule_4(void **state)
     fatal_with(put_failed, 1u << 4);
     fatal_with(write_failed_unseen, 1u << 4);
     assert_int_equal(run(bad_snapshot_received, 0), FATAL);
+    assert_int_equal(run(term_not_stored, 0), FATAL);
+    assert_int_equal(run(vote_not_stored, 0), FATAL);
+    assert_int_equal(run(log_not_truncated, 0), FATAL);
+    assert_int_equal(run(unavailable, 0), FATAL);
     fatal_with(committed_entry_contradicted, 1u << 4);
 }
 

@@ -159,6 +159,8 @@ static void snapshot_and_restart(void **state)
 
     /* The state is ahead of its snapshot: it is left alone. */
     manager_start(m);
+    assert_true(
+        m->node->guard.witnessed > snapshot_of(m)); /* what the state holds is known to be committed */
     run_until(&c, 5000, rnode_is_leader(m->node));
     read_ok(m);
     assert_string_equal(get(m, "c"), "3");
@@ -226,6 +228,84 @@ static void log_is_bounded_and_catch_up_by_snapshot(void **state)
     manager_start(away);
     read_ok(away);
     assert_string_equal(get(away, "again"), "3");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* Rule 2: libraft holds in memory what is not in a snapshot yet; when that grows in spite of all, writes
+ * wait for the snapshot. */
+static void log_in_memory_is_bounded(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a, b;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    put_ok(m, "a", "1");
+    m->node->guard.base -= NODE_LOG_BYTES_MAX; /* as if there were so much of it */
+    put(m, "a", "2", 50, &a);
+    put(m, "a", "3", 5000 * PATIENCE, &b);
+    run_until(&c, 5000, a.n > 0);
+    assert_int_not_equal(a.status, 0);
+    assert_int_equal(b.n, 0);
+    assert_string_equal(get(m, "a"), "1");
+    m->node->guard.base += NODE_LOG_BYTES_MAX;
+    run_until(&c, 5000, b.n > 0);
+    assert_int_equal(b.status, 0);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* Rule 13. */
+static void a_leader_that_stops_hands_over(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    cluster_open(&c);
+    form(&c, 3);
+    for (unsigned round = 0; round < 3; round++) {
+        struct manager *lead = leader_of(&c);
+        struct manager *other = lead == &c.managers[0] ? &c.managers[1] : &c.managers[0];
+        status(lead, &st);
+        uint64_t term = st.term;
+        put_ok(other, "a", "1");
+        rnode_stop(lead->node, on_stopped, lead);
+        run_until(&c, 10000, lead->node == NULL);
+        /* Not one that came up because the old one was gone: it leads by now. */
+        bool handed_over = false;
+        for (unsigned i = 0; i < 3; i++) {
+            if (c.managers[i].node != NULL) {
+                status(&c.managers[i], &st);
+                handed_over |= st.state == STATE_LEADER && st.term > term;
+            }
+        }
+        assert_true(handed_over);
+        put_ok(other, "a", "2");
+        manager_start(lead);
+        run_until(&c, 5000, leader_of(&c) != NULL && sees_up(leader_of(&c), lead->id));
+    }
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* Rule 11: one that does not hear of its removal is told when it is back. */
+static void removed_while_away(void **state)
+{
+    (void)state;
+    struct cluster c;
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *lead = leader_of(&c), *gone = &c.managers[2];
+    assert_ptr_equal(lead, &c.managers[0]);
+    manager_stop(gone);
+    change_ok(&c, rnode_remove, gone->id);
+    manager_start(gone);
+    run_until(&c, 5000, gone->removed > 0);
+    assert_int_equal(gone->removed_code, SYM_ENOTFOUND);
+    assert_false(peers_is_up(lead->node->peers, gone->id));
+    put_ok(lead, "a", "1");
     stop_all(&c);
     cluster_close(&c);
 }
@@ -441,6 +521,9 @@ int main(void)
         cmocka_unit_test(settings),
         cmocka_unit_test(snapshot_and_restart),
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
+        cmocka_unit_test(log_in_memory_is_bounded),
+        cmocka_unit_test(a_leader_that_stops_hands_over),
+        cmocka_unit_test(removed_while_away),
         cmocka_unit_test(without_quorum),
         cmocka_unit_test(members),
         cmocka_unit_test(older_copy_is_refused),
