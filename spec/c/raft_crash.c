@@ -8,56 +8,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/mount.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-
-/* --- to die at a chosen step ---
- * What changes names or makes something durable comes by here, libuv's calls too. */
-
-static unsigned die_at, steps_done; /* 0: never */
-
-static void step(void)
-{
-    if (die_at != 0 && ++steps_done == die_at) {
-        kill(getpid(), SIGKILL);
-    }
-}
-
-int rename(const char *from, const char *to)
-{
-    step();
-    return renameat(AT_FDCWD, from, AT_FDCWD, to);
-}
-
-int unlink(const char *path)
-{
-    step();
-    return unlinkat(AT_FDCWD, path, 0);
-}
-
-int linkat(int from_dir, const char *from, int to_dir, const char *to, int flags)
-{
-    step();
-    return (int)syscall(SYS_linkat, from_dir, from, to_dir, to, flags);
-}
-
-int fsync(int fd)
-{
-    step();
-    return (int)syscall(SYS_fsync, fd);
-}
-
-int fdatasync(int fd)
-{
-    step();
-    return (int)syscall(SYS_fdatasync, fd);
-}
-
-int ftruncate(int fd, off_t len)
-{
-    step();
-    return (int)syscall(SYS_ftruncate, fd, len);
-}
 
 /* --- a manager in a process of its own ---
  * Commands come as lines, "<number> <verb> ...", and each is answered by "<number> <code> <text>". */
@@ -534,6 +485,22 @@ static const char *base_name(const char *path)
     return strrchr(path, '/') + 1;
 }
 
+/* The closed segment with the highest entries. */
+static void last_segment(struct manager *m, char path[512])
+{
+    DIR *d = opendir(m->raft_dir);
+    struct dirent *e;
+    char last[64] = "";
+    while ((e = readdir(d)) != NULL) {
+        if (e->d_name[0] == '0' && strcmp(e->d_name, last) > 0) {
+            snprintf(last, sizeof last, "%s", e->d_name);
+        }
+    }
+    closedir(d);
+    assert_string_not_equal(last, "");
+    snprintf(path, 512, "%s/%s", m->raft_dir, last);
+}
+
 static void torn_and_damaged_segments(void **state)
 {
     (void)state;
@@ -592,6 +559,16 @@ static void torn_and_damaged_segments(void **state)
     /* Missing: what the state holds is not in the log. */
     expect_corrupt(&c, m, "segment");
     assert_int_equal(rename(copy, path), 0);
+
+    /* In the last one, which libraft would put aside to go on without it. */
+    spawn(&c, m, &p);
+    started(&p);
+    stop_proc(&p);
+    last_segment(m, path);
+    assert_int_equal(stat(path, &st), 0);
+    flip(path, st.st_size - 20);
+    expect_corrupt(&c, m, base_name(path));
+    flip(path, st.st_size - 20); /* it is still there */
 
     spawn(&c, m, &p);
     started(&p);
@@ -692,209 +669,6 @@ static void damaged_metadata_and_half_a_bootstrap(void **state)
     assert_int_equal(access(path, F_OK), -1);
     stop_proc(&p);
     cluster_close(&c);
-}
-
-static int recover(struct manager *m)
-{
-    return rnode_recover(m->raft_dir, &m->store_config, m->id, m->address);
-}
-
-static void recovered_alone(void **state)
-{
-    (void)state;
-    struct cluster c;
-    cluster_open(&c);
-    form(&c, 3);
-    put_ok(&c.managers[0], "a", "1");
-    struct manager *m = &c.managers[1];
-    put_ok(m, "b", "2");
-    read_ok(m);
-    assert_int_equal(recover(m), SYM_EINUSE);
-    stop_all(&c);
-    check_ok(recover(m));
-    manager_start(m);
-    run_until(&c, 5000, rnode_is_leader(m->node));
-    put_ok(m, "c", "3");
-    read_ok(m);
-    assert_string_equal(get(m, "a"), "1");
-    assert_string_equal(get(m, "b"), "2");
-
-    /* Whoever is added from here on gets the state as a snapshot. */
-    struct manager *other = manager_new(&c, 3);
-    manager_start(other);
-    change_ok(&c, rnode_add, other->id, other->address);
-    struct rnode_status st;
-    rnode_status(m->node, &st);
-    assert_true(st.snapshot_index > 0);
-    change_ok(&c, rnode_assign, other->id, ROLE_STANDBY);
-    read_ok(other);
-    assert_string_equal(get(other, "b"), "2");
-    rnode_status(other->node, &st);
-    assert_true(st.snapshot_index > 0);
-    stop_all(&c);
-    assert_int_equal(rnode_recover(c.dir, &m->store_config, 1, "a:1"), SYM_ENOTFOUND);
-    cluster_close(&c);
-}
-
-/* The state may be ahead of the log on the disk: what the others had stored was applied. */
-
-enum { BEFORE = 8, AHEAD = 5 };
-
-static void copy_tree(const char *from, const char *to)
-{
-    char line[700];
-    snprintf(line, sizeof line, "cp -a '%s' '%s'", from, to);
-    remove_tree(to);
-    assert_int_equal(system(line), 0);
-}
-
-static void put_n(struct manager *m, unsigned from, unsigned n)
-{
-    for (unsigned i = from; i < from + n; i++) {
-        char key[32];
-        snprintf(key, sizeof key, "n%u", i);
-        put_ok(m, key, key);
-    }
-}
-
-static void expect_n(struct manager *m, unsigned n)
-{
-    for (unsigned i = 0; i < n; i++) {
-        char key[32];
-        snprintf(key, sizeof key, "n%u", i);
-        if (strcmp(get(m, key), key) != 0) {
-            fail_msg("%s was acknowledged and is \"%s\"", key, get(m, key));
-        }
-    }
-}
-
-static uint64_t snapshot_index(struct manager *m)
-{
-    struct rnode_status s;
-    rnode_status(m->node, &s);
-    return s.snapshot_index;
-}
-
-/* Three managers, all stopped; the second one's state holds AHEAD entries that its log does not, which begins
- * with a snapshot or not, and ends in a closed segment or in open ones. */
-static struct manager *get_ahead(struct cluster *c, bool with_snapshot, bool open)
-{
-    char aside[300];
-    form(c, 3);
-    struct manager *m = &c->managers[1];
-    snprintf(aside, sizeof aside, "%s/aside", c->dir);
-    put_n(m, 0, BEFORE - 2);
-    if (with_snapshot) {
-        rnode_snapshot(m->node);
-        run_until(c, 5000, snapshot_index(m) > 0);
-    }
-    put_n(m, BEFORE - 2, 2);
-    if (open) {
-        copy_tree(m->raft_dir, aside); /* as if it were killed now */
-    } else {
-        manager_stop(m);
-        copy_tree(m->raft_dir, aside);
-        manager_start(m);
-    }
-    put_n(m, BEFORE, AHEAD);
-    read_ok(m);
-    stop_all(c);
-    copy_tree(aside, m->raft_dir);
-    return m;
-}
-
-/* It leads at the first start, has everything, and what is written from here on is there after a crash that
- * takes the state with it. */
-static void expect_recovered(struct cluster *c, struct manager *m)
-{
-    char aside[300];
-    manager_start(m);
-    run_until(c, 5000, rnode_is_leader(m->node));
-    expect_n(m, BEFORE + AHEAD);
-    put_n(m, BEFORE + AHEAD, 2 * AHEAD);
-    snprintf(aside, sizeof aside, "%s/killed", c->dir);
-    copy_tree(m->raft_dir, aside);
-    manager_stop(m);
-    manager_start(m);
-    run_until(c, 5000, rnode_is_leader(m->node));
-    read_ok(m);
-    expect_n(m, BEFORE + 3 * AHEAD);
-    manager_stop(m);
-    copy_tree(aside, m->raft_dir);
-    remove_tree(m->state_dir);
-    manager_start(m);
-    run_until(c, 5000, rnode_is_leader(m->node));
-    read_ok(m);
-    expect_n(m, BEFORE + 3 * AHEAD);
-}
-
-static void recovered_ahead_of_its_log(void **state)
-{
-    (void)state;
-    for (unsigned variant = 0; variant < 4; variant++) {
-        struct cluster c;
-        cluster_open(&c);
-        struct manager *m = get_ahead(&c, variant & 1, variant & 2);
-        check_ok(recover(m));
-        expect_recovered(&c, m);
-
-        /* Whoever is added gets all of it. */
-        struct manager *other = manager_new(&c, 3);
-        manager_start(other);
-        change_ok(&c, rnode_add, other->id, other->address);
-        change_ok(&c, rnode_assign, other->id, ROLE_STANDBY);
-        read_ok(other);
-        expect_n(other, BEFORE + 3 * AHEAD);
-        stop_all(&c);
-        cluster_close(&c);
-    }
-}
-
-/* Killed at every step in turn; then it starts as it is, and so it does after another try. */
-static void killed_while_recovering(void **state)
-{
-    (void)state;
-    for (unsigned variant = 0; variant < 4; variant++) {
-        struct cluster c;
-        char raft[300], store[300];
-        bool killed = true;
-        cluster_open(&c);
-        struct manager *m = get_ahead(&c, variant & 1, variant & 2);
-        snprintf(raft, sizeof raft, "%s/raft-before", c.dir);
-        snprintf(store, sizeof store, "%s/state-before", c.dir);
-        copy_tree(m->raft_dir, raft);
-        copy_tree(m->state_dir, store);
-        unsigned at = 0;
-        while (killed) {
-            at++;
-            copy_tree(raft, m->raft_dir);
-            copy_tree(store, m->state_dir);
-            fflush(NULL);
-            pid_t pid = fork();
-            assert_true(pid >= 0);
-            if (pid == 0) {
-                die_at = at;
-                _exit(recover(m) == 0 ? 0 : 1);
-            }
-            int status = 0;
-            assert_int_equal(waitpid(pid, &status, 0), pid);
-            killed = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-            if (!killed && (!WIFEXITED(status) || WEXITSTATUS(status) != 0)) {
-                fail_msg("recovering, to be killed at step %u, ended with status %d", at, status);
-            }
-            if (at % 2 == 0 || !killed) {
-                manager_start(m);
-                expect_n(m, BEFORE + AHEAD);
-                manager_stop(m);
-            }
-            check_ok(recover(m));
-            expect_recovered(&c, m);
-            manager_stop(m);
-        }
-        printf("killed at each of %u steps\n", at - 1);
-        assert_true(at > 5);
-        cluster_close(&c);
-    }
 }
 
 /* --- three managers --- */
@@ -1225,9 +999,6 @@ int main(void)
         cmocka_unit_test(torn_and_damaged_segments),
         cmocka_unit_test(lost_tail_and_damaged_snapshot),
         cmocka_unit_test(damaged_metadata_and_half_a_bootstrap),
-        cmocka_unit_test(recovered_alone),
-        cmocka_unit_test(recovered_ahead_of_its_log),
-        cmocka_unit_test(killed_while_recovering),
         cmocka_unit_test(leader_killed_again_and_again),
         cmocka_unit_test(leader_stopped_in_its_tracks),
         cmocka_unit_test(second_voter_with_kills_at_each_step),

@@ -755,10 +755,16 @@ static void log_not_truncated(void)
     entries(2, 3, 1, 1, 1, -1);
 }
 
+static void on_tick(struct raft_io *io)
+{
+    (void)io;
+    s.raft.state = RAFT_UNAVAILABLE;
+}
+
 static void unavailable(void)
 {
     boot(3, 0, NULL);
-    s.raft.state = RAFT_UNAVAILABLE;
+    s.guard.tick = on_tick;
     s.tick(&s.io);
 }
 
