@@ -3,10 +3,12 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -196,6 +198,38 @@ static void identity(void **state)
     assert_string_equal(run("return code(sys.folder_identity(dir .. '/none'))"), "not_found");
 }
 
+/* The same folder on another machine, by what that says it is; in a mount namespace of a child's own. */
+static void folder_on_another_machine(void **state)
+{
+    (void)state;
+    char id[64];
+    snprintf(id, sizeof id, "%s/machine-id", dir);
+    FILE *f = fopen(id, "we");
+    assert_non_null(f);
+    assert_true(fputs("0123456789abcdef0123456789abcdef\n", f) >= 0);
+    assert_int_equal(fclose(f), 0);
+    char here[128];
+    snprintf(here, sizeof here, "%s", run("return sys.folder_identity(dir)"));
+    fflush(NULL);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        if (unshare(CLONE_NEWNS) != 0 || mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+            mount(id, "/etc/machine-id", NULL, MS_BIND, NULL) != 0) {
+            _exit(2);
+        }
+        _exit(strcmp(run("return sys.folder_identity(dir)"), here) != 0 ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(unlink(id), 0);
+    assert_true(WIFEXITED(status));
+    if (WEXITSTATUS(status) == 2) {
+        skip(); /* no /etc/machine-id, or not the right to mount over it */
+    }
+    assert_int_equal(WEXITSTATUS(status), 0);
+}
+
 static void machine(void **state)
 {
     (void)state;
@@ -251,6 +285,7 @@ int main(void)
         cmocka_unit_test(stats),
         cmocka_unit_test(locks),
         cmocka_unit_test(identity),
+        cmocka_unit_test(folder_on_another_machine),
         cmocka_unit_test(machine),
         cmocka_unit_test(the_daemon_does_not_exit),
         cmocka_unit_test(the_client_does),

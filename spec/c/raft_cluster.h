@@ -76,6 +76,15 @@ static inline void remove_tree(const char *path)
     nftw(path, remove_one, 16, FTW_DEPTH | FTW_PHYS);
 }
 
+/* @to, if there is one, goes first. */
+static inline void copy_tree(const char *from, const char *to)
+{
+    char line[700];
+    snprintf(line, sizeof line, "cp -a --sparse=always '%s' '%s'", from, to);
+    remove_tree(to);
+    assert_int_equal(system(line), 0);
+}
+
 static inline uint16_t free_port(void)
 {
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};

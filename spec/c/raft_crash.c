@@ -534,6 +534,20 @@ static void torn_and_damaged_segments(void **state)
     put_until(&p, 100);
     kill_proc(&p);
 
+    /* The same, but with another one behind it that was written to later. */
+    char whole[600], second[600];
+    snprintf(whole, sizeof whole, "%s/whole", c.dir);
+    copy_tree(m->raft_dir, whole);
+    assert_true(find_file(m, "open-", path));
+    snprintf(second, sizeof second, "%s/open-99", m->raft_dir);
+    copy_tree(path, second);
+    end = end_of_data(path);
+    fd = open(path, O_RDWR);
+    assert_int_equal(pwrite(fd, half, sizeof half, end), sizeof half);
+    close(fd);
+    expect_corrupt(&c, m, base_name(path));
+    copy_tree(whole, m->raft_dir);
+
     /* A bit that turned in the middle of an open segment: what comes after it was acknowledged. */
     assert_true(find_file(m, "open-", path));
     flip(path, 200);
@@ -582,6 +596,21 @@ static void torn_and_damaged_segments(void **state)
     cluster_close(&c);
 }
 
+static bool find_snapshot(struct manager *m, unsigned long long index, char path[512])
+{
+    DIR *d = opendir(m->raft_dir);
+    struct dirent *e;
+    bool found = false;
+    while (!found && (e = readdir(d)) != NULL) {
+        unsigned long long at = 0;
+        found = sscanf(e->d_name, "snapshot-%*u-%llu", &at) == 1 && at == index &&
+                strstr(e->d_name, ".meta") == NULL;
+        snprintf(path, 512, "%s/%s", m->raft_dir, e->d_name);
+    }
+    closedir(d);
+    return found;
+}
+
 static void lost_tail_and_damaged_snapshot(void **state)
 {
     (void)state;
@@ -624,6 +653,25 @@ static void lost_tail_and_damaged_snapshot(void **state)
     command(&p, &r, "read", "", "");
     expect_get(&p, 0);
     expect_get(&p, 1);
+
+    /* libraft would go on with the one before it. */
+    unsigned long long index = 0, newest = 0;
+    command(&p, &r, "snapshot_index", "", "");
+    sscanf(r.text, "%llu", &index);
+    command(&p, &r, "snapshot", "", "");
+    do {
+        command(&p, &r, "snapshot_index", "", "");
+        sscanf(r.text, "%llu", &newest);
+    } while (newest == index);
+    kill_proc(&p);
+    char meta[600];
+    assert_true(find_snapshot(m, newest, path));
+    snprintf(meta, sizeof meta, "%s.meta", path);
+    flip(meta, 20);
+    expect_corrupt(&c, m, base_name(path));
+    flip(meta, 20);
+    spawn(&c, m, &p);
+    started(&p);
     stop_proc(&p);
     cluster_close(&c);
 }

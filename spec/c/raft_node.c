@@ -290,6 +290,66 @@ static void a_leader_that_stops_hands_over(void **state)
     cluster_close(&c);
 }
 
+/* Rule 13: that leadership is being handed over is no failure of a write. */
+static void writes_while_leadership_moves(void **state)
+{
+    (void)state;
+    enum { ROUNDS = 6, WRITES = 30 };
+    struct cluster c;
+    struct answer moved, answers[WRITES];
+    cluster_open(&c);
+    form(&c, 3);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        run_until(&c, 5000, leader_of(&c) != NULL);
+        memset(&moved, 0, sizeof moved);
+        rnode_transfer(leader_of(&c)->node, 0, on_answer, &moved);
+        for (unsigned i = 0; i < WRITES; i++) {
+            put(&c.managers[i % 3], "a", "1", 5000 * PATIENCE, &answers[i]);
+            uv_run(&c.loop, UV_RUN_NOWAIT);
+        }
+        run_until(&c, 5000, moved.n > 0);
+        for (unsigned i = 0; i < WRITES; i++) {
+            run_until(&c, 6000, answers[i].n > 0);
+            if (answers[i].status != 0) {
+                fail_msg("write %u at manager %u: %s (%s)", i, i % 3 + 1, err_name(answers[i].status),
+                    answers[i].text);
+            }
+        }
+    }
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* Rule 12: no configuration before an entry of the leader's own term is committed. */
+static void change_right_after_the_election(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a;
+    cluster_open(&c);
+    form(&c, 3);
+    put_ok(&c.managers[0], "a", "1");
+    for (unsigned round = 0; round < 4; round++) {
+        run_until(&c, 5000, leader_of(&c) != NULL);
+        struct manager *lead = leader_of(&c);
+        struct manager *next = lead == &c.managers[0] ? &c.managers[1] : &c.managers[0];
+        const struct raft *r = &next->node->raft;
+        struct answer moved = {0};
+        run_until(&c, 5000, r->configuration_uncommitted_index == 0 && r->configuration.n == 3);
+        rnode_transfer(lead->node, next->id, on_answer, &moved);
+        run_until(&c, 5000, next->node->raft.state == RAFT_LEADER);
+        memset(&a, 0, sizeof a);
+        rnode_add(next->node, 8 + round, "127.0.0.1:1", on_answer, &a);
+        run_until(&c, 5000, a.n > 0 || next->node->member.submitted);
+        assert_int_equal(a.status, 0);
+        assert_int_equal(guard_term_of(r, r->commit_index), r->current_term);
+        run_until(&c, 5000, a.n > 0 && moved.n > 0);
+        change_ok(&c, rnode_remove, 8 + round);
+    }
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 /* Rule 11: one that does not hear of its removal is told when it is back. */
 static void removed_while_away(void **state)
 {
@@ -523,6 +583,8 @@ int main(void)
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
         cmocka_unit_test(log_in_memory_is_bounded),
         cmocka_unit_test(a_leader_that_stops_hands_over),
+        cmocka_unit_test(writes_while_leadership_moves),
+        cmocka_unit_test(change_right_after_the_election),
         cmocka_unit_test(removed_while_away),
         cmocka_unit_test(without_quorum),
         cmocka_unit_test(members),

@@ -101,14 +101,6 @@ static void recovered_alone(void **state)
 
 enum { BEFORE = 8, AHEAD = 5 };
 
-static void copy_tree(const char *from, const char *to)
-{
-    char line[700];
-    snprintf(line, sizeof line, "cp -a --sparse=always '%s' '%s'", from, to);
-    remove_tree(to);
-    assert_int_equal(system(line), 0);
-}
-
 static void put_n(struct manager *m, unsigned from, unsigned n)
 {
     for (unsigned i = from; i < from + n; i++) {

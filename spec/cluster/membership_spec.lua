@@ -66,6 +66,12 @@ describe("manager remove", function()
     leader:json("manager", "remove", tostring(id))
     settled(leader, { leader, others[2] }, 1)
     leader:json("kv", "put", "a", "1")
+    -- Those that it meets again have started since: they know of it from the state.
+    for _, each in ipairs { leader, others[2] } do
+      assert.equal(0, each:stop())
+      each:start()
+    end
+    settled(leader, { leader, others[2] }, 1)
     others[1]:start()
     knows_it_is_removed(others[1])
   end))
