@@ -41,8 +41,8 @@ struct rnode_config {
     void (*on_change)(void *arg);
     /* Entries were applied: store_pump has been called for this. */
     void (*on_applied)(void *arg);
-    /* We were told by a peer, or saw in the log, that we are no longer a member (SYM_ENOTFOUND), or that our
-     * folder is an older copy (SYM_ECONFLICT). At most once. */
+    /* We were told by a peer that we are no longer a member (SYM_ENOTFOUND), or that our folder is an older
+     * copy (SYM_ECONFLICT). At most once. */
     void (*on_removed)(void *arg, int code, const char *reason);
 };
 

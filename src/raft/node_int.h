@@ -107,8 +107,7 @@ struct rnode {
     uint64_t term, leader, applied;
     uint64_t config_index, config_pending;
     unsigned config_n;
-    bool was_member; /* this node was in the configuration */
-    bool changed;    /* tell on_change */
+    bool changed; /* tell on_change */
     bool told_removed;
     int may; /* of this flush: may the leader propose? */
     bool low_disk, low_store;

@@ -67,8 +67,8 @@ static void tell_removed(struct rnode *n, int code, const char *reason)
     }
 }
 
-/* Rule 11: libraft does not tell a removed member. Its connections are cut here, and when it comes back it is
- * told. */
+/* Rule 11: libraft does not tell a removed member, nor send it the entry that removes it. Its connections are
+ * cut here, and when it comes back it is told. */
 static void remove_others(struct rnode *n)
 {
     if (n->raft.configuration_uncommitted_index != 0 || n->raft.configuration.n == 0) {
@@ -81,11 +81,6 @@ static void remove_others(struct rnode *n)
             o->removed = true;
             peers_forget(n->peers, o->id);
         }
-    }
-    if (node_server(n, n->cfg.id) != NULL) {
-        n->was_member = true;
-    } else if (n->was_member) {
-        tell_removed(n, SYM_ENOTFOUND, "this manager has been removed from the cluster");
     }
 }
 
