@@ -328,11 +328,12 @@ int logdir_write_snapshot(const char *dir, uint64_t term, uint64_t index, const 
     wr_u64(&w, index);
     wr_u64(&w, conf_len);
     wr_bytes(&w, conf, conf_len);
-    int rv = w.bad ? SYM_ENOMEM : 0;
+    uint8_t *head = buf_data(&meta);
+    int rv = w.bad || head == NULL ? SYM_ENOMEM : 0;
     if (rv == 0) {
-        put_u32(buf_data(&meta) + 8, crc(buf_data(&meta) + 16, meta.len - 16, 0));
+        put_u32(head + 8, crc(head + 16, meta.len - 16, 0));
         snprintf(path, sizeof path, "%s/snapshot-%" PRIu64 "-%" PRIu64 "-0.meta", dir, term, index);
-        rv = file_write(path, buf_data(&meta), meta.len, 0600);
+        rv = file_write(path, head, meta.len, 0600);
     }
     if (rv == 0) {
         path[strlen(path) - strlen(".meta")] = '\0';
