@@ -142,6 +142,50 @@ describe("--json", function()
   end))
 end)
 
+describe("an empty list", function()
+  it("is [] wherever one is printed", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local rows = m:json("token", "ls")
+    assert.equal(2, #rows)
+    local function printed(...)
+      local result = m:cli("--json", ...)
+      assert.equal(0, result.code, result.command .. ": " .. result.err)
+      return result.out
+    end
+    assert.equal(2, select(2, printed("token", "ls"):gsub('"cidrs":%[%]', "")), printed("token", "ls"))
+    for _, row in ipairs(rows) do m:json("token", "rm", row.id) end
+    for _, line in ipairs { "kv ls", "kv ls none/", "token ls", "node pending" } do
+      assert.equal("[]\n", printed(table.unpack(words(line))), line)
+    end
+    for _, code in ipairs { "kv.ls('')", "kv.ls()", "state.list('/none')",
+      "require('symphony.cluster.state').list('/none/')" } do
+      assert.equal("[]\n", printed("lua", "-e", code), code)
+    end
+    local fields = {
+      { "rotate's removed", "removed", printed("token", "rotate", "--role", "worker", "--ttl", "1h") },
+      { "a new token's cidrs", "cidrs", printed("token", "create", "--role", "worker") },
+      { "the steps of what would be refused", "steps", printed("manager", "remove", "1", "--plan") },
+    }
+    for _, case in ipairs(fields) do
+      assert.truthy(case[3]:find(('"%s":[]'):format(case[2]), 1, true), case[1] .. ": " .. case[3])
+    end
+    t:manager():start():json("manager", "join", m:remote(), "--token", m:json("token", "create", "--role",
+      "manager").token)
+    local third = t:manager():start()
+    assert.truthy(third:cli("--json", "manager", "status").out:find('"warnings":[]', 1, true))
+    third:json("manager", "join", m:remote(), "--token", m:json("token", "create", "--role", "manager").token)
+    t:wait_voters(3, m)
+    cluster.wait_for("no warning", 10, function()
+      local out = printed("manager", "status")
+      return out:find('"warnings":[]', 1, true), out
+    end)
+    -- At the API's doors too.
+    for _, target in ipairs { "/v1/kv?prefix=none/", "/v1/kv?prefix=none/&stale=ok" } do
+      assert.equal("[]", (m:http("GET", target).body:gsub("%s+$", "")))
+    end
+  end))
+end)
+
 describe("kv", function()
   it("prints values as they are, and takes them from standard input", cluster.scenario(function(t)
     local m = t:cluster(1)[1]

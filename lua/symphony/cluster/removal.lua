@@ -1,5 +1,6 @@
 -- May a manager be removed, and what would happen? Pure: a look ahead with the same plan that the leader carries out.
 local errors = require "symphony.errors"
+local json = require "symphony.json"
 local voters = require "symphony.cluster.voters"
 
 local M = {}
@@ -21,7 +22,7 @@ function M.decide(members, servers, leader, id)
     after[i] = { id = m.id, address = m.address, leaving = m.leaving or m.id == id }
   end
   local steps, last, left = voters.simulate(after, servers, leader)
-  local answer = { steps = {}, voters = 0 }
+  local answer = { steps = json.array(), voters = 0 }
   for i, step in ipairs(steps) do answer.steps[i] = describe(step, names) end
   for _, server in ipairs(left) do
     present = present or server.id == id

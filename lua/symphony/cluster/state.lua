@@ -71,7 +71,7 @@ end
 -- opts.limit: at most so many; opts.after: from behind this key.
 function M.list_raw(prefix, opts)
   opts = opts or {}
-  local out, after = {}, opts.after
+  local out, after = json.array(), opts.after
   while true do
     local want = math.min(PAGE, (opts.limit or math.huge) - #out)
     if want < 1 then return out end

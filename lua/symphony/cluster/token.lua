@@ -3,6 +3,7 @@
 local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local json = require "symphony.json"
 local values = require "symphony.cluster.values"
 
 local M = {}
@@ -73,7 +74,7 @@ function M.record(hash, options, now)
     expires = options.ttl and math.floor(now) + options.ttl or nil,
     uses = options.uses,
     labels = options.labels or {},
-    cidrs = options.cidrs or {},
+    cidrs = json.array(options.cidrs),
     created = math.floor(now),
   }
 end

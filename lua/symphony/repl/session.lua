@@ -1,6 +1,7 @@
 --- One conversation with the daemon: an environment that lives from line to line, and the running of a chunk in it.
 local async = require "symphony.async"
 local errors = require "symphony.errors"
+local json = require "symphony.json"
 local show = require "symphony.repl.show"
 local sys = require "sym.sys"
 
@@ -76,7 +77,7 @@ local function kv_functions()
     end,
     ls = function(prefix)
       must(state().read())
-      local list = {}
+      local list = json.array()
       for i, entry in ipairs(must(state().list_raw("/kv/" .. (prefix or "")))) do
         list[i] = strip(entry)
       end
@@ -120,7 +121,7 @@ local function environment(session)
       session.print(table.concat(texts, "\t"))
     end,
     show = show.show,
-    json = require "symphony.json",
+    json = json,
     async = async,
     sleep = function(seconds)
       async.sleep((seconds or 0) * 1000)
@@ -131,7 +132,7 @@ local function environment(session)
         return entry and plain(entry)
       end,
       list = function(prefix, opts)
-        local list = {}
+        local list = json.array()
         for i, entry in ipairs(must(require("sym.store").list(prefix or "", opts or {}))) do
           list[i] = plain(entry)
         end
