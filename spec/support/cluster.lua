@@ -265,9 +265,12 @@ end
 function M.scenario(body)
   return function()
     local t = setmetatable({ root = proc.temp_folder(), managers = {} }, scope)
-    local ok, err = xpcall(body, function(err)
+    local ok, err = xpcall(function()
+      body(t)
+      proc.check_callbacks()
+    end, function(err)
       return type(err) == "string" and debug.traceback(err, 2) or err
-    end, t)
+    end)
     local complaints = t:close(ok)
     if not ok or #complaints > 0 then t:show_logs() end
     proc.remove_tree(t.root)

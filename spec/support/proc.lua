@@ -3,6 +3,53 @@ local uv = require "luv"
 
 local M = {}
 
+-- A peer that is killed while we write to it must not end us: the write fails, that is all. (A handler, as a signal
+-- that is ignored would be ignored by every program we start.)
+local sigpipe = uv.new_signal()
+sigpipe:start("sigpipe", function() end)
+sigpipe:unref()
+
+-- When a callback raises, luv ends the program at once: no summary, no folder removed, and of an error that is a table,
+-- as luassert's are, it shows "(null)". Here such an error is kept instead, and raised by whatever waits next.
+local raised, last_raised
+
+local function kept(err)
+  raised = raised or { type(err) == "string" and debug.traceback("in a callback: " .. err, 2) or err }
+end
+
+local function guard(callback)
+  return function(...)
+    local results = table.pack(xpcall(callback, kept, ...))
+    if results[1] then return table.unpack(results, 2, results.n) end
+  end
+end
+
+local function guard_all(functions)
+  for name, call in pairs(functions) do
+    if type(call) == "function" then
+      functions[name] = function(...)
+        local args = table.pack(...)
+        for i = 1, args.n do
+          if type(args[i]) == "function" then args[i] = guard(args[i]) end
+        end
+        return call(table.unpack(args, 1, args.n))
+      end
+    end
+  end
+end
+
+guard_all(uv)
+for _, class in ipairs { "uv_tcp", "uv_pipe", "uv_timer", "uv_signal", "uv_process" } do
+  guard_all(debug.getregistry()[class].__index)
+end
+
+-- Raises what a callback has raised since this was last called.
+function M.check_callbacks()
+  if not raised then return end
+  last_raised, raised = raised[1], nil
+  error(last_raised, 0)
+end
+
 -- Seconds on a clock that only goes forward.
 function M.now()
   return uv.hrtime() / 1e9
@@ -13,13 +60,16 @@ function M.pump(seconds, done)
   local deadline = M.now() + seconds
   local tick = uv.new_timer()
   tick:start(5, 5, function() end)
+  local _ <close> = setmetatable({}, { __close = function()
+    tick:close()
+    uv.run("nowait") -- luv crashes at the end of the program if a handle is still closing then
+  end })
   local answer = done()
-  while not answer and M.now() < deadline do
+  while not answer and not raised and M.now() < deadline do
     uv.run("once")
     answer = done()
   end
-  tick:close()
-  uv.run("nowait") -- luv crashes at the end of the program if a handle is still closing then
+  M.check_callbacks()
   return answer
 end
 
@@ -38,12 +88,13 @@ end
 M.show = show
 
 -- Calls check() until its first result is true. A false one may be followed by what was seen, which the error tells.
--- An error inside check counts as "not yet". Returns check's results.
+-- An error inside check counts as "not yet", but one of a callback ends the waiting. Returns check's results.
 function M.wait_for(what, seconds, check)
   local results, seen
   M.pump(seconds, function()
     results = table.pack(pcall(check))
     if results[1] and results[2] then return true end
+    if not results[1] and results[2] == last_raised then error(last_raised, 0) end
     seen = results[1] and results[3] or results[2]
     M.run_for(0.03)
     return false
