@@ -100,9 +100,14 @@ local function watch(m, who, target)
   argv[#argv + 1] = url .. target
   local call = proc.begin(argv)
   function call.lines()
-    local list = {}
-    for line in call.out:gmatch("([^\n]*)\n") do list[#list + 1] = assert(json.decode(line), line) end
-    return list
+    local list, from = {}, 1
+    while true do
+      local stop = call.out:find("\n", from, true) -- a pattern takes for ever on a long line that has not ended
+      if not stop then return list end
+      local line = call.out:sub(from, stop - 1)
+      list[#list + 1] = assert(json.decode(line), line)
+      from = stop + 1
+    end
   end
   return call
 end
