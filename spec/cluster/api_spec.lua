@@ -785,6 +785,37 @@ describe("a daemon", function()
     assert.is_nil(uv.fs_stat(joiner.dir .. "/key.json"))
   end))
 
+  it("hands its leadership over at SIGTERM under a load of writes, and each of them gets a clear answer",
+    cluster.scenario(function(t)
+    t:cluster(3)
+    local codes = { no_quorum = true, not_leader = true, outcome_unknown = true, busy = true, closed = true }
+    for _ = 1, 3 do
+      local leader = t:leader()
+      local writers = load.start(t.managers, 12)
+      writers:wait_progress(10 * cluster.patience)
+      local code, seconds = leader:stop()
+      assert.equal(0, code, leader:log_tail(20))
+      assert.is_true(seconds < 5 * cluster.patience, ("it took %.1f s"):format(seconds))
+      writers:wait_progress(5 * cluster.patience)
+      local successor = t:leader()
+      assert.not_equal(leader, successor)
+      leader:start()
+      writers:wait_progress(5 * cluster.patience)
+      writers:stop()
+      for _, failure in ipairs(writers.failures) do
+        if failure.err then
+          -- A connection may end under a request that has just been sent; only that of who is going away does.
+          assert.equal(leader, failure.at, failure.err)
+        else
+          local doc = json.decode(failure.body)
+          assert.is_true(failure.status == 503 and doc and codes[doc.error.code] or false, failure.body)
+          assert.is_true(#doc.error.message > 5, failure.body)
+        end
+      end
+      for _, m in ipairs(t.managers) do writers:check(m) end
+    end
+  end))
+
   it("that could not begin tries again as if nothing had been", cluster.scenario(function(t)
     local m = t:manager():start()
     local function fails_with(code)

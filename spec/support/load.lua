@@ -27,6 +27,8 @@ local function write_next(self, client)
     end
     self.errors = self.errors + 1
     self.last_error = err or answer.body
+    table.insert(self.failures, { at = self.managers[client.at], err = err, status = answer and answer.status,
+      body = answer and answer.body })
     client.at = client.at % #self.managers + 1
     client.conn:close()
     client.conn = http.connect(self.managers[client.at].socket)
@@ -38,7 +40,7 @@ end
 function M.start(managers, clients)
   local uv = require "luv"
   local self = setmetatable({
-    managers = managers, acked = {}, count = 0, errors = 0, revision = 0, active = clients, last_ack = 0,
+    managers = managers, acked = {}, count = 0, errors = 0, failures = {}, revision = 0, active = clients, last_ack = 0,
   }, load)
   for i = 1, clients do
     local at = (i - 1) % #managers + 1
