@@ -292,6 +292,17 @@ describe("leader.forward", function()
     assert.equal("outcome_unknown", err.code)
   end))
 
+  it("is over once this manager has learned that it is out", fake.task(function()
+    fake.make()
+    fake.status.leader = 0
+    local call = async.spawn(leader.call, "POST", "/v1/x", {})
+    async.sleep(20)
+    identity.me.removed = true
+    local ok, err = call:wait()
+    assert.is_nil(ok)
+    assert.equal("removed", err.code)
+  end))
+
   it("gives up in time without a leader", fake.task(function()
     fake.make()
     fake.status.leader = 0

@@ -54,6 +54,8 @@ end
 
 local function send(request, deadline)
   while true do
+    local ok, gone = state.ready() -- who is out, or stopping, will find no leader
+    if not ok then return nil, gone end
     local at = whereabouts()
     local tls = identity.tls
     if at and tls then
@@ -95,10 +97,7 @@ end
 
 -- Calls a route of the leader, which may be this manager. Returns the decoded answer; nil, err.
 function M.call(method, path, body)
-  local ok, err = state.ready()
-  if not ok then return nil, err end
-  local response
-  response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
+  local response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
     headers = { ["content-type"] = "application/json", [HOPS] = "1" } }, sys.mono_ms() + PATIENCE_MS)
   if not response then return nil, err end
   local doc = json.decode(response.body or "")
