@@ -1,4 +1,4 @@
--- Removing, leaving, standing by, handing over; several joins at once; joins that die half-way.
+-- Removing, leaving, standing by, handing over; several joins at once. Joins that die half-way: join_spec.lua.
 local uv = require "luv"
 local cluster = require "spec.support.cluster"
 local proc = require "spec.support.proc"
@@ -180,73 +180,6 @@ describe("manager join", function()
     m[4] = t:manager():start()
     m[4]:json("manager", "join", others[1]:remote(), "--token", t.tokens.manager)
     settled(m[1], m, 3)
-  end))
-
-  -- Each way of dying, at moments spread over the time that a join takes here.
-  local deaths = {
-    ["the joining daemon"] = { victim = function(_, joiner) return joiner end },
-    ["the manager that is asked"] = { victim = function(asked) return asked end },
-    ["the client"] = {},
-  }
-  for what, death in pairs(deaths) do
-    it("is finished by saying it again when " .. what .. " is killed half-way", cluster.scenario(function(t)
-      local m = t:cluster(1)
-      m[1]:json("kv", "put", "a", "1")
-      local probe = t:manager():start()
-      local whole = proc.run(join_line(t, probe, m[1])).seconds
-      m[1]:json("manager", "remove", tostring(m[1]:member(probe).raft_node_id))
-      probe:crash()
-      for step = 0, 9 do
-        local joiner = t:manager():start()
-        local join = proc.begin(join_line(t, joiner, m[1]))
-        proc.run_for(whole * step / 8)
-        local victim = death.victim and death.victim(m[1], joiner)
-        if victim then
-          victim:crash()
-          victim:start()
-        else
-          join.process:kill("sigkill")
-        end
-        assert.truthy(proc.pump(30 * cluster.patience, join.ended), "the join hangs")
-        cluster.wait_for("the second join, step " .. step, 30, function()
-          local again = joiner:cli("--json", "manager", "join", m[1]:remote(), "--token", t.tokens.manager)
-          if again.code == 0 then return true end
-          -- It had come through: then the node is a member, and the error says so.
-          return m[1]:member(joiner) ~= nil and again.error ~= nil and again.error.code == "exists",
-            again.out .. again.err
-        end)
-        settled(m[1], { m[1], joiner }, 1)
-        assert.equal("1", joiner:json("kv", "get", "a").value)
-        m[1]:json("manager", "remove", tostring(m[1]:member(joiner).raft_node_id))
-        settled(m[1], { m[1] }, 1)
-        joiner:crash()
-      end
-    end))
-  end
-
-  it("makes a third voter although a manager dies meanwhile", cluster.scenario(function(t)
-    for step = 0, 4 do
-      local first = #t.managers
-      local m = { t:manager():start(), t:manager():start(), t:manager():start() }
-      local token = m[1]:json("manager", "init").tokens.manager
-      m[2]:json("manager", "join", m[1]:remote(), "--token", token)
-      local join = proc.begin { cluster.symphony, "--socket", m[3].socket, "manager", "join", m[1]:remote(), "--token",
-        token }
-      proc.run_for(0.1 * step)
-      local victim = m[step % 2 + 1]
-      victim:crash()
-      victim:start()
-      assert.truthy(proc.pump(30 * cluster.patience, join.ended), "the join hangs")
-      if join.process.code ~= 0 then
-        cluster.wait_for("the join said again", 30, function()
-          local again = m[3]:cli("--json", "manager", "join", m[1]:remote(), "--token", token)
-          return again.code == 0 or again.error.code == "exists", again.out .. again.err
-        end)
-      end
-      settled(m[1], m, 3)
-      m[2]:json("kv", "put", "step", tostring(step))
-      for i = first + 1, first + 3 do t.managers[i]:crash() end
-    end
   end))
 
   it("brings a wiped manager back as a new member", cluster.scenario(function(t)

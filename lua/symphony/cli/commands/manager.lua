@@ -116,8 +116,9 @@ Example:
       return nil, errors.new(last.error.code, last.error.message, last.error.hint)
     end
     if not last or type(last.done) ~= "table" then
-      return nil, err or errors.new("outcome_unknown", "the daemon went away before the join was done",
-        "say it again: it goes on where it was")
+      if err and err.code ~= "outcome_unknown" then return nil, err end
+      return nil, errors.new("outcome_unknown", "the daemon went away before the join was done",
+        "start it again if it has ended, and say it again: it goes on where it was")
     end
     local done = last.done
     for k, v in pairs(done) do
