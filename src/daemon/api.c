@@ -11,7 +11,7 @@
 
 enum {
     PREFIX_LEN = 4, /* "/kv/": below it live the users' keys */
-    WRITE_MS = 4500,
+    WRITE_MS = 4000,
     READ_MS = 1500,
     LIST_DEFAULT = 1000,
     LIST_MAX = 10000,
