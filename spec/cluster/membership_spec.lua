@@ -24,10 +24,18 @@ end
 -- What a removed manager does: it learns of it, stops serving, and says what to do.
 local function knows_it_is_removed(m)
   cluster.wait_for(m.label .. " to say that it was removed", 15, function()
-    local failure = m:cli("--json", "kv", "get", "a")
-    local err = failure.error
-    return failure.code ~= 0 and err and err.hint and (err.message .. err.hint):find("remove"), failure.err
+    local status = m:json("manager", "status")
+    return status.state == "removed" and status.hint:find("manager leave", 1, true), status
   end)
+  for _, line in ipairs { { "kv", "get", "a" }, { "kv", "put", "a", "x" }, { "kv", "ls" }, { "manager", "members" } } do
+    local failure = m:fails(table.unpack(line))
+    assert.equal("removed", failure.code, failure.message)
+    assert.truthy(failure.hint:find("manager leave", 1, true), failure.hint)
+  end
+  cluster.wait_for("its ports to be closed", 10, function()
+    return proc.port_is_free(m.remote_port) and proc.port_is_free(m.raft_port)
+  end)
+  assert.truthy(m:log():find("removed; it stops serving -- `symphony manager leave`", 1, true), m:log_tail(10))
 end
 
 describe("manager remove", function()
@@ -45,6 +53,14 @@ describe("manager remove", function()
     knows_it_is_removed(victim)
     assert.equal("1", rest:json("kv", "get", "a").value)
     leader:json("kv", "put", "a", "2")
+    -- It knows it still after a restart; and what it is told to do helps.
+    assert.equal(0, victim:stop())
+    victim:start()
+    knows_it_is_removed(victim)
+    victim:json("manager", "leave")
+    victim:json("manager", "join", rest:remote(), "--token", t.tokens.manager)
+    settled(leader, m, 3)
+    assert.equal("2", victim:json("kv", "get", "a").value)
   end))
 
   it("hands the leadership over before it removes the leader", cluster.scenario(function(t)
