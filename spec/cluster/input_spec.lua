@@ -2,6 +2,7 @@
 local uv = require "luv"
 local cluster = require "spec.support.cluster"
 local http = require "spec.support.http"
+local load = require "spec.support.load"
 local proc = require "spec.support.proc"
 
 local root = uv.getuid() == 0
@@ -145,6 +146,39 @@ describe("init and join", function()
       m:json("kv", "put", "a", "1")
     end
   end))
+
+  it("and a start too say which port is taken", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local joiner = t:manager():start()
+    for _, which in ipairs { "raft_port", "remote_port" } do
+      local function take(each)
+        local tcp = uv.new_tcp()
+        assert(tcp:bind("127.0.0.1", each[which]))
+        assert(tcp:listen(1, function() end))
+        return tcp
+      end
+      local taken = take(joiner)
+      local failure, result = joiner:fails("manager", "join", m:remote(), "--token", t.tokens.manager)
+      describes(failure, result)
+      assert.equal("in_use", failure.code)
+      assert.truthy(failure.message:find(tostring(joiner[which]), 1, true), failure.message)
+      assert.truthy(failure.hint:find("--listen-", 1, true), failure.hint)
+      untouched(joiner)
+      taken:close()
+      assert.equal(1, #m:json("manager", "members"))
+      -- A member whose port was taken while it was away does not start, and loses nothing.
+      assert.equal(0, m:stop())
+      taken = take(m)
+      local ended = proc.run(m:command(), { timeout = 15 * cluster.patience })
+      assert.equal(1, ended.code, ended.out .. ended.err)
+      assert.truthy(ended.err:find(tostring(m[which]), 1, true), ended.err)
+      assert.truthy(ended.err:find("--listen-", 1, true), ended.err)
+      taken:close()
+      proc.run_for(0.05)
+      m:start()
+    end
+    joiner:json("manager", "join", m:remote(), "--token", t.tokens.manager)
+  end))
 end)
 
 -- Runs a daemon that cannot start: its exit code and what it said.
@@ -163,7 +197,9 @@ describe("a config directory", function()
     local m = t:cluster(1)[1]
     m:json("kv", "put", "a", "1")
     local second = t:manager { dir = m.dir }
-    assert.truthy(refused(second):find("in use", 1, true))
+    local said = refused(second)
+    assert.truthy(said:find(m.dir .. " is in use by a running daemon", 1, true), said)
+    assert.truthy(said:find("stop it first", 1, true), said)
     m:json("kv", "put", "a", "2")
   end))
 
@@ -186,6 +222,23 @@ describe("a config directory", function()
     end })
     assert(uv.fs_chmod(parent, 448))
     assert.truthy(said:find(closed.dir, 1, true), said)
+    -- Its own, and still it may not write there.
+    local fixed = t:manager { dir = t:folder("fixed") }
+    said = refused(fixed, { argv = function(argv)
+      if root then assert(uv.fs_chown(fixed.dir, 65534, 65534)) end
+      assert(uv.fs_chmod(fixed.dir, 320))
+      return root and table.move(argv, 1, #argv, 5, { "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups" })
+        or argv
+    end })
+    assert.truthy(said:find(fixed.dir, 1, true) and said:find("--config-dir", 1, true), said)
+    -- A file where the folder should be, and a folder in which anybody may write.
+    local file = t:manager { dir = t.root .. "/file" }
+    proc.write_file(file.dir, "")
+    assert.truthy(refused(file):find(file.dir, 1, true))
+    local common = t:manager { dir = t:folder("common") }
+    assert(uv.fs_chmod(common.dir, 511))
+    said = refused(common)
+    assert.truthy(said:find(common.dir, 1, true) and said:find("0700", 1, true), said)
   end))
 
   it("with something damaged in it: the daemon names the file and repairs nothing", cluster.scenario(function(t)
@@ -220,6 +273,7 @@ describe("a config directory", function()
       proc.write_file(path, damaged)
       local said = refused(m)
       assert.truthy(said:find(damage[1]:match("[^/]+$"), 1, true), damage[1] .. ": " .. said)
+      assert.truthy(said:find("put .- back.*`symphony manager remove`.*join again"), damage[1] .. ": " .. said)
       assert.is_true(damaged == proc.read_file(path), damage[1] .. " was changed")
       proc.write_file(path, sound)
     end
@@ -308,55 +362,75 @@ describe("the size limits", function()
 end)
 
 describe("a full disk", function()
-  it("stops writes before the log breaks, and is left by itself", cluster.scenario(function(t)
-    local small = t:folder("small")
-    local mounted = root and proc.run { "mount", "-t", "tmpfs", "-o", "size=256m,mode=0700", "tmpfs", small }
-    if not mounted or mounted.code ~= 0 then
-      return pending("mounting a small file system takes root")
-    end
-    local ok, err = xpcall(function()
-      local m = { t:manager():start(), t:manager():start(), t:manager { dir = small .. "/manager" } }
-      m[3]:start("--quota-mib", "64")
-      local token = m[1]:json("manager", "init").tokens.manager
-      for i = 2, 3 do m[i]:json("manager", "join", m[1]:remote(), "--token", token) end
-      t:wait_voters(3, m[1])
-      m[1]:json("kv", "put", "a", "1")
-      proc.run { "sh", "-c", ("head -c 1G /dev/zero > %s/ballast"):format(small) }
-      local failure = cluster.wait_for("writes to be refused", 10, function()
-        local result = m[1]:cli("--json", "kv", "put", "a", "2")
-        return result.code ~= 0 and result.error, result.out
-      end)
-      assert.equal("no_space", failure.code, failure.message)
-      assert.is_string(failure.hint)
-      for _, each in ipairs(m) do
-        assert.is_true(each:is_running(), each.label .. " ended")
-        assert.is_string(each:json("kv", "get", "a").value)
+  for _, whose in ipairs { "the leader", "a follower" } do
+    it("of " .. whose .. " stops writes before the log breaks, and is left by itself", cluster.scenario(function(t)
+      local small = t:folder("small")
+      local mounted = root and proc.run { "mount", "-t", "tmpfs", "-o", "size=256m,mode=0700", "tmpfs", small }
+      if not mounted or mounted.code ~= 0 then
+        return pending("mounting a small file system takes root")
       end
-      assert(os.remove(small .. "/ballast"))
-      cluster.wait_for("writes to be taken again", 15, function()
-        local result = m[2]:cli("kv", "put", "a", "3")
-        return result.code == 0, result.err
-      end)
-      for _, each in ipairs(m) do assert.equal("3", each:json("kv", "get", "a").value) end
-      for _, each in ipairs(m) do assert.equal(0, each:stop()) end
-    end, function(failure) return type(failure) == "string" and debug.traceback(failure, 2) or failure end)
-    for _, each in ipairs(t.managers) do
-      if each:is_running() then each:crash() end
-    end
-    proc.run { "umount", small }
-    if not ok then error(err, 0) end
-  end))
+      local ok, err = xpcall(function()
+        local m = { t:manager { dir = small .. "/manager" }, t:manager():start(), t:manager():start() }
+        m[1]:start("--quota-mib", "64")
+        local token = m[1]:json("manager", "init").tokens.manager
+        for i = 2, 3 do m[i]:json("manager", "join", m[1]:remote(), "--token", token) end
+        t:wait_voters(3, m[1])
+        local lead = whose == "the leader" and m[1] or m[2]
+        m[1]:json("manager", "transfer", tostring(lead:member().raft_node_id))
+        m[1]:json("kv", "put", "a", "1")
+        local writers = load.start(m, 4)
+        writers:wait_progress(10 * cluster.patience)
+        proc.run { "sh", "-c", ("head -c 1G /dev/zero > %s/ballast"):format(small) }
+        for _, each in ipairs(m) do
+          local failure = cluster.wait_for("writes to be refused at " .. each.label, 10, function()
+            local result = each:cli("--json", "kv", "put", "a", "2")
+            return result.code ~= 0 and result.error, result.out
+          end)
+          assert.equal("no_space", failure.code, failure.message)
+          assert.truthy(failure.hint and failure.hint:find("free disk space", 1, true), failure.hint)
+        end
+        local count = writers.count
+        proc.run_for(0.5)
+        assert.equal(count, writers.count, "writes go on without room")
+        for _, each in ipairs(m) do
+          assert.is_true(each:is_running(), each.label .. " ended")
+          assert.is_string(each:json("kv", "get", "a").value)
+          assert.is_true(each:json("manager", "status").quorum)
+        end
+        assert.equal(lead, (t:leader()))
+        assert(os.remove(small .. "/ballast"))
+        writers:wait_progress(20 * cluster.patience)
+        writers:stop()
+        for _, failure in ipairs(writers.failures) do
+          assert.truthy(failure.body and failure.body:find('"no_space"', 1, true), failure.body or failure.err)
+        end
+        m[2]:json("kv", "put", "a", "3")
+        for _, each in ipairs(m) do assert.equal(0, each:stop()) end
+        for _, each in ipairs(m) do each:start() end
+        for _, each in ipairs(m) do
+          cluster.wait_for("it to serve", 15, function() return each:json("kv", "get", "a").value == "3" end)
+          writers:check(each)
+        end
+      end, function(failure) return type(failure) == "string" and debug.traceback(failure, 2) or failure end)
+      for _, each in ipairs(t.managers) do
+        if each:is_running() then each:crash() end
+      end
+      proc.run { "umount", small }
+      if not ok then error(err, 0) end
+    end))
+  end
 end)
 
 describe("hostile connections", function()
   it("by the thousand, idle or a byte at a time, do not disturb the cluster", cluster.scenario(function(t)
     local m = t:cluster(3)
-    local open, refusals = {}, 0
+    local open, connected, refusals = {}, 0, 0
     for i = 1, 1000 do
       local tcp = uv.new_tcp()
       open[i] = tcp
       tcp:connect("127.0.0.1", m[i % 3 + 1].remote_port, function(err)
         if err then refusals = refusals + 1 return end
+        connected = connected + 1
         tcp:read_start(function() end)
         if i % 2 == 0 then return end
         -- The odd ones send what looks like the start of TLS, one byte at a time, for ever.
@@ -372,7 +446,7 @@ describe("hostile connections", function()
         end)
       end)
     end
-    proc.run_for(1)
+    cluster.wait_for("a thousand connections", 20, function() return connected == 1000, connected, refusals end)
     assert.equal(0, refusals)
     for i = 1, 20 do
       local began = proc.now()
