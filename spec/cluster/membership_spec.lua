@@ -53,10 +53,18 @@ describe("manager remove", function()
     knows_it_is_removed(victim)
     assert.equal("1", rest:json("kv", "get", "a").value)
     leader:json("kv", "put", "a", "2")
-    -- It knows it still after a restart; and what it is told to do helps.
+    -- It knows it still after a restart, when nobody answers; and what it is told to do helps.
     assert.equal(0, victim:stop())
+    for _, each in ipairs { leader, rest } do
+      each:kill("sigstop")
+      each.paused = true
+    end
     victim:start()
     knows_it_is_removed(victim)
+    for _, each in ipairs { leader, rest } do
+      each:kill("sigcont")
+      each.paused = nil
+    end
     victim:json("manager", "leave")
     victim:json("manager", "join", rest:remote(), "--token", t.tokens.manager)
     settled(leader, m, 3)
