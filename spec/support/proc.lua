@@ -4,10 +4,10 @@ local uv = require "luv"
 local M = {}
 
 -- A peer that is killed while we write to it must not end us: the write fails, that is all. (A handler, as a signal
--- that is ignored would be ignored by every program we start.)
-local sigpipe = uv.new_signal()
-sigpipe:start("sigpipe", function() end)
-sigpipe:unref()
+-- that is ignored would be ignored by every program we start. It lasts as long as its handle.)
+M.sigpipe = uv.new_signal()
+M.sigpipe:start("sigpipe", function() end)
+M.sigpipe:unref()
 
 -- When a callback raises, luv ends the program at once: no summary, no folder removed, and of an error that is a table,
 -- as luassert's are, it shows "(null)". Here such an error is kept instead, and raised by whatever waits next.
