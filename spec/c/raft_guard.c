@@ -673,10 +673,53 @@ static void failed_apply(void)
     propose_flush(&propose);
 }
 
+static struct raft_apply applies[64];
+static unsigned n_applies;
+static int applied_status = -1;
+
+static void on_applied(struct raft_apply *req, int status, void *result)
+{
+    (void)req;
+    applied_status = status;
+    (void)result;
+}
+
+/* An election is won while the segments of the log are short, and lost with a write under way. */
+static void won_without_room(void)
+{
+    boot(3, 1, NULL);
+    s.io.capacity = 1;
+    s.now += 5000;
+    s.tick(&s.io);
+    struct raft_message m = {.type = RAFT_REQUEST_VOTE_RESULT};
+    m.request_vote_result = (struct raft_request_vote_result){
+        .version = 2, .term = s.raft.current_term, .vote_granted = true, .features = 1, .capacity = 1};
+    receive(&m, 2);
+    expect(s.raft.state == RAFT_LEADER && raft_last_index(&s.raft) == 3);
+    disk();
+    struct raft_buffer buf = bytes_of(8, 'b');
+    expect(raft_apply(&s.raft, &applies[0], &buf, 1, on_applied) == RAFT_NOSPACE);
+    s.io.capacity = 8192;
+    struct raft_message r = {.type = RAFT_APPEND_ENTRIES_RESULT};
+    r.append_entries_result = (struct raft_append_entries_result){
+        .version = 2, .term = s.raft.current_term, .last_log_index = 3, .features = 1, .capacity = 8192};
+    receive(&r, 2);
+    expect(raft_apply(&s.raft, &applies[0], &buf, 1, on_applied) == 0);
+    entries(s.raft.current_term + 1, 3, s.raft.current_term, 3, 2, -1);
+    expect(s.raft.state == RAFT_FOLLOWER);
+    disk();
+    s.now += 10;
+    s.tick(&s.io);
+    raft_close(&s.raft, on_close);
+    expect(applied_status == RAFT_LEADERSHIPLOST);
+    guard_free(&s.guard);
+}
+
 static void rule_3(void **state)
 {
     (void)state;
     fatal_with(failed_apply, 1u << 3);
+    good_with_bad_without(won_without_room, 1u << 3);
 }
 
 /* --- rule 4 --- */
@@ -1137,16 +1180,6 @@ static void held(void)
 
 enum { MIB = 1 << 20 };
 
-static struct raft_apply applies[64];
-static unsigned n_applies;
-
-static void on_applied(struct raft_apply *req, int status, void *result)
-{
-    (void)req;
-    (void)status;
-    (void)result;
-}
-
 static void propose_bytes(size_t n)
 {
     struct raft_buffer buf = bytes_of(n, 'b');
@@ -1381,9 +1414,25 @@ static void flights(void **state)
     assert_int_equal(run(idle_ones_are_sent_entries_at_once, 0), 0);
 }
 
+/* Another leader in the same term: its messages are nothing to this one. */
+static void two_leaders_of_a_term(void)
+{
+    lead();
+    entries(s.raft.current_term, 3, s.raft.current_term, 3, 1, -1);
+    install(9, s.raft.current_term);
+    expect(s.raft.state == RAFT_LEADER && raft_last_index(&s.raft) == 3);
+    propose_bytes(8);
+    result(2, 0, 4);
+    expect(s.raft.commit_index == 4);
+    s.slow = 0;
+    taken(0);
+    end();
+}
+
 static void rest(void **state)
 {
     (void)state;
+    assert_int_equal(run(two_leaders_of_a_term, 0), 0);
     assert_int_equal(run(bytes_are_counted, 0), 0);
     assert_int_equal(run(log_ends_before_the_state, 0), 0);
     assert_int_equal(run(snapshot_given_up, 0), 0);

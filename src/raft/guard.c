@@ -649,6 +649,23 @@ static bool copy_entries(const struct raft_entry *from, unsigned n, struct raft_
     return true;
 }
 
+/* Gives libraft a message, or with NULL a tick. Who wins an election appends an entry at once; where segments of
+ * the log are short libraft would refuse that with an error that nobody sees, lead nevertheless, and never end
+ * its requests when it is deposed (libraft 0.22.1, convert.c, legacy.c): another leader's entries would answer
+ * them. So there is no threshold for that entry, as there is none for those that are received. */
+static void step(struct guard *g, struct raft_message *m)
+{
+    struct raft *r = g->raft;
+    unsigned short threshold = r->capacity_threshold;
+    r->capacity_threshold = guard_rule(3) ? 0 : threshold;
+    if (m != NULL) {
+        g->recv(r->io, m);
+    } else {
+        g->tick(r->io);
+    }
+    r->capacity_threshold = threshold;
+}
+
 static void deliver_entries(struct guard *g, struct raft_message *m)
 {
     struct raft_append_entries *a = &m->append_entries;
@@ -658,7 +675,14 @@ static void deliver_entries(struct guard *g, struct raft_message *m)
     if (guard_rule(5) && a->leader_commit > last) {
         a->leader_commit = last;
     }
-    g->recv(g->raft->io, m);
+    step(g, m);
+}
+
+/* A second leader of one term, as there may be when a lone survivor has been made the only voter in the term in
+ * which the others go on: libraft would take a leader's memory for a follower's. */
+static bool is_usurper(const struct raft *r, raft_term term)
+{
+    return r->state == RAFT_LEADER && term == r->current_term;
 }
 
 static void recv_entries(struct guard *g, struct raft_message *m)
@@ -719,7 +743,7 @@ static void recv_vote_request(struct guard *g, struct raft_message *m)
     if (self != NULL && guard_rule(12)) {
         self->role = RAFT_VOTER;
     }
-    g->recv(g->raft->io, m);
+    step(g, m);
     if (self != NULL) {
         self->role = role; /* a vote does not change the configuration, so it is still there */
     }
@@ -730,7 +754,7 @@ static void receive(struct raft_io *io, struct raft_message *m)
     struct guard *g = guard_of(io);
     switch (m->type) {
     case RAFT_APPEND_ENTRIES:
-        if (g->closing) {
+        if (g->closing || is_usurper(g->raft, m->append_entries.term)) {
             drop_entries(&m->append_entries);
             return;
         }
@@ -739,13 +763,14 @@ static void receive(struct raft_io *io, struct raft_message *m)
     case RAFT_INSTALL_SNAPSHOT:
         /* Rule 7: put off until the snapshot that is being taken is written, libraft loses it and follows a
          * NULL pointer. The leader sends it again after its timeout. */
-        if (g->closing || (guard_rule(7) && (g->put != NULL || g->raft->legacy.snapshot_taking ||
-                                                g->raft->snapshot.installing))) {
+        if (g->closing || is_usurper(g->raft, m->install_snapshot.term) ||
+            (guard_rule(7) &&
+                (g->put != NULL || g->raft->legacy.snapshot_taking || g->raft->snapshot.installing))) {
             raft_configuration_close(&m->install_snapshot.conf);
             raft_free(m->install_snapshot.data.base);
             return;
         }
-        g->recv(io, m);
+        step(g, m);
         break;
     case RAFT_REQUEST_VOTE:
         if (g->closing || m->request_vote.candidate_id != m->server_id ||
@@ -761,13 +786,13 @@ static void receive(struct raft_io *io, struct raft_message *m)
         if (m->append_entries_result.rejected > 0) {
             flight_refused(flight_of(g, m->server_id, g->raft->current_term));
         }
-        g->recv(io, m);
+        step(g, m);
         break;
     default:
         if (g->closing) {
             return;
         }
-        g->recv(io, m);
+        step(g, m);
         break;
     }
     g->ops->changed(g->arg);
@@ -822,7 +847,7 @@ static void tick(struct raft_io *io)
         g->ops->fatal(g->arg, "writing to the log", RAFT_IOERR);
     }
     forget_silent_leader(g->raft);
-    g->tick(io);
+    step(g, NULL);
     be_patient(g->raft);
     if (g->raft->state == RAFT_UNAVAILABLE) {
         g->ops->fatal(g->arg, "raft is unavailable", RAFT_SHUTDOWN);

@@ -12,6 +12,7 @@ struct pack {
     struct raft_buffer data;
     struct txn_result *results; /* from the state machine, before libraft's callback */
     unsigned n, n_results;
+    raft_term term;
     bool delivered;
 };
 
@@ -105,13 +106,14 @@ static void applied(struct raft_apply *req, int status, void *result)
     answer_pack(pack, status == 0 ? 0 : SYM_EUNKNOWN);
 }
 
+/* The entry that is applied at @index may be another leader's, where ours was. */
 static struct pack *of_index(const struct propose *p, uint64_t index)
 {
     struct pack *pack = p->in_flight.first;
     while (pack != NULL && (pack->req.index != index || pack->delivered)) {
         pack = pack->next;
     }
-    return pack;
+    return pack != NULL && guard_term_of(p->raft, index) == pack->term ? pack : NULL;
 }
 
 bool propose_wanted(const struct propose *p, uint64_t index)
@@ -200,6 +202,7 @@ static int propose(struct propose *p, struct pack *pack)
     if (rv != 0) {
         return rv;
     }
+    pack->term = p->raft->current_term;
     *p->in_flight.last = pack;
     p->in_flight.last = &pack->next;
     p->n_in_flight++;
