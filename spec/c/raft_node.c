@@ -1,5 +1,7 @@
 /* Managers as a whole: real folders, real sockets, real certificates, one process. */
+#include "raft/kinds.h"
 #include "raft/node_int.h"
+#include "raft/wire.h"
 #include "raft_cluster.h"
 
 static void single_voter(void **state)
@@ -370,6 +372,115 @@ static void removed_while_away(void **state)
     cluster_close(&c);
 }
 
+static void on_peers_closed(void *arg)
+{
+    *(bool *)arg = true;
+}
+
+static int any_peer(void *arg, uint64_t id, const struct tls_peer *peer)
+{
+    (void)arg;
+    (void)id;
+    (void)peer;
+    return 0;
+}
+
+static void ignore_frame(void *arg, uint64_t id, uint8_t kind, uint8_t *data, size_t len)
+{
+    (void)arg;
+    (void)id;
+    (void)kind;
+    (void)len;
+    free(data);
+}
+
+static void ignore_peer(void *arg, uint64_t id)
+{
+    (void)arg;
+    (void)id;
+}
+
+static void ignore_refusal(void *arg, uint64_t id, int code, const char *reason)
+{
+    (void)arg;
+    (void)id;
+    (void)code;
+    (void)reason;
+}
+
+static void send_frame(struct peers *p, uint64_t to, uint8_t kind, const struct buf *bytes)
+{
+    uv_buf_t piece = uv_buf_init((char *)buf_data(bytes), (unsigned)bytes->len);
+    peers_send(p, to, kind, false, &piece, 1, NULL, NULL);
+}
+
+/* Somebody with a manager's certificate who is no member: nothing is written for it, and nobody deposed. */
+static void stranger(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct peers *p;
+    bool closed = false;
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *lead = leader_of(&c), *m = manager_new(&c, 7);
+    uint64_t term = lead->node->raft.current_term;
+    struct peers_config cfg = {.loop = &c.loop,
+        .self = m->id,
+        .cluster_id = "test",
+        .bind_addr = "127.0.0.1",
+        .address = m->address,
+        .starts = 1,
+        .authorize = any_peer,
+        .on_frame = ignore_frame,
+        .on_up = ignore_peer,
+        .on_down = ignore_peer,
+        .on_refused = ignore_refusal};
+    struct buf ca = {0};
+    check_ok(buf_append(&ca, buf_data(&c.ca), c.ca.len));
+    check_ok(buf_append(&ca, "", 1));
+    check_ok(peers_new(&cfg, (char *)buf_data(&m->cert), m->key, (char *)buf_data(&ca), &p));
+    check_ok(peers_set(p, lead->id, lead->address));
+    run_until(&c, 5000, peers_is_up(p, lead->id));
+
+    struct txn *t = calloc(1, sizeof *t);
+    struct buf txn = {0}, frame = {0};
+    t->n_ops = 1;
+    t->ops[0] = (struct txn_op){OP_PUT, {(const uint8_t *)"evil", 4}, {(const uint8_t *)"1", 1}};
+    check_ok(txn_encode(t, &txn));
+    struct wr w = wr_init(&frame);
+    wr_u64(&w, 1);
+    wr_u32(&w, 5000);
+    wr_u8(&w, 0);
+    wr_blob(&w, buf_data(&txn), txn.len);
+    send_frame(p, lead->id, KIND_SUBMIT, &frame);
+    struct raft_message vote = {.type = RAFT_REQUEST_VOTE};
+    vote.request_vote = (struct raft_request_vote){.version = 2,
+        .term = term + 1000,
+        .candidate_id = m->id,
+        .last_log_index = 1 << 20,
+        .last_log_term = term + 999,
+        .disrupt_leader = true};
+    struct wire_out out = {0};
+    check_ok(wire_encode(&vote, &out));
+    peers_send(p, lead->id, KIND_RAFT, false, out.bufs, out.n_bufs, NULL, NULL);
+    run_until(&c, 5000, peers_last_heard(lead->node->peers, m->id) != 0);
+    for (unsigned i = 0; i < 20; i++) {
+        put_ok(lead, "a", "1");
+    }
+    assert_string_equal(get(lead, "evil"), "");
+    assert_int_equal(lead->node->raft.current_term, term);
+    wire_out_free(&out);
+    buf_free(&frame);
+    buf_free(&txn);
+    buf_free(&ca);
+    free(t);
+    peers_close(p, on_peers_closed, &closed);
+    run_until(&c, 5000, closed);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 static void without_quorum(void **state)
 {
     (void)state;
@@ -586,6 +697,7 @@ int main(void)
         cmocka_unit_test(writes_while_leadership_moves),
         cmocka_unit_test(change_right_after_the_election),
         cmocka_unit_test(removed_while_away),
+        cmocka_unit_test(stranger),
         cmocka_unit_test(without_quorum),
         cmocka_unit_test(members),
         cmocka_unit_test(older_copy_is_refused),

@@ -211,11 +211,25 @@ static int on_authorize(void *arg, uint64_t id, const struct tls_peer *peer)
     return n->cfg.authorize(n->cfg.arg, id, peer);
 }
 
+/* A certificate outlives its owner's membership, and an id that the state does not know yet is taken on its word
+ * (authorize): whoever is not in the configuration is heard only where this one may be the one that is behind. */
+static bool is_heard(const struct rnode *n, uint64_t id, uint8_t kind)
+{
+    const struct raft_configuration *c = &n->raft.configuration;
+    uint64_t leader = rnode_leader(n);
+    for (unsigned i = 0; i < c->n; i++) {
+        if (c->servers[i].id == id) {
+            return true;
+        }
+    }
+    return c->n == 0 || leader == id || (leader == 0 && kind == KIND_RAFT);
+}
+
 static void on_frame(void *arg, uint64_t id, uint8_t kind, uint8_t *data, size_t len)
 {
     struct rnode *n = arg;
     const struct other *o = others_find(n, id);
-    if (n->phase == NODE_CLOSING || (o != NULL && o->removed)) {
+    if (n->phase == NODE_CLOSING || (o != NULL && o->removed) || !is_heard(n, id, kind)) {
         free(data);
         return;
     }
