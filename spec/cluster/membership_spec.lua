@@ -215,9 +215,14 @@ describe("manager join", function()
     proc.run { "rm", "-rf", "--", wiped.dir }
     leader:json("kv", "put", "a", "1")
     wiped:start()
-    -- The address is the dead member's: it is a new member all the same, and the old one is removed by its id.
+    -- The address is still the dead member's: it says so, and uses nothing up.
+    local once = leader:json("token", "create", "--role", "manager", "--uses", "1").token
+    local failure = wiped:fails("manager", "join", leader:remote(), "--token", once)
+    assert.equal("exists", failure.code)
+    assert.truthy(failure.hint:find("manager remove " .. old.raft_node_id, 1, true), failure.hint)
+    assert.equal(3, #leader:json("manager", "members"))
     leader:json("manager", "remove", tostring(old.raft_node_id))
-    wiped:json("manager", "join", leader:remote(), "--token", t.tokens.manager)
+    wiped:json("manager", "join", leader:remote(), "--token", once)
     local rows = settled(leader, t.managers, 3)
     for _, row in ipairs(rows) do assert.not_equal(old.raft_node_id, row.raft_node_id) end
     assert.equal("1", wiped:json("kv", "get", "a").value)

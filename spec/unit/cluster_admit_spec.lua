@@ -7,9 +7,11 @@ local state = require "symphony.cluster.state"
 local token = require "symphony.cluster.token"
 local tokens = require "symphony.cluster.tokens"
 
+-- Each key on a machine of its own.
 local function body(name, fields)
+  local host = "10.0.0." .. (name == "j1" and 9 or name:byte(-1))
   local b = { role = "manager", csr = ("CSR %s x"):format(name), name = "host", named = false, version = "1",
-    addresses = { raft = "10.0.0.9:1", remote = "10.0.0.9:2", gossip = "10.0.0.9:3" } }
+    addresses = { raft = host .. ":1", remote = host .. ":2", gossip = host .. ":3" } }
   for k, v in pairs(fields or {}) do b[k] = v end
   return b
 end
@@ -192,6 +194,33 @@ describe("admit.serve", function()
     n.removing = { at = 1 }
     fake.apply { ops = { state.put(kv.key, n) } }
     refused("conflict", "being removed", ask("j1", { token = good }))
+  end))
+
+  it("refuses the raft address of another member before anything is used up", with_cluster(plain, function()
+    local _, w = ask("j1", { token = good })
+    local same = { raft = "10.0.0.9:1", remote = "10.0.0.9:2", gossip = "10.0.0.9:3" }
+    local once = assert(tokens.create { role = "manager", ttl = 100, uses = 1 }).token
+    local status, err = ask("j2", { token = once, addresses = same })
+    refused("exists", "raft id 2", status, err)
+    assert.truthy(err.hint:find("manager remove 2", 1, true))
+    refused("exists", "raft id 2", ask("j2", { addresses = same }))
+    fake.status.servers[2] = { id = 2, role = "voter", up = true, address = "10.0.0.9:1" }
+    status, err = ask("j2", { token = once, addresses = same })
+    refused("exists", "raft id 2", status, err)
+    assert.truthy(err.hint:find("of its own", 1, true))
+    local kv = select(2, state.get("/node/" .. w.node_id))
+    local n = json.decode(kv.value)
+    n.removing = { at = 1 }
+    fake.apply { ops = { state.put(kv.key, n) } }
+    refused("conflict", "being removed", ask("j2", { token = once, addresses = same }))
+    -- A request that waits is looked at again when it is approved.
+    _, w = ask("j3")
+    n.removing, n.raft_address = nil, "10.0.0.51:1"
+    fake.apply { ops = { state.put(kv.key, n) } }
+    refused("exists", "raft id 2", admit.approve(w.pending.id, { fingerprint = w.pending.fingerprint }))
+    n.raft_address = "10.0.0.9:1"
+    fake.apply { ops = { state.put(kv.key, n) } }
+    assert.equal(200, (ask("j2", { token = once })))
   end))
 
   it("never lets an empty log vote under an id that has voted", with_cluster(plain, function()

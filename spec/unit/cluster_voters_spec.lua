@@ -42,6 +42,17 @@ describe("voters.plan", function()
     assert.equal("none", text(voters.plan(members(2), { server(1), server(2, "standby") }, 1)))
   end)
 
+  it("takes in who has the address of one that goes when that one is out", function()
+    local list = { member(1), member(2, true), member(3), { id = 4, name = "m4", address = "a2" } }
+    local servers = { server(1), server(2, "voter", true), server(3) }
+    assert.equal("remove 2", text(voters.plan(list, servers, 1)))
+    assert.equal("add 4", text(voters.plan({ list[1], list[3], list[4] }, { servers[1], servers[3] }, 1)))
+    -- Its old id may be gone from the state already; and who comes under another address does not wait.
+    assert.equal("remove 2", text(voters.plan({ list[1], list[3], list[4] }, servers, 1)))
+    list[5] = member(5)
+    assert.equal("add 5", text(voters.plan(list, servers, 1)))
+  end)
+
   it("goes from one voter to three without a pause at two", function()
     assert.equal("assign 2 voter, assign 3 voter, none", way(members(3), { server(1), server(2, "standby"),
       server(3, "standby") }))

@@ -96,8 +96,24 @@ local function existing(request, view)
   return { kind = "existing", node = n }
 end
 
+-- Raft refuses an address that it has: a new member under one would never get in.
+local function check_address(request, view)
+  local holder = view.holder
+  if not holder then return true end
+  local who = ("%s (raft id %d) has the raft address %s already"):format(holder.name, holder.raft_node_id,
+    request.addresses.raft)
+  if holder.removing then
+    return nil, errors.new("conflict", who .. " and is being removed", "wait until it is gone, then join again")
+  end
+  return nil, errors.new("exists", who, view.holder_up
+    and "each manager needs an address, or a --listen-raft-port, of its own"
+    or ("if that was this machine before it lost its folder: `symphony manager remove %d` on another manager, "
+      .. "then join again"):format(holder.raft_node_id))
+end
+
 -- What becomes of @request (from check, with its fingerprint) at @now. @view: cluster; node, server: who has this key;
--- token: the record of the request's token; pending: the record of this key; pending_count; from: the caller's address.
+-- holder, holder_up: the other manager that has its raft address; token: the record of the request's token; pending:
+-- the record of this key; pending_count; from: the caller's address.
 -- Returns {kind = "existing"|"renumber"|"create"|"pend"|"wait", via =, record =}; nil, err. Pure.
 function M.decide(request, view, now)
   if view.node then return existing(request, view) end
@@ -107,8 +123,10 @@ function M.decide(request, view, now)
   if request.token then
     local ok, err = token.check(view.token, request.role, view.from, now)
     if not ok then return nil, err end
-    return { kind = "create", via = "token" }
   end
+  local free, taken = check_address(request, view)
+  if not free then return nil, taken end
+  if request.token then return { kind = "create", via = "token" } end
   if view.cluster.dev and cidr.is_loopback(view.from) then return { kind = "create", via = "dev" } end
   local waiting = view.pending
   if waiting and waiting.rejected then
@@ -127,12 +145,26 @@ function M.decide(request, view, now)
   return { kind = "pend", record = pending.record(request, view.from, now) }
 end
 
+-- The other manager that has the raft address of @request, and whether it is up.
+local function find_holder(request, rows)
+  for _, row in ipairs(rows) do
+    local n = row.kv.value
+    if n.raft_address == request.addresses.raft and n.fingerprint ~= request.fingerprint then
+      for _, server in ipairs(assert(raft.status()).servers) do
+        if server.id == n.raft_node_id then return n, server.up end
+      end
+      return n, false
+    end
+  end
+end
+
 -- The state as decide() wants it, for @request from @from; and the kvs that the txn will compare.
 local function look(request, from)
   local view, kvs = { from = from }, {}
   view.cluster = assert(state.cluster())
   local rows = assert(members.planned())
   view.managers = #rows
+  if request.role == "manager" then view.holder, view.holder_up = find_holder(request, rows) end
   local owner = state.text("/fingerprint/" .. request.fingerprint)
   if owner then
     view.node, kvs.node = state.get("/node/" .. owner)
@@ -274,6 +306,9 @@ function M.approve(id, opts)
     assert(pending.confirm(record, opts.fingerprint))
     local request = { role = record.role, csr = record.csr, fingerprint = record.fingerprint, name = opts.name or
       record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, version = record.version }
+    local holder, holder_up
+    if record.role == "manager" then holder, holder_up = find_holder(request, assert(members.planned())) end
+    assert(check_address(request, { holder = holder, holder_up = holder_up }))
     local txn, n = create(request, assert(state.cluster()), opts.labels)
     table.insert(txn.compare, state.unchanged(kv))
     table.insert(txn.ops, state.delete(kv.key))

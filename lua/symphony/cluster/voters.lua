@@ -168,9 +168,12 @@ function M.plan(members, servers, leader, changing)
   -- Those without a vote first: they change nothing for the quorum.
   local gone = first(s.spares, goes) or first(s.standbys, goes)
   if gone then return step("remove", gone.id, "it goes") end
-  local new
+  -- Raft has an address once: who comes under that of one who goes waits until that one is out.
+  local taken, new = {}, nil
+  for _, server in ipairs(servers) do taken[server.address or ""] = true end
   for _, m in ipairs(members) do
-    if not m.leaving and not s.server[m.id] and (not new or m.id < new.id) then new = m end
+    local waits = m.leaving or s.server[m.id] or taken[m.address]
+    if not waits and (not new or m.id < new.id) then new = m end
   end
   if new then return step("add", new.id, "it is a new member") end
   local spare = first(s.spares, function(row) return row.up end)
