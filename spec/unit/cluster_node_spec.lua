@@ -473,6 +473,7 @@ describe("recover", function()
   before_each(function() fake.reset() end)
 
   local function lose_quorum()
+    recover.lost_for_ms = 100
     add_member(2, "voter", true)
     add_member(3, "voter", true)
     fake.read_error = { code = "no_quorum", message = "no answer" }
@@ -507,6 +508,54 @@ describe("recover", function()
     assert.is_nil(saved().phase)
     assert.equal(2, saved().starts)
     assert.equal(made.node_id, saved().node_id)
+  end))
+
+  it("looks again after the question, and only at a quorum that is lost", fake.task(function()
+    fake.make()
+    lose_quorum()
+    assert.equal(2, #assert(recover.check()))
+    fake.read_error = nil
+    local ok, err = recover.run()
+    assert.is_nil(ok)
+    assert.equal("conflict", err.code)
+    assert.is_nil(fake.recovered)
+    assert.is_nil(saved().phase)
+    fake.read_error = { code = "busy", message = "too many" }
+    assert.equal("busy", select(2, recover.check()).code)
+    assert.equal("busy", select(2, recover.run()).code)
+    assert.is_nil(saved().phase)
+  end))
+
+  it("that stopped half-way is finished when it is said again", fake.task(function()
+    fake.make()
+    lose_quorum()
+    local real = package.loaded["sym.node"].recover
+    package.loaded["sym.node"].recover = function()
+      return nil, { code = "no_space", message = "the disk is full" }
+    end
+    local answer, err = recover.run()
+    assert.is_nil(answer)
+    assert.equal("no_space", err.code)
+    assert.truthy(err.message:find("half-way", 1, true))
+    assert.truthy(err.hint:find("manager recover", 1, true))
+    assert.equal("recover", saved().phase)
+    package.loaded["sym.node"].recover = real
+    fake.read_error = nil
+    assert.equal(2, #assert(recover.check()))
+    assert.equal(2, #assert(recover.run()).removed)
+    assert.is_nil(saved().phase)
+  end))
+
+  it("that could not be written down leaves this manager as it was", fake.task(function()
+    fake.make()
+    lose_quorum()
+    local save = identity.save
+    identity.save = function() return nil, { code = "no_space", message = "the disk is full" } end
+    local answer, err = recover.run()
+    identity.save = save
+    assert.is_nil(answer)
+    assert.equal("no_space", err.code)
+    assert.is_nil(identity.me.phase)
   end))
 
   it("is finished at the next start when it was killed", fake.task(function()

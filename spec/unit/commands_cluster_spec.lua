@@ -154,6 +154,7 @@ describe("manager", function()
     fake.make()
     fails("conflict", { "manager", "recover", "--yes" })
     fake.read_error = { code = "no_quorum", message = "x" }
+    require("symphony.cluster.recover").lost_for_ms = 100
     local asked
     local failure, status = fails("canceled", { "manager", "recover" }, { confirm = function(question)
       asked = question

@@ -85,6 +85,14 @@ function M.save(doc)
   return true
 end
 
+-- A copy of @doc with @fields: what this daemon is stays as it was until the copy is on the disk.
+function M.changed(doc, fields)
+  local copy = {}
+  for k, v in pairs(doc) do copy[k] = v end
+  for k, v in pairs(fields) do copy[k] = v end
+  return copy
+end
+
 -- Saves @doc and makes it what this daemon is.
 function M.become(doc)
   local ok, err = M.save(doc)

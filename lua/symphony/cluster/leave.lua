@@ -25,8 +25,7 @@ function M.way(me, n_members, force)
 end
 
 local function forget(me)
-  me.phase = "leave"
-  assert(identity.become(me))
+  assert(identity.become(identity.changed(me, { phase = "leave" })))
   assert(lifecycle.deactivate())
   assert(identity.wipe())
 end

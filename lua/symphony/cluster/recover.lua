@@ -11,8 +11,11 @@ local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local node = require "sym.node"
 local state = require "symphony.cluster.state"
+local sys = require "sym.sys"
 
-local M = {}
+local M = {
+  lost_for_ms = 3000, -- several elections: what passes by itself is no loss
+}
 
 local FIRST_WRITE_MS = 15000
 
@@ -57,6 +60,9 @@ function M.finish(doc)
   local result
   result, err = state.submit(txn, FIRST_WRITE_MS)
   if not result then return nil, err end
+  if result.status ~= "applied" then
+    return nil, errors.new("conflict", "the state was changed while the others were taken out of it")
+  end
   doc.phase = nil
   ok, err = identity.become(doc)
   if not ok then return nil, err end
@@ -65,14 +71,34 @@ function M.finish(doc)
   return removed
 end
 
+-- True when no majority has answered for @ms, without an interruption; nil, err.
+local function quorum_lost(ms)
+  local since = sys.mono_ms()
+  repeat
+    local ok, err = state.read()
+    if ok then
+      return nil, errors.new("conflict", "the cluster has its quorum: there is nothing to recover",
+        "`symphony manager remove` takes out managers that are gone")
+    end
+    if err.code ~= "no_quorum" then return nil, err end
+    async.sleep(50)
+  until sys.mono_ms() - since >= ms
+  return true
+end
+
+-- A recovery that stopped half-way: raft knows this one only, perhaps, and the state still all.
+local function is_half_done()
+  return identity.me ~= nil and identity.me.phase == "recover"
+end
+
 -- Is there something to recover? Returns who would go; nil, err.
 function M.check()
-  local ok, err = state.ready()
-  if not ok then return nil, err end
-  if state.read() then
-    return nil, errors.new("conflict", "the cluster has its quorum: there is nothing to recover",
-      "`symphony manager remove` takes out managers that are gone")
+  local ok, err = true, nil
+  if not is_half_done() then
+    ok, err = state.ready()
+    if ok then ok, err = quorum_lost(M.lost_for_ms) end
   end
+  if not ok then return nil, err end
   local cluster = state.cluster()
   local rows
   rows, err = members.planned()
@@ -97,12 +123,19 @@ function M.run()
   if not lock then return nil, busy_err end
   return async.spawn(function()
     local _ <close> = lock
-    local me = identity.me
-    me.phase = "recover"
+    -- Whoever was asked may have thought for long.
+    if not is_half_done() then
+      assert(state.ready())
+      assert(quorum_lost(0))
+    end
+    local me = identity.changed(identity.me, { phase = "recover" })
     assert(identity.become(me))
     assert(lifecycle.deactivate())
     local removed, err = M.finish(me)
-    if not removed then return nil, err end
+    if not removed then
+      return nil, errors.new(err.code, "the recovery stopped half-way: " .. err.message,
+        "mend that, then say `symphony manager recover` again, or start symphonyd again: either finishes it")
+    end
     return { node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name, removed = removed }
   end):wait()
 end

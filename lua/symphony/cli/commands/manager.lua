@@ -299,8 +299,9 @@ local function recover_question(me, others)
   local names = {}
   for i, m in ipairs(others) do names[i] = ("%s (raft id %d)"):format(m.name, m.id) end
   local out = #names == 0 and "" or (" Out for good: %s. None of them may be started again with its old folder: it "
-    .. "leaves (`manager leave`) or is wiped, and joins anew. If a majority of them lives on somewhere, there will be "
-    .. "two clusters."):format(table.concat(names, ", "))
+    .. "leaves (`manager leave`) or is wiped, and joins anew. Be sure that they are gone: one of them that is alive "
+    .. "takes itself out as soon as it hears of this one, and with it what it alone holds."):format(
+    table.concat(names, ", "))
   return ("This manager, %s, becomes the only voter of cluster %s, with the state that it has. What a majority "
     .. "without it has acknowledged is lost.%s\nGo on?"):format(me.name, me.cluster_id, out)
 end
