@@ -66,7 +66,7 @@ typedef void (*rnode_txn_cb)(void *arg, int status, const struct txn_result *res
 /* Proposes an encoded txn (copied). On a follower it is passed on to the leader; a leadership change in
  * between is retried while the outcome is known, and through the txn's id also when it is not, until
  * @timeout_ms (0: 5000). @status: 0 (see result->status), SYM_ENOQUORUM (surely not applied), SYM_EUNKNOWN
- * (no answer in time: may have been applied), SYM_ENOSPACE, SYM_EBUSY (queue full), SYM_ECANCELED. A txn
+ * (no answer in time: may have been applied), SYM_ENOSPACE, SYM_EBUSY (queue full), SYM_ENOMEM (not taken), SYM_ECANCELED. A txn
  * without an id is given one of this process. */
 void rnode_submit(
     struct rnode *n, const uint8_t *txn, size_t len, uint64_t timeout_ms, rnode_txn_cb cb, void *arg);
@@ -74,7 +74,7 @@ void rnode_submit(
 typedef void (*rnode_cb)(void *arg, int status);
 /* @status 0: the local store now holds everything that was acknowledged anywhere before this call (ReadIndex:
  * a confirmation round that began after the call, on the leader; a follower asks it and waits to have applied
- * that far). SYM_ENOQUORUM after @timeout_ms (0: 1500). */
+ * that far). SYM_ENOQUORUM after @timeout_ms (0: 1500), SYM_EBUSY, SYM_ENOMEM, SYM_ECANCELED. */
 void rnode_read(struct rnode *n, uint64_t timeout_ms, rnode_cb cb, void *arg);
 
 /* Membership, on the leader only (SYM_ENOTLEADER): one at a time (SYM_EBUSY). add: as spare. */

@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 _Static_assert(
     (int)FRAME_MAX == (int)PEER_FRAME_MAX && (int)FRAME_BULK == (int)PEER_BULK, "two names of one limit");
@@ -88,8 +89,8 @@ static void complete(struct peers *p, peers_sent sent, void *arg, int status)
         p->reserve[p->n_reserve++].arg = arg;
     } else {
         /* A completion that is lost would hang its owner for ever. */
-        log_error("out of memory in the raft transport");
-        abort();
+        log_error("out of memory in the raft transport; this process ends");
+        _exit(70);
     }
     peers_wake(p);
 }

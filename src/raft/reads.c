@@ -5,6 +5,7 @@
 #include "raft/kinds.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 struct read {
     TAILQ_ENTRY(read) link;
@@ -48,11 +49,34 @@ static struct read *add(struct reads *r, uint64_t timeout_ms)
     return read;
 }
 
+static void refuse(struct reads *r, reads_cb cb, void *arg)
+{
+    if (r->n_refused == READS_REFUSED_MAX) {
+        r->ops->fatal(r->arg, "no memory", RAFT_NOMEM);
+        return;
+    }
+    r->refused[r->n_refused].cb = cb;
+    r->refused[r->n_refused++].arg = arg;
+    r->ops->kick(r->arg);
+}
+
+/* Those that an answer brings wait for the next time. */
+static void answer_refused(struct reads *r)
+{
+    unsigned n = r->n_refused;
+    for (unsigned i = 0; i < n; i++) {
+        err_setf(SYM_ENOMEM, "out of memory");
+        r->refused[i].cb(r->refused[i].arg, SYM_ENOMEM);
+    }
+    r->n_refused -= n;
+    memmove(r->refused, r->refused + n, r->n_refused * sizeof r->refused[0]);
+}
+
 void reads_begin(struct reads *r, uint64_t timeout_ms, reads_cb cb, void *arg)
 {
     struct read *read = add(r, timeout_ms);
     if (read == NULL) {
-        r->ops->fatal(r->arg, "no memory", RAFT_NOMEM);
+        refuse(r, cb, arg);
         return;
     }
     read->cb = cb;
@@ -206,6 +230,7 @@ static void settle(struct reads *r)
 void reads_flush(struct reads *r)
 {
     struct read *read, *next;
+    answer_refused(r);
     for (read = TAILQ_FIRST(&r->fresh); read != NULL; read = next) {
         next = TAILQ_NEXT(read, link);
         if (read->refusal != 0) {
@@ -363,6 +388,9 @@ static void close_list(struct reads *r, struct read_list *list)
 void reads_close(struct reads *r)
 {
     r->closing = true;
+    while (r->n_refused > 0) {
+        answer_refused(r);
+    }
     close_list(r, &r->fresh);
     close_list(r, &r->asking);
     close_list(r, &r->waiting);

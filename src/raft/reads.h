@@ -15,10 +15,11 @@
 #include <sys/queue.h>
 
 enum {
-    READS_MAX = 65536,     /* under way at one node, more are SYM_EBUSY */
-    READS_VOTERS_MAX = 64, /* voters whose answers are kept */
-    READS_ROUNDS = 2,      /* under way at a time; what arrives meanwhile waits for the next */
-    READS_AGAIN_MS = 100,  /* a frame may have been lost: ask again */
+    READS_MAX = 65536,        /* under way at one node, more are SYM_EBUSY */
+    READS_VOTERS_MAX = 64,    /* voters whose answers are kept */
+    READS_ROUNDS = 2,         /* under way at a time; what arrives meanwhile waits for the next */
+    READS_AGAIN_MS = 100,     /* a frame may have been lost: ask again */
+    READS_REFUSED_MAX = 1024, /* for want of memory, in one turn of the loop; more end the process */
 };
 
 struct reads_ops {
@@ -53,12 +54,18 @@ struct reads {
     } acks[READS_VOTERS_MAX];
     unsigned n_acks;
     bool closing;
+    struct {
+        reads_cb cb;
+        void *arg;
+    } refused[READS_REFUSED_MAX]; /* there was no memory to queue them: SYM_ENOMEM, by the next flush */
+    unsigned n_refused;
     uint64_t count, rounds;
 };
 
 /* @seed: a random number of this process. */
 void reads_init(struct reads *r, struct raft *raft, uint64_t seed, const struct reads_ops *ops, void *arg);
-/* @cb: 0 when the local state may be read, SYM_ENOQUORUM at the deadline, SYM_EBUSY, SYM_ECANCELED. */
+/* @cb: 0 when the local state may be read, SYM_ENOQUORUM at the deadline, SYM_EBUSY, SYM_ENOMEM,
+ * SYM_ECANCELED. */
 void reads_begin(struct reads *r, uint64_t timeout_ms, reads_cb cb, void *arg);
 /* Starts a round or asks, and answers what can be. To be called after libraft may have applied something,
  * too. */

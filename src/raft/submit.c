@@ -1,11 +1,11 @@
 #include "raft/submit.h"
 
 #include "base/err.h"
+#include "base/hash.h"
 #include "raft/kinds.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <uthash.h>
 
 enum call_state { CALL_WAITING, CALL_LOCAL, CALL_SENT };
 
@@ -19,6 +19,7 @@ struct call {
     uint64_t deadline, sent_at, not_before;
     bool own_id;    /* the id is ours, so we know when the txn is proposed for the first time */
     bool uncertain; /* it may have been applied */
+    bool lost;      /* sent, but its answer will not be found: it is asked again */
     struct prop *prop;
     submit_cb cb;
     void *arg;
@@ -56,7 +57,7 @@ static struct calls *list_of(struct submit *s, const struct call *c)
 
 static void unhash(struct submit *s, struct call *c)
 {
-    if (c->state == CALL_SENT && s->by_number != NULL) {
+    if (c->state == CALL_SENT && !c->lost && s->by_number != NULL) {
         HASH_DEL(s->by_number, c);
     }
 }
@@ -68,6 +69,7 @@ static void move(struct submit *s, struct call *c, enum call_state state)
     c->state = state;
     TAILQ_INSERT_TAIL(list_of(s, c), c, link);
     if (state == CALL_SENT) {
+        c->lost = false;
         HASH_ADD(hh, s->by_number, number, sizeof c->number, c);
     }
 }
@@ -124,6 +126,29 @@ static void out_of_time(struct submit *s, struct call *c)
     finish(s, c, uncertain ? SYM_EUNKNOWN : SYM_ENOQUORUM, NULL);
 }
 
+static void refuse(struct submit *s, submit_cb cb, void *arg)
+{
+    if (s->n_refused == SUBMIT_REFUSED_MAX) {
+        s->propose->ops->fatal(s->propose->arg, "no memory", RAFT_NOMEM);
+        return;
+    }
+    s->refused[s->n_refused].cb = cb;
+    s->refused[s->n_refused++].arg = arg;
+    s->ops->kick(s->arg);
+}
+
+/* Those that an answer brings wait for the next time. */
+static void answer_refused(struct submit *s)
+{
+    unsigned n = s->n_refused;
+    for (unsigned i = 0; i < n; i++) {
+        err_setf(SYM_ENOMEM, "out of memory");
+        s->refused[i].cb(s->refused[i].arg, SYM_ENOMEM, NULL);
+    }
+    s->n_refused -= n;
+    memmove(s->refused, s->refused + n, s->n_refused * sizeof s->refused[0]);
+}
+
 void submit_txn(struct submit *s, const uint8_t *txn, size_t n, uint64_t timeout_ms, submit_cb cb, void *arg)
 {
     struct txn_id id;
@@ -140,7 +165,7 @@ void submit_txn(struct submit *s, const uint8_t *txn, size_t n, uint64_t timeout
     }
     struct call *c = calloc(1, sizeof *c + n);
     if (c == NULL) {
-        s->propose->ops->fatal(s->propose->arg, "no memory", RAFT_NOMEM);
+        refuse(s, cb, arg);
         return;
     }
     *c = (struct call){.s = s, .refusal = refusal, .n = n, .cb = cb, .arg = arg};
@@ -396,6 +421,7 @@ void submit_on_txns(struct submit *s, uint64_t id, const uint8_t *data, size_t n
 
 void submit_flush(struct submit *s)
 {
+    answer_refused(s);
     dispatch(s);
     for (unsigned i = 0; i < s->n_outboxes; i++) {
         struct buf *out = &s->outboxes[i].bytes;
@@ -441,6 +467,9 @@ void submit_tick(struct submit *s)
 void submit_close(struct submit *s)
 {
     s->closing = true;
+    while (s->n_refused > 0) {
+        answer_refused(s);
+    }
     /* What propose held was answered by propose_close; the rest waits or was sent. */
     struct call *c;
     while ((c = TAILQ_FIRST(&s->active)) != NULL || (c = TAILQ_FIRST(&s->waiting)) != NULL) {

@@ -17,6 +17,7 @@ enum {
     SUBMIT_FRAME = 1 << 20,      /* txns are sent together up to this many bytes */
     SUBMIT_AGAIN_MS = 1000,      /* an answer may have been lost: ask again */
     SUBMIT_DEFER_MS = 20,        /* before asking one again that said it does not lead */
+    SUBMIT_REFUSED_MAX = 1024,   /* for want of memory, in one turn of the loop; more end the process */
 };
 
 struct submit_ops {
@@ -56,6 +57,11 @@ struct submit {
     struct outbox *outboxes;
     unsigned n_outboxes;
     bool closing;
+    struct {
+        submit_cb cb;
+        void *arg;
+    } refused[SUBMIT_REFUSED_MAX]; /* there was no memory to queue them: SYM_ENOMEM, by the next flush */
+    unsigned n_refused;
     uint64_t submitted, forwarded;
 };
 

@@ -1,7 +1,7 @@
 #include "store/dedup.h"
 
 #include "base/err.h"
-#include "store/hash.h"
+#include "base/hash.h"
 
 #include <stdlib.h>
 #include <string.h>

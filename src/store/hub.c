@@ -1,7 +1,7 @@
 #include "store/hub.h"
 
 #include "base/err.h"
-#include "store/hash.h"
+#include "base/hash.h"
 #include "store/internal.h"
 
 #include <stdlib.h>
