@@ -319,8 +319,21 @@ static int on_prepare(void *arg, const struct raft_buffer *data)
     return data->len == 16 ? 0 : RAFT_CORRUPT;
 }
 
-static const struct guard_ops guard_ops = {
-    .fatal = on_fatal, .changed = on_changed, .work = on_work, .encode = on_encode, .prepare = on_prepare};
+static bool no_room;
+
+static bool on_room(void *arg, size_t bytes)
+{
+    (void)arg;
+    (void)bytes;
+    return !no_room;
+}
+
+static const struct guard_ops guard_ops = {.fatal = on_fatal,
+    .changed = on_changed,
+    .work = on_work,
+    .encode = on_encode,
+    .prepare = on_prepare,
+    .room = on_room};
 
 static void on_close(struct raft *raft)
 {
@@ -1414,6 +1427,19 @@ static void flights(void **state)
     assert_int_equal(run(idle_ones_are_sent_entries_at_once, 0), 0);
 }
 
+/* A snapshot that the disk has no room for is as if lost on the way, and is taken when there is room. */
+static void snapshot_without_room(void)
+{
+    boot(3, 1, NULL);
+    no_room = true;
+    install(9, 1);
+    expect(s.job == NULL && raft_last_index(&s.raft) == 2);
+    no_room = false;
+    install(9, 1);
+    expect(s.job != NULL);
+    end();
+}
+
 /* Another leader in the same term: its messages are nothing to this one. */
 static void two_leaders_of_a_term(void)
 {
@@ -1433,6 +1459,7 @@ static void rest(void **state)
 {
     (void)state;
     assert_int_equal(run(two_leaders_of_a_term, 0), 0);
+    assert_int_equal(run(snapshot_without_room, 0), 0);
     assert_int_equal(run(bytes_are_counted, 0), 0);
     assert_int_equal(run(log_ends_before_the_state, 0), 0);
     assert_int_equal(run(snapshot_given_up, 0), 0);

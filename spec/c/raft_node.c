@@ -639,6 +639,54 @@ static void low_disk(void **state)
     cluster_close(&c);
 }
 
+/* No snapshot is begun without room for it, nor at once after one that was given up. */
+static void snapshots_that_wait(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    struct rnode *n = m->node;
+    put_ok(m, "a", "1");
+    uint64_t least = n->health.least;
+    n->health.least = (uint64_t)1 << 60;
+    run_until(&c, 5000, (status(m, &st), st.no_space));
+    n->snapshot_bytes = 1;
+    for (unsigned i = 0; i < 100; i++) {
+        uv_run(&c.loop, UV_RUN_ONCE);
+    }
+    assert_int_equal(n->fsm.snapshots, 0);
+    n->guard.given_up++;
+    n->health.least = least;
+    run_until(&c, 5000, !n->health.low);
+    assert_int_equal(n->snapshot_wait, 1000);
+    run_until(&c, 5000, n->fsm.snapshots > 0);
+    assert_true(uv_now(&c.loop) >= n->snapshot_after);
+    run_until(&c, 5000, n->snapshot_wait == 0);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* The floor is above what the next snapshot takes. */
+static void floor_and_state(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    uint64_t before = m->node->health.floor;
+    write_much(m, 8, 512 << 10);
+    run_until(&c, 5000, m->node->health.floor >= before + (512 << 10));
+    status(m, &st);
+    assert_false(st.no_space);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 static void full_store(void **state)
 {
     (void)state;
@@ -702,6 +750,8 @@ int main(void)
         cmocka_unit_test(members),
         cmocka_unit_test(older_copy_is_refused),
         cmocka_unit_test(low_disk),
+        cmocka_unit_test(snapshots_that_wait),
+        cmocka_unit_test(floor_and_state),
         cmocka_unit_test(full_store),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -220,7 +220,13 @@ static void on_taking(void *arg)
         s->raft, guard_trailing(&s->guard, s->raft->commit_index, s->trailing, 1 << 20));
 }
 
-static const struct fsm_ops fsm_ops = {on_fatal, on_wanted, on_deliver, on_taking};
+static bool on_may_take(void *arg)
+{
+    (void)arg;
+    return true;
+}
+
+static const struct fsm_ops fsm_ops = {on_fatal, on_wanted, on_deliver, on_may_take, on_taking};
 
 static void on_kick(void *arg)
 {
@@ -282,7 +288,14 @@ static int on_prepare(void *arg, const struct raft_buffer *data)
     return fsm_prepare(&((struct server *)arg)->fsm, data);
 }
 
-static const struct guard_ops guard_ops = {on_fatal, on_changed, on_work, on_encode, on_prepare};
+static bool on_room(void *arg, size_t bytes)
+{
+    (void)arg;
+    (void)bytes;
+    return true;
+}
+
+static const struct guard_ops guard_ops = {on_fatal, on_changed, on_work, on_encode, on_prepare, on_room};
 
 static int on_may(void *arg, const uint8_t *txn, size_t n)
 {

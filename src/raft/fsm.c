@@ -34,6 +34,9 @@ static int apply(struct raft_fsm *base, const struct raft_buffer *buf, void **re
 static int snapshot(struct raft_fsm *base, struct raft_buffer *bufs[], unsigned *n_bufs)
 {
     struct fsm *f = fsm_of(base);
+    if (!f->ops->may_take(f->arg)) {
+        return RAFT_BUSY;
+    }
     int rv = snap_begin(f->store, &f->pinned);
     if (rv != 0) {
         /* A backup holds the one snapshot there can be, or memory is short: libraft asks again at the next

@@ -18,6 +18,8 @@ struct fsm_ops {
     bool (*wanted)(void *arg, uint64_t index);
     /* They are: @results (malloc'd) belong to the callee. */
     void (*deliver)(void *arg, uint64_t index, struct txn_result *results, unsigned n);
+    /* May a snapshot be taken now? Else libraft asks again. */
+    bool (*may_take)(void *arg);
     /* A snapshot is about to be taken at the commit index: the moment to say how much of the log stays. */
     void (*taking)(void *arg);
 };

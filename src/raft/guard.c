@@ -282,6 +282,7 @@ static void put_give_up(struct guard_put *put)
     struct guard *g = put->g;
     struct raft_io_snapshot_put *outer = put->outer;
     log_warn("raft: a snapshot is given up; the next one comes later");
+    g->given_up++;
     g->put = NULL;
     raft_free(put->data.base);
     free(put);
@@ -764,6 +765,7 @@ static void receive(struct raft_io *io, struct raft_message *m)
         /* Rule 7: put off until the snapshot that is being taken is written, libraft loses it and follows a
          * NULL pointer. The leader sends it again after its timeout. */
         if (g->closing || is_usurper(g->raft, m->install_snapshot.term) ||
+            !g->ops->room(g->arg, m->install_snapshot.data.len) ||
             (guard_rule(7) &&
                 (g->put != NULL || g->raft->legacy.snapshot_taking || g->raft->snapshot.installing))) {
             raft_configuration_close(&m->install_snapshot.conf);

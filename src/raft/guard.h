@@ -37,6 +37,8 @@ struct guard_ops {
     int (*encode)(void *arg, struct raft_buffer *out);
     /* Off the loop: checks a received snapshot and prepares what fsm->restore will swap in. 0 or an error. */
     int (*prepare)(void *arg, const struct raft_buffer *data);
+    /* Is there room on the disk for a received snapshot of so many bytes? Else it is as if lost on the way. */
+    bool (*room)(void *arg, size_t bytes);
 };
 
 struct guard {
@@ -55,6 +57,7 @@ struct guard {
      * it has come this far, this server neither leads nor votes for one whose log ends before it. */
     raft_index witnessed;
     struct guard_put *put;
+    uint64_t given_up; /* snapshots that could not be encoded */
     struct flights flights;
     bool sending; /* a snapshot is being loaded to be sent, or is on its way */
     /* Of the snapshot that is just being handed to libraft for sending. */

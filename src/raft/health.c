@@ -98,7 +98,8 @@ int health_open(
     struct health *h, uv_loop_t *loop, const char *dir, uint64_t floor, void (*changed)(void *arg), void *arg)
 {
     *h = (struct health){
-        .loop = loop, .floor = floor == 0 ? HEALTH_FLOOR : floor, .changed = changed, .arg = arg};
+        .loop = loop, .least = floor == 0 ? HEALTH_FLOOR : floor, .changed = changed, .arg = arg};
+    h->floor = h->least;
     h->dir = strdup(dir);
     if (h->dir == NULL || asprintf(&h->look.reserve, "%s/reserve", dir) < 0) {
         h->look.reserve = NULL;
@@ -119,12 +120,13 @@ int health_open(
     return 0;
 }
 
-void health_tick(struct health *h)
+void health_tick(struct health *h, uint64_t snapshot)
 {
     if (h->working || h->closed != NULL || uv_now(h->loop) - h->looked_at < HEALTH_EVERY_MS) {
         return;
     }
     h->looked_at = uv_now(h->loop);
+    h->floor = h->look.floor = h->least + snapshot;
     h->working = uv_queue_work(h->loop, &h->work, on_pool, after) == 0;
 }
 

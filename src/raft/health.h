@@ -1,5 +1,6 @@
 /* Whether there is room to go on writing: free space of the raft folder's disk, looked at on the pool about
- * once a second, and a file in reserve that is given up when the disk fills all the same (rule 15).
+ * once a second, and a file in reserve that is given up when the disk fills all the same (rule 15). The next
+ * snapshot must fit as well: it is about as large as the state, and written beside the last one.
  */
 #ifndef SYM_RAFT_HEALTH_H
 #define SYM_RAFT_HEALTH_H
@@ -13,6 +14,7 @@ enum { HEALTH_FLOOR = 64 << 20, HEALTH_RESERVE = 16 << 20, HEALTH_EVERY_MS = 100
 struct health {
     uv_loop_t *loop;
     char *dir;
+    uint64_t least; /* the floor without the next snapshot */
     uint64_t floor;
     uint64_t free;
     bool low; /* below the floor, and not yet a quarter above it again */
@@ -34,7 +36,8 @@ struct health {
 /* Looks once, at once. 0 or SYM_ENOMEM, SYM_EIO. @floor 0: the default. */
 int health_open(struct health *h, uv_loop_t *loop, const char *dir, uint64_t floor,
     void (*changed)(void *arg), void *arg);
-void health_tick(struct health *h);
+/* @snapshot: bytes that the next snapshot will have. */
+void health_tick(struct health *h, uint64_t snapshot);
 /* @closed from here or from the loop. */
 void health_close(struct health *h, void (*closed)(void *arg));
 

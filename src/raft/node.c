@@ -69,6 +69,7 @@ static void say_laters(struct rnode *n)
 /* --- what libraft tells --- */
 
 static void on_notice(uv_timer_t *timer);
+static void look_for_given_up(struct rnode *n);
 
 static void look_for_untold(struct rnode *n)
 {
@@ -91,6 +92,7 @@ void node_look(struct rnode *n)
         return;
     }
     look_for_untold(n);
+    look_for_given_up(n);
     uint64_t leader = rnode_leader(n);
     if (r->state != n->state || r->current_term != n->term || leader != n->leader) {
         bool led = n->state == RAFT_LEADER;
@@ -173,12 +175,25 @@ static int guard_prepare(void *arg, const struct raft_buffer *data)
     return fsm_prepare(&((struct rnode *)arg)->fsm, data);
 }
 
+/* Received: the state is built from it beside the one that there is, and then it is written itself. */
+static bool guard_room(void *arg, size_t bytes)
+{
+    const struct rnode *n = arg;
+    bool room = n->health.free >= 3 * (uint64_t)bytes + n->health.least / 4;
+    if (!room) {
+        log_warn("raft: no room on the disk for a snapshot of %zu MiB from the leader: %llu MiB are free",
+            bytes >> 20, (unsigned long long)(n->health.free >> 20));
+    }
+    return room;
+}
+
 static const struct guard_ops guard_ops = {
     .fatal = node_fatal,
     .changed = guard_changed,
     .work = guard_work,
     .encode = guard_encode,
     .prepare = guard_prepare,
+    .room = guard_room,
 };
 
 static bool fsm_wanted(void *arg, uint64_t index)
@@ -214,6 +229,39 @@ static raft_index everywhere(const struct rnode *n)
     return least;
 }
 
+uint64_t node_quota(const struct rnode *n)
+{
+    return n->store_config.quota == 0 ? 1u << 30 : n->store_config.quota;
+}
+
+/* Bytes of the state's pages: what a snapshot of it has at most. */
+static uint64_t state_bytes(const struct rnode *n)
+{
+    uint64_t quota = node_quota(n), left = store_headroom(n->cfg.store);
+    return left < quota ? quota - left : 0;
+}
+
+/* One that could not be encoded comes again later and later; and none is begun that the disk has no room for:
+ * it would be written up to the disk's end, thrown away, and begun anew, over and over. */
+static bool fsm_may_take(void *arg)
+{
+    const struct rnode *n = arg;
+    return !n->health.low && uv_now(n->loop) >= n->snapshot_after;
+}
+
+static void look_for_given_up(struct rnode *n)
+{
+    if (n->guard.given_up != n->given_up) {
+        n->given_up = n->guard.given_up;
+        n->snapshot_wait = n->snapshot_wait == 0 ? 1000 : 2 * n->snapshot_wait;
+        n->snapshot_wait = n->snapshot_wait > NODE_GIVEN_UP_MS ? NODE_GIVEN_UP_MS : n->snapshot_wait;
+        n->snapshot_after = uv_now(n->loop) + n->snapshot_wait;
+    } else if (n->raft.trail.snapshot.index != n->snapshot_index) {
+        n->snapshot_index = n->raft.trail.snapshot.index;
+        n->snapshot_wait = 0;
+    }
+}
+
 /* What stays of the log behind the snapshot is bounded in entries and in bytes. More of it stays for those that
  * are catching up: they would need this snapshot, and the next one. raft_uv takes 0 for an installation. */
 static void fsm_taking(void *arg)
@@ -235,6 +283,7 @@ static const struct fsm_ops fsm_ops = {
     .fatal = node_fatal,
     .wanted = fsm_wanted,
     .deliver = fsm_deliver,
+    .may_take = fsm_may_take,
     .taking = fsm_taking,
 };
 
@@ -317,7 +366,7 @@ static void on_tick(uv_timer_t *timer)
     }
     submit_tick(&n->submit);
     reads_tick(&n->reads);
-    health_tick(&n->health);
+    health_tick(&n->health, state_bytes(n));
     others_forget_strangers(n);
     if (uv_now(n->loop) - n->info_sent_at >= n->raft.election_timeout / 3) {
         others_send_infos(n);

@@ -16,6 +16,7 @@
 
 enum {
     NODE_TICK_MS = 25,
+    NODE_GIVEN_UP_MS = 60 * 1000,
     NODE_NOTICE_MS = 1, /* under load the next entries carry it sooner */
     NODE_PEERS_MAX = 512,
     NODE_SNAPSHOT_ENTRIES = 16384,  /* rule 14 */
@@ -118,6 +119,10 @@ struct rnode {
     uint64_t info_sent_at;
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;
+    uint64_t given_up;       /* snapshots, as last looked at */
+    uint64_t snapshot_index; /* likewise */
+    unsigned snapshot_wait;  /* milliseconds, between one that was given up and the next */
+    uint64_t snapshot_after; /* uv_now */
     uint64_t snapshot_bytes; /* a snapshot is due with that many bytes of log since the last */
 
     enum { NODE_RUNNING, NODE_STOP_ASKED, NODE_HANDING_OVER, NODE_HANDED_OVER, NODE_CLOSING } phase;
@@ -127,6 +132,7 @@ struct rnode {
 };
 
 /* node.c */
+uint64_t node_quota(const struct rnode *n);
 void node_kick(struct rnode *n);
 void node_later(struct rnode *n, rnode_cb cb, void *arg, int status); /* with err_msg() as it is now */
 void node_look(struct rnode *n);                                      /* has anything changed? */

@@ -146,7 +146,7 @@ void others_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, s
 
 static uint64_t headroom_floor(const struct rnode *n)
 {
-    uint64_t quota = n->store_config.quota == 0 ? 1u << 30 : n->store_config.quota;
+    uint64_t quota = node_quota(n);
     return quota / 8 < NODE_HEADROOM_FLOOR ? quota / 8 : NODE_HEADROOM_FLOOR;
 }
 
