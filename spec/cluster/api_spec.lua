@@ -333,14 +333,19 @@ describe("keys over HTTP", function()
       local n = 0
       for _, call in pairs(doors(m)) do
         n = n + 1
-        local answer = call("PUT", "/v1/kv/once", i .. n, key .. "Idempotency-Since: " .. first .. "\r\n")
+        local answer = call("PUT", "/v1/kv/once", "value", key .. "Idempotency-Since: " .. first .. "\r\n")
         assert.equal(first + 1, answer.json.revision, answer.body)
         if i == 1 and n == 1 then assert.is_nil(answer.json.repeated) else assert.is_true(answer.json.repeated) end
       end
     end
-    assert.truthy(({ ["11"] = true })[list[3]:http("GET", "/v1/kv/once").json.value])
-    local other = list[2]:http("DELETE", "/v1/kv/once", nil, { headers = "Idempotency-Key: another\r\n" })
-    assert.same({ revision = first + 2 }, other.json)
+    assert.equal("value", list[3]:http("GET", "/v1/kv/once").json.value)
+    -- Under the same key another request is another one.
+    local since = key .. "Idempotency-Since: " .. first .. "\r\n"
+    assert.same({ revision = first + 2 }, list[2]:http("PUT", "/v1/kv/once", "other", { headers = since }).json)
+    assert.same({ revision = first + 3 }, list[2]:http("PUT", "/v1/kv/twice", "value", { headers = since }).json)
+    assert.same({ revision = first + 4 }, list[1]:http("DELETE", "/v1/kv/once", nil, { headers = since }).json)
+    local again = list[3]:http("DELETE", "/v1/kv/once", nil, { headers = since }).json
+    assert.same({ revision = first + 4, repeated = true }, again)
     for _, bad in ipairs { "Idempotency-Key:\r\n", ("Idempotency-Key: %s\r\n"):format(("k"):rep(257)),
       "Idempotency-Key: a\r\nIdempotency-Since: soon\r\n", "Idempotency-Key: a\r\nIdempotency-Since: -1\r\n" } do
       refused(list[1]:http("PUT", "/v1/kv/never", "x", { headers = bad }), 400, "invalid")

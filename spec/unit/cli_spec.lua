@@ -152,6 +152,15 @@ describe("the runner", function()
     return result, req
   end
 
+  it("runs nothing for who is not at the control socket, and nothing that belongs into the client", function()
+    for _, ou in ipairs { "operator", "reader" } do
+      local req = start({ "version" }, nil, { cn = "somebody", ou = ou })
+      assert.equal(403, req.status, ou)
+    end
+    local req = start { "lua", "-e", "return 1" }
+    assert.equal(400, req.status)
+  end)
+
   it("runs a command and streams what it prints", function()
     behave = function(ctx)
       ctx.out("a")

@@ -531,18 +531,29 @@ static int key_param(struct http_req *req, const char *name, uint8_t *to, size_t
     return 1;
 }
 
-static int idempotency(struct daemon *d, struct http_req *req, const char *key, struct txn_id *id)
+/* The same key with another request is another request: nothing is taken for done that was not. */
+static int idempotency(struct api *a, struct http_req *req, const char *key, struct txn_id *id)
 {
+    struct buf *text = &a->scratch;
     uint8_t digest[SHA256_LEN];
     const char *since = http_req_header(req, "idempotency-since");
     if (*key == '\0' || strlen(key) > IDEMPOTENCY_MAX) {
         return err_setf(SYM_EINVAL, "an Idempotency-Key has 1 to %d characters", IDEMPOTENCY_MAX);
     }
-    id->since = store_revision(d->store);
+    id->since = store_revision(a->d->store);
     if (since != NULL && !parse_u64(since, &id->since)) {
         return err_setf(SYM_EINVAL, "Idempotency-Since is a revision");
     }
-    int rv = crypto_sha256(key, strlen(key), digest);
+    const struct slice parts[] = {{(const uint8_t *)key, strlen(key) + 1},
+        {(const uint8_t *)req->method, strlen(req->method) + 1},
+        {(const uint8_t *)req->path, req->path_len + 1},
+        {(const uint8_t *)req->query, strlen(req->query) + 1}, {req->body, req->body_len}};
+    int rv = 0;
+    buf_clear(text);
+    for (size_t i = 0; rv == 0 && i < sizeof parts / sizeof parts[0]; i++) {
+        rv = buf_append(text, parts[i].p, parts[i].n);
+    }
+    rv = rv != 0 ? rv : crypto_sha256(buf_data(text), text->len, digest);
     memcpy(id->bytes, digest, rv == 0 ? sizeof id->bytes : 0);
     return rv;
 }
@@ -576,7 +587,7 @@ static int start_change(struct call *c)
         t.cmps[0].number = revision;
     }
     const char *key = http_req_header(req, "idempotency-key");
-    int rv = key == NULL ? 0 : idempotency(a->d, req, key, &t.id);
+    int rv = key == NULL ? 0 : idempotency(a, req, key, &t.id);
     buf_clear(&a->scratch);
     rv = rv != 0 ? rv : txn_encode(&t, &a->scratch);
     if (rv != 0) {

@@ -19,7 +19,8 @@ local function identity_of(req)
   local since = req:header("idempotency-since")
   local revision = since and #since <= 18 and since:match("^%d+$") and math.tointeger(tonumber(since))
   if since and not revision then errors.raise("invalid", "Idempotency-Since is a revision") end
-  return crypto.sha256(key):sub(1, 16), revision or store.revision()
+  -- The same key with another request is another request: nothing is taken for done that was not.
+  return crypto.sha256(key .. "\0txn\0" .. (req.body or "")):sub(1, 16), revision or store.revision()
 end
 
 function M.routes(router)

@@ -54,26 +54,6 @@ end
 
 -- The command line, as far as it concerns the client ------------------------------------------------------------------
 
--- Whether the command that @words name is one of the client's.
-local function is_local(words)
-  local ok, spec = pcall(commands.get, words[1])
-  if not ok or not spec then
-    return ok -- one that this client does not know is told so here; one that it cannot load is the daemon's
-  end
-  local where = spec.where
-  for i = 2, #words do
-    local found
-    for _, sub in ipairs(spec.commands or {}) do
-      found = found or commands.is_called(sub, words[i]) and sub
-    end
-    if not found then
-      break
-    end
-    spec, where = found, found.where or where
-  end
-  return where == "client"
-end
-
 local function terminal()
   local tty = sys.isatty(1)
   local colors = not sys.getenv("NO_COLOR") and sys.getenv("TERM") ~= "dumb"
@@ -289,7 +269,7 @@ function M.main(...)
   local found = commands.scan(argv)
   found.terminal = terminal()
   local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
-  if found.help or not found.words[1] or is_local(found.words) then
+  if found.help or not found.words[1] or commands.is_local(found.words) then
     return here(argv, found, socket)
   end
   remote(argv, found, socket)

@@ -6,6 +6,7 @@
 local log = require "sym.log"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
+local commands = require "symphony.cli.commands"
 local execute = require "symphony.cli.execute"
 local json = require "symphony.json"
 
@@ -138,6 +139,11 @@ end
 local function command(router, req, who)
   local body = router.json(req)
   local argv = check_argv(body.argv)
+  local found = commands.scan(argv)
+  if not found.help and found.words[1] and commands.has(found.words[1]) and commands.is_local(found.words) then
+    errors.raise("invalid", ("%s runs where it is typed, not in the daemon"):format(table.concat(found.words, " ")),
+      "`symphony` does that")
+  end
   local ctx = context(req, who, body)
   local task, over = async.current(), false
   req:on_gone(function()
@@ -173,11 +179,14 @@ local function answer(router, req, who)
   return 200, {}
 end
 
+-- A certificate that may ask for what a command does has its own routes for that.
+local ONLY_HERE = { control = true }
+
 function M.routes(router)
-  router.route("POST", "/v1/command", { timeout_ms = false }, function(req, _, who)
+  router.route("POST", "/v1/command", { auth = ONLY_HERE, timeout_ms = false }, function(req, _, who)
     return command(router, req, who)
   end)
-  router.route("POST", "/v1/command/answer", {}, function(req, _, who)
+  router.route("POST", "/v1/command/answer", { auth = ONLY_HERE }, function(req, _, who)
     return answer(router, req, who)
   end)
 end

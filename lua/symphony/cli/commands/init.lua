@@ -75,4 +75,24 @@ function M.is_called(spec, word)
   return false
 end
 
+--- Whether the command that @words name runs in the client: it needs what is there, a file or the terminal.
+function M.is_local(words)
+  local ok, spec = pcall(M.get, words[1])
+  if not ok or not spec then
+    return ok -- one that this client does not know is told so here; one that it cannot load is the daemon's
+  end
+  local where = spec.where
+  for i = 2, #words do
+    local found
+    for _, sub in ipairs(spec.commands or {}) do
+      found = found or M.is_called(sub, words[i]) and sub
+    end
+    if not found then
+      break
+    end
+    spec, where = found, found.where or where
+  end
+  return where == "client"
+end
+
 return M
