@@ -201,14 +201,18 @@ static void out_of_memory_in_the_sender(void **state)
 {
     (void)state;
     int status;
+    char dir[] = "/tmp/sym-raft-XXXXXX"; /* the child does not get to removing what it made */
+    assert_non_null(mkdtemp(dir));
     pid_t child = fork();
     assert_true(child >= 0);
     if (child == 0) {
+        setenv("TMPDIR", dir, 1);
         alarm(60);
         until_out_of_memory();
         _exit(1);
     }
     assert_int_equal(waitpid(child, &status, 0), child);
+    remove_tree(dir);
     assert_true(WIFEXITED(status));
     assert_int_equal(WEXITSTATUS(status), 70);
 }
