@@ -43,6 +43,10 @@ describe("cluster backup and restore", function()
     local file = t.root .. "/backup"
     m:json("kv", "put", "a", "1")
     m:json("cluster", "backup", file)
+    -- On standard output it is the file and nothing else.
+    local printed = m:cli("--json", "cluster", "backup", "-").out
+    assert.equal(proc.read_file(file):match('"keys.*}'):sub(-40), printed:match('"keys.*}'):sub(-40))
+    assert.is_nil(printed:find("\n{}", 1, true))
     m:json("kv", "put", "a", "2")
     assert.not_equal(0, m:cli("cluster", "restore", file).code, "restored without asking")
     local sound = proc.read_file(file)
@@ -55,6 +59,29 @@ describe("cluster backup and restore", function()
     end
     m:fails("cluster", "restore", t.root .. "/absent", "--yes")
     m:fails("cluster", "backup", t.root .. "/no-such-folder/backup")
+  end))
+
+  it("takes values as large as they may be, whatever their bytes", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local file = t.root .. "/backup"
+    local kinds = { "\0", "x", "\255", "\"", "\1\2" }
+    for i = 1, 20 do
+      local kind = kinds[i % #kinds + 1]
+      assert.equal(200, m:http("PUT", ("/v1/kv/large/%02d"):format(i), kind:rep((1 << 20) // #kind)).status)
+    end
+    local listed = m:cli("kv", "ls", "large/")
+    assert.equal(0, listed.code)
+    assert.truthy(listed.err:find("there are more keys", 1, true), listed.err)
+    m:json("cluster", "backup", file)
+    for i = 1, 20 do m:http("DELETE", ("/v1/kv/large/%02d"):format(i)) end
+    assert.not_equal(0, m:cli("cluster", "restore", file, "--force").code, "restored without asking")
+    assert.equal(20, m:json("cluster", "restore", file, "--yes").written)
+    for i = 1, 20 do
+      local kind = kinds[i % #kinds + 1]
+      local answer = m:http("GET", ("/v1/kv/large/%02d"):format(i)).json
+      local value = answer.value or proc.run({ "base64", "-d" }, { stdin = answer.value_base64 }).out
+      assert.is_true(value == kind:rep((1 << 20) // #kind), "value " .. i)
+    end
   end))
 
   it("restores into a new cluster", cluster.scenario(function(t)

@@ -230,12 +230,13 @@ end
 M.module("store", {
   get = function(key) return M.kvs[key] and copy(M.kvs[key]) or nil end,
   list = function(prefix, opts)
-    local out = {}
+    local out, more = {}, false
     for _, key in ipairs(sorted(prefix)) do
-      if (not opts.after or key > opts.after) and #out < (opts.limit or math.huge) then
-        out[#out + 1] = copy(M.kvs[key]) end
+      if not opts.after or key > opts.after then
+        if #out >= (opts.limit or math.huge) then more = true else out[#out + 1] = copy(M.kvs[key]) end
+      end
     end
-    return out
+    return out, more
   end,
   revision = function() return M.revision end,
   keys = function() return #sorted("") end,

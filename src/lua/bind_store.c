@@ -172,14 +172,20 @@ static int l_get(lua_State *L)
 struct list {
     struct buf keys; /* copies: Lua may raise, and a raise must not leave the store in the middle of a walk */
     lua_Integer left;
+    bool more;
 };
+
+/* One call is one turn of the loop: it ends behind this many bytes. */
+enum { LIST_BYTES = 4 << 20 };
 
 static int list_one(void *arg, const struct kv *kv)
 {
     struct list *list = arg;
-    if (list->left-- <= 0) {
+    if (list->left <= 0 || list->keys.len >= LIST_BYTES) {
+        list->more = true;
         return 1;
     }
+    list->left--;
     struct wr w = wr_init(&list->keys);
     wr_blob(&w, kv->key.p, kv->key.n);
     wr_blob(&w, kv->value.p, kv->value.n);
@@ -231,7 +237,11 @@ static int l_list(lua_State *L)
     lua_pushlightuserdata(L, &list);
     rv = lua_pcall(L, 1, 1, 0);
     buf_free(&list.keys);
-    return rv == LUA_OK ? 1 : lua_error(L);
+    if (rv != LUA_OK) {
+        return lua_error(L);
+    }
+    lua_pushboolean(L, list.more);
+    return 2;
 }
 
 #define INTEGER_FUNCTION(name)                                                                               \

@@ -11,7 +11,7 @@ local sys = require "sym.sys"
 local M = {}
 
 local ADMIN = { control = true }
-local PAGE = 64
+local PAGE, PAGE_BYTES = 64, 1 << 20
 local BACKLOG_MAX = 32 << 20
 local SETTLE_MS = 5000
 
@@ -55,17 +55,23 @@ local function stream(req, cluster)
   send(backup.header_line { cluster_id = cluster.id, cluster_name = cluster.name, created = math.floor(sys.now()),
     version = sys.version })
   for _, prefix in ipairs(backup.PREFIXES) do
-    local after
+    local after, more
     repeat
-      local rows = assert(state.list_raw(prefix, { after = after, limit = PAGE }))
-      local lines = {}
-      for i, row in ipairs(rows) do lines[i] = backup.put_line(row.key, row.value, row.mod_revision) end
-      if #rows > 0 then
-        after = rows[#rows].key
-        send(table.concat(lines))
+      local rows
+      rows, more = state.list_raw(prefix, { after = after, limit = PAGE, bytes = PAGE_BYTES })
+      if not rows then error(more, 0) end
+      local lines, bytes = {}, 0
+      for i, row in ipairs(rows) do
+        lines[#lines + 1] = backup.put_line(row.key, row.value, row.mod_revision)
+        bytes = bytes + #lines[#lines]
+        if bytes >= PAGE_BYTES or i == #rows then
+          send(table.concat(lines))
+          lines, bytes = {}, 0
+        end
       end
+      if #rows > 0 then after = rows[#rows].key end
       send_changes()
-    until #rows < PAGE
+    until not more
   end
   -- Everything up to here, and nothing behind it: the state at one revision.
   local last = store.revision()

@@ -236,7 +236,7 @@ local function here(argv, found, socket)
     ctx.socket = socket
     ctx.out, ctx.err = out, err_out
     function ctx.confirm(question)
-      return ctx.args.yes or ctx.args.force or (ctx.interactive and ask(question)) or false
+      return ctx.args.yes or (ctx.interactive and ask(question)) or false
     end
     --- In a task: the answer's body (true if there is none), or nil, err, status.
     function ctx.call(method, path, body, opts)

@@ -90,7 +90,7 @@ local function context(req, who, body)
     end
   end
   function ctx.confirm(question)
-    if ctx.args.yes or ctx.args.force then
+    if ctx.args.yes then
       return true
     elseif not ctx.client.interactive then
       return false

@@ -39,7 +39,7 @@ function M.diff(wanted, there, hash)
   end
 end
 
--- Groups what @changes yields into lists that fit one txn. Pure.
+-- Groups what @changes yields into lists that fit one txn, and one request. Pure.
 function M.batches(changes)
   local held
   return function()
@@ -48,7 +48,8 @@ function M.batches(changes)
       local change = held or changes()
       held = nil
       if not change then return #batch > 0 and batch or nil end
-      local n = #change.key + #(change.value or "")
+      local _, n = values.put_short({}, "v", change.value or "")
+      n = n + 2 * #change.key
       if #batch >= M.OPS_MAX or (#batch > 0 and size + n > M.BYTES_MAX) then
         held = change
         return batch
@@ -64,7 +65,7 @@ function M.encode(batch)
   local ops = json.array {}
   for i, change in ipairs(batch) do
     local op = values.put_bytes({}, "k", change.key)
-    if change.value then values.put_bytes(op, "v", change.value) else op.d = true end
+    if change.value then values.put_short(op, "v", change.value) else op.d = true end
     ops[i] = op
   end
   return ops

@@ -71,14 +71,17 @@ end
 -- opts.limit: at most so many; opts.after: from behind this key.
 function M.list_raw(prefix, opts)
   opts = opts or {}
-  local out, after = json.array(), opts.after
+  local out, after, bytes = json.array(), opts.after, 0
   while true do
     local want = math.min(PAGE, (opts.limit or math.huge) - #out)
-    if want < 1 then return out end
-    local page, err = store.list(prefix, { after = after, limit = math.tointeger(want) })
-    if not page then return nil, explain(err) end
-    for _, kv in ipairs(page) do out[#out + 1] = kv end
-    if #page < want then return out end
+    if want < 1 or bytes >= (opts.bytes or math.huge) then return out, true end
+    local page, more = store.list(prefix, { after = after, limit = math.tointeger(want) })
+    if not page then return nil, explain(more) end
+    for _, kv in ipairs(page) do
+      out[#out + 1] = kv
+      bytes = bytes + #kv.key + #kv.value
+    end
+    if not more then return out, false end
     after = page[#page].key
   end
 end

@@ -117,6 +117,18 @@ function M.put_bytes(obj, name, bytes)
   return obj
 end
 
+-- The same in the shorter form, and about how long that is: each byte of a text that JSON escapes may take six.
+function M.put_short(obj, name, bytes)
+  local _, escaped = bytes:gsub('[%c"\\/\127]', "")
+  local text, base64 = #bytes + 5 * escaped, (#bytes + 2) // 3 * 4
+  if text <= base64 and utf8.len(bytes) then
+    obj[name] = bytes
+    return obj, text
+  end
+  obj[name .. "_base64"] = require("sym.crypto").base64(bytes)
+  return obj, base64
+end
+
 -- The other way; nil if neither field is there, nil, err if it is damaged.
 function M.get_bytes(obj, name)
   local text, coded = obj[name], obj[name .. "_base64"]

@@ -34,7 +34,8 @@ Example:
     local text = module.file(header, entries, sha256)
     if ctx.args.file == "-" then
       ctx.out(text)
-      return true, { text = function() return "" end }
+      ctx.printed = true
+      return true
     end
     ok, err = sys.write_file(ctx.args.file, text, tonumber("600", 8))
     if not ok then return nil, errors.new(err.code, "cannot write the backup: " .. err.message) end

@@ -2,6 +2,10 @@
 local errors = require "symphony.errors"
 local stale = require "symphony.cli.stale"
 
+local LIST_BYTES = 8 << 20   -- of keys and values in one answer
+local BACKLOG_MAX = 16 << 20 -- of events that the reader has not taken
+local EVENT_BYTES = 256      -- what an event takes besides its key and value
+
 -- A key for a URL: every byte but unreserved ones and inner slashes percent-encoded.
 local function encode_key(key)
   return (key:gsub("[^%w%-%._~/]", function(c) return ("%%%02X"):format(c:byte()) end):gsub("^/", "%%2F"))
@@ -129,13 +133,11 @@ Example:
     local prefix = kv.check_key(ctx.args.prefix or "", true)
     local fresh, err = state.read { stale = true }
     if not fresh then return nil, err end
-    local rows
-    rows, err = state.list_raw(kv.PREFIX .. prefix, { limit = ctx.args.limit + 1,
+    local rows, more = state.list_raw(kv.PREFIX .. prefix, { limit = ctx.args.limit, bytes = LIST_BYTES,
       after = ctx.args.after and kv.PREFIX .. kv.check_key(ctx.args.after) or nil })
-    if not rows then return nil, err end
+    if not rows then return nil, more end
     stale.note(ctx, fresh)
-    if #rows > ctx.args.limit then
-      rows[#rows] = nil
+    if more then
       ctx.err(("there are more keys: --after %s shows them\n"):format(rows[#rows].key:sub(#kv.PREFIX + 1)))
     end
     local out, bytes = require("symphony.json").array {}, {}
@@ -220,11 +222,11 @@ Example:
           if not e.deleted then
             values.put_bytes(event, "value", e.value)
             event.create_revision = e.create_revision
-            bytes = bytes + #e.value
           end
+          bytes = bytes + #e.key + #(e.value or "") + EVENT_BYTES
           queue[#queue + 1] = event
         end
-        if bytes > 16 << 20 then status = errors.new("busy", "the reader is too slow for what changes") end
+        if bytes > BACKLOG_MAX then status = errors.new("busy", "the reader is too slow for what changes") end
         ended = ended or status
         wake:set()
       end)
