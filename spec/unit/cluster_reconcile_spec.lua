@@ -130,6 +130,16 @@ describe("remove.serve", function()
     assert(remove.serve("3", {}))
   end))
 
+  it("refuses by force, too, what could never be carried out, and leaves no mark", cluster_of_one(function()
+    add_member(2, "standby", true)
+    for _, force in ipairs { false, true } do
+      local ok, err = pcall(remove.serve, "1", { force = force })
+      assert.is_false(ok)
+      assert.equal("conflict", err.code)
+    end
+    assert.is_nil(state.get("/node/" .. state.text("/raft/1")).removing)
+  end))
+
   it("refuses the last one, forced or not, and who is not there", cluster_of_one(function()
     for _, force in ipairs { true, false } do
       local ok, err = pcall(remove.serve, "1", { force = force })

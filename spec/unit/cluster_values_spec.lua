@@ -92,7 +92,10 @@ end)
 describe("advertise", function()
   it("takes what was said first, then the daemon's flag, then the default route", function()
     local function default() return "10.1.1.1" end
-    assert.equal("h1", advertise.pick("h1", { advertise_addr = "h2" }, false, default))
+    assert.equal("h1", advertise.pick("h1", {}, false, default))
+    assert.equal("h2", advertise.pick("h2", { advertise_addr = "h2" }, false, default))
+    -- The daemon's flag is what counts at its next start.
+    assert.equal("invalid", select(2, advertise.pick("h1", { advertise_addr = "h2" }, false, default)).code)
     assert.equal("h2", advertise.pick(nil, { advertise_addr = "h2" }, false, default))
     assert.equal("10.1.1.1", advertise.pick(nil, {}, false, default))
     assert.equal("127.0.0.1", advertise.pick(nil, {}, true, default))

@@ -100,6 +100,7 @@ struct rnode {
 
     struct other others[NODE_PEERS_MAX];
     unsigned n_others;
+    unsigned snapshot_wait; /* milliseconds, between a snapshot that was given up and the next */
     STAILQ_HEAD(laters, later) laters;
     STAILQ_HEAD(sends, send) failed_sends; /* to be answered by the next flush */
 
@@ -121,7 +122,6 @@ struct rnode {
     uint64_t elections;
     uint64_t given_up;       /* snapshots, as last looked at */
     uint64_t snapshot_index; /* likewise */
-    unsigned snapshot_wait;  /* milliseconds, between one that was given up and the next */
     uint64_t snapshot_after; /* uv_now */
     uint64_t snapshot_bytes; /* a snapshot is due with that many bytes of log since the last */
 

@@ -18,6 +18,11 @@ end
 -- route; in development mode the loopback unless somebody said otherwise, and nothing but loopback. nil, err. Pure but
 -- for @default, a function.
 function M.pick(wanted, options, dev, default)
+  if wanted and options.advertise_addr and wanted ~= options.advertise_addr then
+    return nil, errors.new("invalid", ("symphonyd was started with --advertise-addr %s, and will be again; %s "
+      .. "would not last"):format(options.advertise_addr, wanted:sub(1, 80)),
+      "leave --advertise out, or start symphonyd with it")
+  end
   local host = wanted or options.advertise_addr or (dev and "127.0.0.1") or default()
   if not address.valid_host(host) then
     return nil, errors.new("invalid", ("\"%s\" is no address to advertise"):format(host:sub(1, 80)),

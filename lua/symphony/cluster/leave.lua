@@ -44,7 +44,8 @@ function M.run(opts)
     if way == "remove" then
       local ok, why = remove.run(me.node_id, { force = opts.force })
       -- The answer may be lost with the connections of one who is out; and by force it goes without the others.
-      if not ok and not me.removed and not (opts.force and why.code == "no_quorum") then return nil, why end
+      local without = opts.force and why and (why.code == "no_quorum" or why.code == "conflict")
+      if not ok and not me.removed and not without then return nil, why end
     end
     forget(me)
     return { cluster_id = me.cluster_id, node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name,

@@ -13,13 +13,15 @@ local function describe(step, names)
   return ("%s becomes %s"):format(who, step.role)
 end
 
--- @members: {id, name, address, leaving}; @servers and @leader as in voters.plan; @id: the raft id of the one to go.
+-- @members: {id, name, address, leaving, forced}; @servers and @leader as in voters.plan; @id: the raft id of the one
+-- to go; @forced: whatever it costs.
 -- Returns {ok, steps = {text}, why = reason against it, voters, tolerates} (what would be afterwards).
-function M.decide(members, servers, leader, id)
+function M.decide(members, servers, leader, id, forced)
   local names, after, present = {}, {}, false
   for i, m in ipairs(members) do
     names[m.id] = m.name
-    after[i] = { id = m.id, address = m.address, leaving = m.leaving or m.id == id }
+    after[i] = { id = m.id, address = m.address, leaving = m.leaving or m.id == id,
+      forced = m.forced or (forced and m.id == id) }
   end
   local steps, last, left = voters.simulate(after, servers, leader)
   local answer = { steps = json.array(), voters = 0 }
@@ -49,6 +51,13 @@ function M.refusal(decision, name)
   return errors.new("conflict", ("removing %s would cost the quorum: %s"):format(name, decision.why),
     "bring the managers that are down back, or remove them first; --force does it all the same, and the cluster may "
     .. "then need `symphony manager recover`")
+end
+
+-- The error of a removal that would wait for ever by force, too.
+function M.stuck(decision, name)
+  return errors.new("conflict", ("%s cannot be removed, by force neither: %s"):format(name, decision.why),
+    "bring another manager up that can vote in its place; to give this one's part up all the same: `symphony manager "
+    .. "leave --force` on it, then `symphony manager recover` on another")
 end
 
 return M

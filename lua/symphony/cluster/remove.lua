@@ -34,6 +34,9 @@ function M.serve(name, opts)
     if opts.plan then return nil, out end
     local refused = removal.refusal(decision, target.name)
     if refused and (not opts.force or decision.last) then error(refused, 0) end
+    -- A mark that nothing can come of would be carried out weeks later, when somebody joins.
+    local forced = refused and removal.decide(rows, status.servers, status.leader, target.id, true)
+    if forced and not forced.ok then error(removal.stuck(forced, target.name), 0) end
     local record = target.kv.value
     if record.removing and (record.removing.forced or not opts.force) then return nil, out end
     record.removing = { at = math.floor(sys.now()), forced = opts.force and refused ~= nil or nil }
