@@ -196,6 +196,8 @@ static void limits(void **state)
     refused(text, 431);
     refused("POST / HTTP/1.1\r\n" HEAD "Content-Length: 101\r\n\r\n", 413);
     refused("POST / HTTP/1.1\r\n" HEAD "Content-Length: 18446744073709551615\r\n\r\n", 413);
+    refused("POST / HTTP/1.1\r\n" HEAD "Transfer-Encoding: chunked\r\n\r\n65\r\n", 413);
+    refused("POST / HTTP/1.1\r\n" HEAD "Transfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\n", 413);
 
     /* Chunked: too long in all, and too much framing around too little. */
     int n =

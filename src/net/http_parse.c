@@ -72,6 +72,7 @@ static int on_head_end(llhttp_t *engine)
 }
 
 static int on_body(llhttp_t *engine, const char *at, size_t n);
+static int on_chunk_header(llhttp_t *engine);
 
 static int on_message_end(llhttp_t *engine)
 {
@@ -86,6 +87,7 @@ static const llhttp_settings_t settings = {
     .on_header_value_complete = on_value_end,
     .on_headers_complete = on_head_end,
     .on_body = on_body,
+    .on_chunk_header = on_chunk_header,
     .on_message_complete = on_message_end,
 };
 
@@ -172,6 +174,7 @@ static enum http_parsed engine_error(struct http_parser *p)
 {
     switch (llhttp_get_errno(&p->engine)) {
     case HPE_USER:
+    case HPE_CB_CHUNK_HEADER:
         return bad(p, p->status, p->status == 431 ? "too many headers" : err_msg());
     case HPE_INVALID_METHOD:
         return bad(p, 501, "no such method");
@@ -330,6 +333,18 @@ static int add_body(struct http_parser *p, const void *data, size_t n)
 static int on_body(llhttp_t *engine, const char *at, size_t n)
 {
     return add_body(engine->data, at, n) == 0 ? 0 : HPE_USER;
+}
+
+/* A chunk that would be too much is refused when it is announced, not when it has come. */
+static int on_chunk_header(llhttp_t *engine)
+{
+    struct http_parser *p = engine->data;
+    if (engine->content_length <= p->max_body - p->body.len) {
+        return 0;
+    }
+    p->status = 413;
+    err_setf(SYM_ETOOBIG, "the body is too large");
+    return HPE_USER;
 }
 
 static enum http_parsed take_length(struct http_parser *p, const uint8_t *data, size_t n, size_t *used)
