@@ -72,6 +72,7 @@ describe("cluster backup and restore", function()
     local listed = m:cli("kv", "ls", "large/")
     assert.equal(0, listed.code)
     assert.truthy(listed.err:find("there are more keys", 1, true), listed.err)
+    assert.equal("20\n", m:cli("lua", "-e", 'return #state.list("/kv/large/")').out)
     m:json("cluster", "backup", file)
     for i = 1, 20 do m:http("DELETE", ("/v1/kv/large/%02d"):format(i)) end
     assert.not_equal(0, m:cli("cluster", "restore", file, "--force").code, "restored without asking")

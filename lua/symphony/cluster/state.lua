@@ -68,7 +68,8 @@ function M.get(key)
 end
 
 -- Every kv below @prefix, in order, from local state: {key, value (bytes), create_revision, mod_revision}.
--- opts.limit: at most so many; opts.after: from behind this key.
+-- opts.limit: at most so many; opts.bytes: no page is begun behind so many of keys and values; opts.after: from behind
+-- this key. And whether there are more.
 function M.list_raw(prefix, opts)
   opts = opts or {}
   local out, after, bytes = json.array(), opts.after, 0

@@ -21,7 +21,8 @@ The code runs in the daemon. What waits looks like a plain call.
   show(v)                    a value as text
   require(name)              any module of the daemon, such as symphony.cluster.state
 A value is printed by naming it; _ is the last one. A line that is not finished asks for more.
-Code that keeps the daemon busy for more than 200 ms without waiting is stopped.]]
+Lua code that keeps the daemon busy for more than 200 ms without waiting is stopped; one long call of a
+library function, such as a pattern that backtracks, is not.]]
 
 local ENTRY_FIELDS = { key = true, value = true, create_revision = true, mod_revision = true }
 
@@ -132,9 +133,15 @@ local function environment(session)
         return entry and plain(entry)
       end,
       list = function(prefix, opts)
-        local list = json.array()
-        for i, entry in ipairs(must(require("sym.store").list(prefix or "", opts or {}))) do
-          list[i] = plain(entry)
+        opts = opts or {}
+        local list, after, more = json.array(), opts.after, true
+        while more and #list < (opts.limit or math.huge) do
+          local page
+          page, more = must(require("sym.store").list(prefix or "",
+            { after = after, limit = opts.limit and opts.limit - #list }))
+          for _, entry in ipairs(page) do
+            list[#list + 1], after = plain(entry), entry.key
+          end
         end
         return list
       end,
