@@ -236,6 +236,26 @@ static void log_is_bounded_and_catch_up_by_snapshot(void **state)
 
 /* Rule 2: libraft holds in memory what is not in a snapshot yet; when that grows in spite of all, writes
  * wait for the snapshot. */
+/* What is too little for a snapshot under load goes into one when nothing is written any more. */
+static void a_quiet_log_is_tidied(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = leader_of(&c);
+    write_much(m, 8, 1 << 20);
+    status(m, &st);
+    assert_true(st.log_bytes > 8 << 20 && st.snapshot_index == 0);
+    run_until(&c, 15000, snapshot_of(m) == applied_of(m));
+    status(m, &st);
+    print_message("%u bytes of log are left\n", (unsigned)st.log_bytes);
+    assert_true(st.log_bytes < NODE_TRAILING_BYTES + (2 << 20));
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 static void log_in_memory_is_bounded(void **state)
 {
     (void)state;
@@ -740,6 +760,7 @@ int main(void)
         cmocka_unit_test(settings),
         cmocka_unit_test(snapshot_and_restart),
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
+        cmocka_unit_test(a_quiet_log_is_tidied),
         cmocka_unit_test(log_in_memory_is_bounded),
         cmocka_unit_test(a_leader_that_stops_hands_over),
         cmocka_unit_test(writes_while_leadership_moves),

@@ -5,6 +5,7 @@
 #include "crypto/crypto.h"
 #include "raft/logdir.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -71,6 +72,11 @@ static void say_laters(struct rnode *n)
 static void on_notice(uv_timer_t *timer);
 static void look_for_given_up(struct rnode *n);
 
+static bool is_quiet(const struct rnode *n)
+{
+    return uv_now(n->loop) - n->applied_at >= NODE_QUIET_MS;
+}
+
 static void look_for_untold(struct rnode *n)
 {
     if (!uv_is_active((uv_handle_t *)&n->notice) && (n->untold = guard_untold(&n->guard)) != 0) {
@@ -127,8 +133,9 @@ void node_look(struct rnode *n)
         logdir_unmark_recovered(n->dir);
     }
     /* Not while one is being taken: there would be another right behind it. */
-    if (!guard_snapshotting(&n->guard) && (guard_fresh_bytes(&n->guard) >= n->snapshot_bytes ||
-                                              (n->recovered && r->commit_index >= n->recovered_at))) {
+    if (!guard_snapshotting(&n->guard) &&
+        (guard_fresh_bytes(&n->guard) >= (is_quiet(n) ? NODE_QUIET_BYTES : n->snapshot_bytes) ||
+            (n->recovered && r->commit_index >= n->recovered_at))) {
         raft_set_snapshot_threshold(r, 1);
     }
     node_kick(n);
@@ -206,11 +213,11 @@ static void fsm_deliver(void *arg, uint64_t index, struct txn_result *results, u
     propose_deliver(&((struct rnode *)arg)->propose, index, results, n_results);
 }
 
-/* A snapshot costs as much as the state is large: the larger that is, the more of the log, which is in memory,
- * may wait for one. */
+/* A snapshot costs as much as the state is large: under load no more than one byte is written to a snapshot for
+ * each of the log. Until then that is in memory. */
 static void set_snapshot_bytes(struct rnode *n)
 {
-    uint64_t bytes = store_bytes(n->cfg.store) / 4;
+    uint64_t bytes = store_bytes(n->cfg.store);
     bytes = bytes > NODE_SNAPSHOT_BYTES ? bytes : NODE_SNAPSHOT_BYTES;
     n->snapshot_bytes = bytes < NODE_SNAPSHOT_BYTES_MOST ? bytes : NODE_SNAPSHOT_BYTES_MOST;
 }
@@ -259,6 +266,9 @@ static void look_for_given_up(struct rnode *n)
     } else if (n->raft.trail.snapshot.index != n->snapshot_index) {
         n->snapshot_index = n->raft.trail.snapshot.index;
         n->snapshot_wait = 0;
+        if (is_quiet(n)) {
+            malloc_trim(0); /* the log's memory, which lies scattered, back to the system */
+        }
     }
 }
 
@@ -327,6 +337,7 @@ static void flush(struct rnode *n)
         reads_flush(&n->reads);
         if (n->applied != n->raft.last_applied) {
             n->applied = n->raft.last_applied;
+            n->applied_at = uv_now(n->loop);
             if (store_pump(n->cfg.store)) {
                 n->applied--; /* there is more to tell */
                 node_kick(n);

@@ -20,8 +20,11 @@ enum {
     NODE_NOTICE_MS = 1, /* under load the next entries carry it sooner */
     NODE_PEERS_MAX = 512,
     NODE_SNAPSHOT_ENTRIES = 16384,  /* rule 14 */
-    NODE_SNAPSHOT_BYTES = 16 << 20, /* or a quarter of the state, up to the most */
+    NODE_SNAPSHOT_BYTES = 16 << 20, /* or as much as the state has, up to the most */
     NODE_SNAPSHOT_BYTES_MOST = 64 << 20,
+    NODE_QUIET_MS =
+        2000, /* without an entry: then a snapshot costs nobody anything, and frees the log's memory */
+    NODE_QUIET_BYTES = 4 << 20,
     NODE_TRAILING_ENTRIES = 8192,
     NODE_TRAILING_BYTES = 4 << 20,
     NODE_LACKING_BYTES = 48 << 20,  /* what a member that is there has yet to get stays up to here */
@@ -107,6 +110,7 @@ struct rnode {
     /* As they were when they were last looked at. */
     unsigned short state;
     uint64_t term, leader, applied;
+    uint64_t applied_at; /* uv_now when that last rose */
     uint64_t config_index, config_pending;
     unsigned config_n;
     bool changed; /* tell on_change */
