@@ -40,10 +40,10 @@ struct call {
     uint64_t after; /* watch: revisions up to here are known to the client; list: limit */
     bool has_after;
     size_t key_len, start_len;
-    /* From here on only what is used is set. */
-    uint8_t key[PREFIX_LEN + USER_KEY_MAX + 1];   /* with the prefix */
-    uint8_t start[PREFIX_LEN + USER_KEY_MAX + 1]; /* list: the key to go on after */
+    uint8_t *start; /* list: the key to go on after; behind @key */
+    uint8_t key[];  /* with the prefix */
 };
+enum { KEY_ROOM = PREFIX_LEN + USER_KEY_MAX + 1 };
 
 struct api {
     struct daemon *d;
@@ -714,15 +714,14 @@ bool api_handle(struct api *a, struct http_req *req)
         fail(req, SYM_ETOOBIG, NULL);
         return true;
     }
-    struct call *c = malloc(sizeof *c);
+    /* Most are for one key, and that is short. */
+    struct call *c = malloc(sizeof *c + (one ? PREFIX_LEN + key_len : 2 * KEY_ROOM));
     if (c == NULL) {
         err_setf(SYM_ENOMEM, "out of memory");
         fail(req, SYM_ENOMEM, NULL);
         return true;
     }
-    memset(c, 0, offsetof(struct call, key));
-    c->api = a;
-    c->req = req;
+    *c = (struct call){.api = a, .req = req, .start = one ? NULL : c->key + KEY_ROOM};
     memcpy(c->key, kv_folder, PREFIX_LEN);
     memcpy(c->key + PREFIX_LEN, one ? req->path + sizeof kv : "", key_len);
     c->key_len = PREFIX_LEN + key_len;

@@ -13,7 +13,8 @@ enum {
     REST_MAX = 16 * 1024,   /* read ahead while a request is served: so that a peer's end is seen */
     FINISH_MS = 300 * 1000, /* for a last answer; one that stands still is cut much earlier */
     LINGER_MS = 2000,
-    POOL_MAX = 1024
+    POOL_MAX = 1024,
+    KEEP_KEPT = 1024 /* bytes of room for an answer that stay with an exchange for the next */
 };
 
 /* --- exchanges */
@@ -43,6 +44,7 @@ static struct exchange *exchange_get(struct http_conn *c)
 
 void exchange_free(struct exchange *x)
 {
+    buf_free(&x->kept);
     http_parser_free(&x->parser);
     free(x);
 }
@@ -58,14 +60,24 @@ static void exchange_put(struct http_server *s, struct exchange *x)
     s->n_pool++;
 }
 
+/* What was kept of its answer has gone. */
+static void let_go(struct exchange *x)
+{
+    x->conn->kept -= x->kept.len;
+    if (x->kept.cap > KEEP_KEPT) {
+        buf_free(&x->kept);
+    } else {
+        buf_clear(&x->kept);
+    }
+}
+
 /* The last that the handler hears of it. */
 static void exchange_end(struct exchange *x)
 {
     if (x->given && x->req.on_gone != NULL) {
         x->req.on_gone(&x->req);
     }
-    x->conn->kept -= x->kept.len;
-    buf_free(&x->kept);
+    let_go(x);
     exchange_put(x->conn->server, x);
 }
 
@@ -232,8 +244,7 @@ static void answer(struct http_conn *c)
     while (c->phase == PHASE_BUSY && (x = TAILQ_FIRST(&c->due)) != NULL) {
         if (x->kept.len > 0) {
             (void)stream_write(c->stream, buf_data(&x->kept), x->kept.len);
-            c->kept -= x->kept.len;
-            buf_free(&x->kept);
+            let_go(x);
         }
         if (!x->over) {
             break;

@@ -138,7 +138,10 @@ static struct pack *build(struct propose *p)
 {
     struct buf bytes = {0};
     struct pack *pack = calloc(1, sizeof *pack);
-    if (pack == NULL || pack_begin(&bytes) != 0) {
+    /* Once for all that will be in it, with its head and its padding: growing would copy it over and over. */
+    size_t room =
+        (p->bytes_waiting < PACK_TARGET ? p->bytes_waiting + 4 * (size_t)p->n_waiting : PACK_TARGET) + 64;
+    if (pack == NULL || buf_reserve(&bytes, room) == NULL || pack_begin(&bytes) != 0) {
         goto fail;
     }
     pack->p = p;
@@ -184,8 +187,10 @@ static struct pack *build(struct propose *p)
         }
         goto fail;
     }
-    /* raft_malloc is malloc, and nothing was consumed from the front. */
-    pack->data = (struct raft_buffer){bytes.base, bytes.len};
+    /* raft_malloc is malloc, and nothing was consumed from the front. It stays in memory with the log: without what
+     * there was room for besides. */
+    void *fit = realloc(bytes.base, bytes.len);
+    pack->data = (struct raft_buffer){fit != NULL ? fit : bytes.base, bytes.len};
     return pack;
 
 fail:
