@@ -131,11 +131,15 @@ static int put_stale(struct api *a, struct buf *out)
         (unsigned long long)store_revision(a->d->store), age);
 }
 
-/* An empty store that never caught up knows nothing: that is not the same as "absent". */
+/* A store that never caught up knows nothing: that is not the same as "absent". And nobody is to go back in time. */
 static int check_known(const struct api *a, bool stale)
 {
-    return stale && store_revision(a->d->store) == 0
-               ? err_setf(SYM_ESTATE, "this manager has not caught up with the cluster yet")
+    if (stale && store_revision(a->d->store) == 0) {
+        return err_setf(SYM_ESTATE, "this manager has not caught up with the cluster yet");
+    }
+    return stale && a->d->raft != NULL && rnode_is_behind(a->d->raft)
+               ? err_setf(SYM_ESTATE,
+                     "this manager's machine went down, and its state is older than what it has served")
                : 0;
 }
 

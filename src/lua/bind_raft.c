@@ -29,8 +29,8 @@ static void push_server(lua_State *L, const struct rnode_server *s)
     set_integer(L, "disk_free", s->disk_free);
 }
 
-/* status() -> {state, id, leader, term, last_index, commit_index, applied_index, snapshot_index, log_bytes,
- * has_quorum, changing, no_space, servers = {{id, address, role, is_self, up, match_index, disk_free}, ...}}
+/* status() -> {state, id, leader, term, last_index, last_term, commit_index, applied_index, snapshot_index, log_bytes,
+ * has_quorum, changing, no_space, behind, servers = {{id, address, role, is_self, up, match_index, disk_free}, ...}}
  */
 static int l_status(lua_State *L)
 {
@@ -40,12 +40,13 @@ static int l_status(lua_State *L)
         return bind_store_closed(L);
     }
     rnode_status(n, &s);
-    lua_createtable(L, 0, 14);
+    lua_createtable(L, 0, 16);
     set_text(L, "state", states[s.state]);
     set_integer(L, "id", s.id);
     set_integer(L, "leader", s.leader);
     set_integer(L, "term", s.term);
     set_integer(L, "last_index", s.last_index);
+    set_integer(L, "last_term", s.last_term);
     set_integer(L, "commit_index", s.commit_index);
     set_integer(L, "applied_index", s.applied_index);
     set_integer(L, "snapshot_index", s.snapshot_index);
@@ -53,6 +54,7 @@ static int l_status(lua_State *L)
     set_bool(L, "has_quorum", s.has_quorum);
     set_bool(L, "changing", s.changing);
     set_bool(L, "no_space", s.no_space);
+    set_bool(L, "behind", s.behind);
     lua_createtable(L, (int)s.n_servers, 0);
     for (unsigned i = 0; i < s.n_servers; i++) {
         push_server(L, &s.servers[i]);

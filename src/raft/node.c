@@ -644,9 +644,11 @@ int rnode_start(const struct rnode_config *cfg, struct rnode **out)
         goto close;
     }
     n->health_open = true;
+    bool from_nothing = store_applied(cfg->store) == 0;
     if ((rv = others_open(n, cfg)) != 0 || (rv = start_raft(n, &log)) != 0) {
         goto close;
     }
+    n->behind_until = from_nothing ? raft_last_index(&n->raft) : 0;
     fsm_started(&n->fsm);
     n->recovered = logdir_is_recovered(n->dir);
     n->recovered_at = raft_last_index(&n->raft);

@@ -96,7 +96,9 @@ struct rnode_status {
     enum rnode_state state;
     uint64_t id, leader, term; /* leader 0: unknown */
     uint64_t last_index, commit_index, applied_index, snapshot_index;
+    uint64_t last_term; /* of the entry at last_index; 0: not known */
     uint64_t log_bytes; /* untrimmed log held in memory */
+    bool behind;        /* see rnode_is_behind */
     bool has_quorum; /* leader: a majority answered within an election timeout; follower: the leader is known
                       */
     bool changing;   /* a membership change is under way */
@@ -105,6 +107,10 @@ struct rnode_status {
     struct rnode_server servers[64];
 };
 void rnode_status(const struct rnode *n, struct rnode_status *out);
+/* The local state may be older than what this node has served before it was started: it was discarded after the
+ * machine went down (store_open), made anew from the last snapshot, and what the log holds behind that has not been
+ * applied again. Over when it has, for which a quorum is needed. */
+bool rnode_is_behind(const struct rnode *n);
 uint64_t rnode_leader(const struct rnode *n);
 bool rnode_is_leader(const struct rnode *n); /* and has applied its own term's first entry */
 struct peers *rnode_peers(struct rnode *n);

@@ -121,6 +121,7 @@ struct rnode {
     uint64_t random;
     bool recovered; /* nobody is added before there is a snapshot past this index: see logdir.h */
     uint64_t recovered_at;
+    uint64_t behind_until; /* applied: see rnode_is_behind */
     uint64_t info_sent_at;
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;

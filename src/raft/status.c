@@ -45,6 +45,18 @@ static enum raft_role role_of(int role)
     return role == RAFT_VOTER ? ROLE_VOTER : role == RAFT_STANDBY ? ROLE_STANDBY : ROLE_SPARE;
 }
 
+/* After a restart the state is ahead of what libraft has gone through again. */
+static uint64_t applied(const struct rnode *n)
+{
+    uint64_t here = store_applied(n->cfg.store);
+    return n->raft.last_applied > here ? n->raft.last_applied : here;
+}
+
+bool rnode_is_behind(const struct rnode *n)
+{
+    return applied(n) < n->behind_until;
+}
+
 void rnode_status(const struct rnode *n, struct rnode_status *out)
 {
     const struct raft *r = &n->raft;
@@ -57,10 +69,10 @@ void rnode_status(const struct rnode *n, struct rnode_status *out)
     out->leader = rnode_leader(n);
     out->term = r->current_term;
     out->last_index = raft_last_index((struct raft *)r);
+    out->last_term = guard_term_of(r, out->last_index);
     out->commit_index = r->commit_index;
-    /* After a restart the state is ahead of what libraft has gone through again. */
-    out->applied_index =
-        r->last_applied > store_applied(n->cfg.store) ? r->last_applied : store_applied(n->cfg.store);
+    out->applied_index = applied(n);
+    out->behind = rnode_is_behind(n);
     out->snapshot_index = r->trail.snapshot.index;
     out->log_bytes = guard_log_bytes((struct guard *)&n->guard);
     out->has_quorum = r->state == RAFT_LEADER ? wiring_voters(n, wiring_is_heard) : out->leader != 0;

@@ -76,9 +76,12 @@ local function values(kvs)
   return out
 end
 
+-- Who is a member matters most when all else is lost: any view of it is better than none.
+local ANY = { stale = "any" }
+
 -- The rows, and how fresh they are; nil, err. @opts as state.read has them; by default stale ones are taken.
 function M.list(opts)
-  local fresh, err = state.read(opts or { stale = true })
+  local fresh, err = state.read(opts or ANY)
   if not fresh then return nil, err end
   local nodes, status
   nodes, err = state.managers()
@@ -110,6 +113,9 @@ function M.summary(me, cluster, nodes, status, fresh, more)
     warn("no quorum (%s): writes fail, and what is shown is this manager's own state at revision %d", fresh.reason or
       "unknown reason", fresh.revision)
   end
+  if status.behind then
+    warn("%s (log to entry %d, applied to %d)", state.BEHIND, status.last_index, status.applied_index)
+  end
   if status.no_space then warn("no space: writes are refused until there is room on the managers' disks") end
   if n_members == 2 then
     warn("two managers tolerate no failure: a third one makes the cluster survive the loss of any one")
@@ -129,7 +135,8 @@ function M.summary(me, cluster, nodes, status, fresh, more)
     term = status.term, quorum = quorum, members = n_members, voters = n_voters, voters_reachable = voters_up,
     tolerates = voters.tolerates(n_voters), target = voters.target(n_members),
     revision = more.revision, keys = more.keys, applied_index = status.applied_index,
-    commit_index = status.commit_index, last_index = status.last_index, snapshot_index = status.snapshot_index,
+    commit_index = status.commit_index, last_index = status.last_index, last_term = status.last_term,
+    behind = status.behind or nil, snapshot_index = status.snapshot_index,
     log_bytes = status.log_bytes, changing = status.changing or false, no_space = status.no_space or false,
     restoring = more.restoring, warnings = warnings,
     stale = fresh.stale or nil, reason = fresh.reason,
@@ -140,7 +147,7 @@ function M.overview(opts)
   local me, err = identity.member()
   if not me then return nil, err end
   local fresh
-  fresh, err = state.read(opts or { stale = true })
+  fresh, err = state.read(opts or ANY)
   if not fresh then return nil, err end
   local nodes, status
   nodes, err = state.managers()

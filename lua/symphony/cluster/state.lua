@@ -98,8 +98,13 @@ function M.list(prefix, opts)
   return rows
 end
 
+M.BEHIND = "the machine of this manager went down: its state is older than what it has served before"
+local BEHIND_HINT = "its log holds what is missing, and is gone through again once there is a quorum; if the others "
+  .. "are gone for good: `symphony manager recover`"
+
 -- Waits until local state holds all that was acknowledged before this call. Returns {stale = false, revision}.
--- Without a quorum: nil, err; or with opts.stale, {stale = true, reason, revision}.
+-- Without a quorum: nil, err; or with opts.stale, {stale = true, reason, revision}: not when this manager has served
+-- newer state before it was started (state_unknown), unless opts.stale is "any".
 function M.read(opts)
   opts = opts or {}
   local ok, err = M.ready()
@@ -107,6 +112,9 @@ function M.read(opts)
   local _, failed = async.await(raft.read, opts.timeout_ms or (opts.stale and M.STALE_MS or M.READ_MS))
   if not failed then return { stale = false, revision = store.revision() } end
   if opts.stale and failed.code ~= "closed" then
+    if opts.stale ~= "any" and (raft.status() or {}).behind then
+      return nil, errors.new("state_unknown", M.BEHIND .. ", and there is no quorum", BEHIND_HINT)
+    end
     return { stale = true, reason = failed.message or failed.code, revision = store.revision() }
   end
   return nil, explain(failed)

@@ -173,8 +173,8 @@ local function status_text(s)
   line("tolerates", "%s", s.tolerates == 0 and "no failure" or s.tolerates == 1 and "the loss of any one"
     or ("the loss of any %d"):format(s.tolerates))
   line("state", "revision %d, %d keys, term %d", s.revision, s.keys, s.term)
-  line("log", "applied %d, committed %d, last %d, snapshot %d, %.1f MiB in memory", s.applied_index, s.commit_index,
-    s.last_index, s.snapshot_index, s.log_bytes / 1048576)
+  line("log", "ends at entry %d of term %d; applied %d, committed %d, snapshot %d, %.1f MiB in memory", s.last_index,
+    s.last_term, s.applied_index, s.commit_index, s.snapshot_index, s.log_bytes / 1048576)
   line("version", "%s", s.version)
   return table.concat(lines, "\n")
 end
@@ -311,8 +311,9 @@ local recover = {
   summary = "The quorum is gone for good: go on with this one survivor",
   description = [[
 Makes this manager the only voter again when the majority is gone for good. It says what will happen
-and asks. Say it on one survivor only, the one with the highest `applied` in `manager status`; the
-others leave and join anew.
+and asks. Say it on one survivor only, the one whose log ends last: in `manager status`, the one with
+the highest term behind `ends at entry`, and of those the highest entry; the others leave and join
+anew.
 
 Example:
   symphony manager recover]],
