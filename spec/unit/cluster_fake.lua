@@ -390,7 +390,8 @@ M.module("http", {
 
 --- raft's status of a cluster of one.
 function M.single(id, address)
-  return { state = "leader", id = id, leader = id, term = 1, last_index = 1, last_term = 1, commit_index = 1, applied_index = 1,
+  return { state = "leader", id = id, leader = id, term = 1, last_index = 1, last_term = 1, commit_index = 1,
+    applied_index = 1,
     snapshot_index = 0, log_bytes = 100, has_quorum = true, changing = false, no_space = false,
     servers = { { id = id, address = address, role = "voter", up = true, is_self = true } } }
 end
