@@ -68,6 +68,10 @@ static void handle(struct http_req *req, void *arg)
         assert_true(n_later < 8);
         later[n_later++] = req;
         req->overlap = true;
+    } else if (strcmp(req->path, "/both") == 0) {
+        req->overlap = true;
+        http_respond(later[0], 200, "text/plain", NULL, "one", 3);
+        http_respond(req, 200, "text/plain", NULL, "two", 3);
     } else if (strcmp(req->path, "/stream") == 0) {
         http_stream_start(req, 200, "text/plain");
         assert_int_equal(http_stream_write(req, "one,", 4), 0);
@@ -404,6 +408,21 @@ static void overlapping(void **state)
     assert_true(one != NULL && two != NULL && one < two);
     assert_null(strstr(s.text, "three"));
     assert_int_equal(gone, 4);
+    seen_free(&s);
+    close(fd);
+}
+
+/* The handler of one completes another of the same connection. */
+static void overlapping_in_handler(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/later") GET("/both"));
+    raw_until(fd, &s, "\r\n\r\ntwo");
+    assert_non_null(strstr(s.text, "\r\n\r\none"));
+    assert_int_equal(gone, 2);
     seen_free(&s);
     close(fd);
 }
@@ -1099,6 +1118,7 @@ int main(void)
         TEST(pipelining),
         TEST(pipelines_take_turns),
         TEST(overlapping),
+        TEST(overlapping_in_handler),
         TEST(overlapping_no_others),
         TEST(overlapping_stream),
         TEST(overlapping_ends),

@@ -316,7 +316,9 @@ static void serve(struct http_conn *c)
     if (!x->answered && req->on_gone == NULL) {
         http_respond_error(req, SYM_EIO, "the request was not answered", NULL);
     }
-    if (x->over && TAILQ_FIRST(&c->due) == x) {
+    /* Also one before it may have been completed by its handler. */
+    struct exchange *first = TAILQ_FIRST(&c->due);
+    if (first != NULL && first->over) {
         answer(c);
     }
 }
