@@ -27,6 +27,12 @@ describe("the installed symphony", function()
     assert.equal(0, cluster.cli("/nonexistent", "help").code)
   end))
 
+  it("carries libraft, parts of which are replaced by our own", function()
+    local libraries = proc.run({ "ldd", prefix .. "/sbin/symphonyd" })
+    assert.equal(0, libraries.code, libraries.err)
+    assert.falsy(libraries.out:find("libraft", 1, true), libraries.out)
+  end)
+
   it("has a unit that systemd understands", function()
     local ok = pcall(proc.run, { "systemd-analyze", "--version" })
     if not ok then return pending("no systemd-analyze here") end

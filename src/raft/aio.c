@@ -1,7 +1,7 @@
 /* libraft destroys a context of asynchronous I/O with each segment of the log that it closes, on the loop, and
  * the kernel waits there for a grace period of RCU: 10 to 45 ms during which nothing else happens. Nothing is
  * under way in it any more, so that a thread of its own can wait instead. The linker puts this in the place of
- * libraft's own io_destroy (--wrap, see CMakeLists.txt); a libraft that is a shared library keeps its own. */
+ * libraft's own io_destroy (--wrap, see CMakeLists.txt). */
 #include <linux/aio_abi.h>
 #include <pthread.h>
 #include <stdbool.h>
