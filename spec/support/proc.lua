@@ -139,7 +139,10 @@ local function start(argv, options)
     running[pid] = nil
     handle:close()
   end)
-  if not handle then error("cannot start " .. argv[1] .. ": " .. tostring(pid), 3) end
+  if not handle then
+    uv.run("nowait") -- as in pump: luv is closing what would have been the handle
+    error("cannot start " .. argv[1] .. ": " .. tostring(pid), 3)
+  end
   self.pid = pid
   running[pid] = self
   return self
