@@ -62,9 +62,19 @@ describe("the documentation", function()
     end
   end))
 
+  -- Where a demo runs in @folder; it ends with the test, whatever comes of it.
+  local function demo_environment(folder)
+    local env = { DEMO_DIR = folder .. "/demo", DEMO_OFFSET = tostring(math.random(1000, 9000)) }
+    finally(function()
+      proc.run({ "scripts/demo", "--stop" }, { env = env })
+      proc.remove_tree(folder)
+    end)
+    return env
+  end
+
   it("has a demo that runs, again too, and ends", function()
     local folder = proc.temp_folder()
-    local env = { DEMO_DIR = folder .. "/demo", DEMO_OFFSET = tostring(math.random(1000, 9000)) }
+    local env = demo_environment(folder)
     local function demo(...)
       local result = proc.run({ "scripts/demo", ... }, { timeout = 120, env = env })
       assert.equal(0, result.code, result.out .. result.err)
@@ -76,8 +86,37 @@ describe("the documentation", function()
       assert.truthy(out:find("\n  export SYMPHONY_SOCKET=", 1, true), out)
     end
     assert.truthy(demo("--stop"):find("^2 of"))
-    assert.truthy(demo("--stop"):find("^0 of"))
-    proc.remove_tree(folder)
+    assert.truthy(demo("--stop"):find("^No manager of a demo was running"))
+  end)
+
+  it("has a demo that ends what it began when it is interrupted", function()
+    local folder = proc.temp_folder()
+    local demo = proc.begin({ "setsid", "scripts/demo" }, { env = demo_environment(folder) }) -- its own process group
+    proc.wait_for("two managers", 60, function()
+      return uv.fs_stat(folder .. "/demo/manager-02/control.sock"), demo.out .. demo.err
+    end)
+    uv.kill(-demo.process.pid, "sigint")
+    proc.wait_for("its end", 30, function() return demo.ended(), demo.out .. demo.err end)
+    assert.equal(130, demo.process.code, demo.out .. demo.err)
+    for n = 1, 3 do
+      local lock = folder .. "/demo/manager-0" .. n .. "/lock"
+      if uv.fs_stat(lock) then
+        assert.equal(0, proc.run({ "flock", "-n", lock, "true" }).code, "manager-0" .. n .. " runs")
+      end
+    end
+  end)
+
+  it("has a demo that says which ports are taken", function()
+    local folder = proc.temp_folder()
+    local env = demo_environment(folder)
+    local port = 27243 + env.DEMO_OFFSET
+    local taker = uv.new_tcp()
+    assert(taker:bind("127.0.0.1", port))
+    assert(taker:listen(1, function() end))
+    local result = proc.run({ "scripts/demo" }, { timeout = 120, env = env })
+    taker:close()
+    assert.equal(1, result.code, result.out)
+    assert.truthy(result.err:find("port " .. port .. ". DEMO_OFFSET=", 1, true), result.err)
   end)
 
   it("names only commands that there are", function()
