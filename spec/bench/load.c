@@ -327,8 +327,8 @@ static void parse(int argc, char **argv)
             opt.ca = arg;
         } else if (strcmp(name, "--to") == 0) {
             char *list = strdup(arg), *save = NULL;
-            for (char *t = strtok_r(list, ",", &save); t != NULL && opt.n_to < 16;
-                 t = strtok_r(NULL, ",", &save)) {
+            char *t = strtok_r(list, ",", &save);
+            for (; t != NULL && opt.n_to < 16; t = strtok_r(NULL, ",", &save)) {
                 struct target *to = &opt.to[opt.n_to++];
                 if (*t == '/') {
                     snprintf(to->host, sizeof to->host, "%s", t);

@@ -89,10 +89,11 @@ static uint16_t start_server(pid_t *pid)
 
 /* --- the clients */
 
-static struct client {
+struct client {
     struct stream *s;
     struct buf in;
-} * clients;
+};
+static struct client *clients;
 static char *request;
 static size_t request_len;
 static unsigned sent, answered, n_open, n_closed;

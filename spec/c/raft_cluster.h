@@ -147,7 +147,7 @@ enum { PATIENCE = 10 };
 /* Runs the loop until @cond holds; fails the test, saying so, after @ms (and patience). */
 #define run_until(c, ms, cond)                                                                               \
     do {                                                                                                     \
-        uint64_t end_ = now_ms() + (uint64_t)(ms)*PATIENCE;                                                  \
+        uint64_t end_ = now_ms() + PATIENCE * (uint64_t)(ms);                                                \
         while (!(cond)) {                                                                                    \
             if (now_ms() > end_) {                                                                           \
                 cluster_print(c);                                                                            \

@@ -257,7 +257,7 @@ static int feed_head(
     struct seen s = {0};
     put_u32(head, n);
     head[4] = (uint8_t)kind;
-    head[5] = (uint8_t) class;
+    head[5] = class & 0xff;
     head[6] = (uint8_t)flags;
     head[7] = (uint8_t)zero;
     int rv = frame_feed(r, head, sizeof head, collect, &s);

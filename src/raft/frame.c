@@ -19,7 +19,7 @@ void frame_put_head(uint8_t head[FRAME_HEAD], uint8_t kind, enum frame_class cla
 {
     put_u32(head, n);
     head[4] = kind;
-    head[5] = (uint8_t) class;
+    head[5] = class & 0xff;
     head[6] = more ? FLAG_MORE : 0;
     head[7] = 0;
 }

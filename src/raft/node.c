@@ -606,6 +606,15 @@ static int start_raft(struct rnode *n, const struct logdir *log)
                               : disk_error(n->dir, log, rv, n->raft.errmsg);
 }
 
+/* The rest of the way back takes the loop; the message must outlive it. */
+static int give_up(struct rnode *n, int rv)
+{
+    char text[512];
+    snprintf(text, sizeof text, "%s", err_msg());
+    begin_close(n);
+    return err_setf(rv, "%s", text);
+}
+
 int rnode_start(const struct rnode_config *cfg, struct rnode **out)
 {
     struct logdir log;
@@ -641,12 +650,12 @@ int rnode_start(const struct rnode_config *cfg, struct rnode **out)
     open_handles(n);
     rv = health_open(&n->health, n->loop, n->dir, cfg->disk_floor, on_health, n);
     if (rv != 0) {
-        goto close;
+        return give_up(n, rv);
     }
     n->health_open = true;
     bool from_nothing = store_applied(cfg->store) == 0;
     if ((rv = others_open(n, cfg)) != 0 || (rv = start_raft(n, &log)) != 0) {
-        goto close;
+        return give_up(n, rv);
     }
     n->behind_until = from_nothing ? raft_last_index(&n->raft) : 0;
     fsm_started(&n->fsm);
@@ -656,13 +665,6 @@ int rnode_start(const struct rnode_config *cfg, struct rnode **out)
     *out = n;
     return 0;
 
-close : {
-    /* The rest of the way back takes the loop; the message must outlive it. */
-    char text[512];
-    snprintf(text, sizeof text, "%s", err_msg());
-    begin_close(n);
-    return err_setf(rv, "%s", text);
-}
 fail:
     free_node(n);
     return rv;
