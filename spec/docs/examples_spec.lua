@@ -64,7 +64,7 @@ describe("the documentation", function()
 
   -- Where a demo runs in @folder; it ends with the test, whatever comes of it.
   local function demo_environment(folder)
-    local env = { DEMO_DIR = folder .. "/demo", DEMO_OFFSET = tostring(math.random(1000, 9000)) }
+    local env = { DEMO_DIR = folder .. "/a demo", DEMO_OFFSET = tostring(math.random(1000, 9000)) }
     finally(function()
       proc.run({ "scripts/demo", "--stop" }, { env = env })
       proc.remove_tree(folder)
@@ -93,13 +93,13 @@ describe("the documentation", function()
     local folder = proc.temp_folder()
     local demo = proc.begin({ "setsid", "scripts/demo" }, { env = demo_environment(folder) }) -- its own process group
     proc.wait_for("two managers", 60, function()
-      return uv.fs_stat(folder .. "/demo/manager-02/control.sock"), demo.out .. demo.err
+      return uv.fs_stat(folder .. "/a demo/manager-02/control.sock"), demo.out .. demo.err
     end)
     uv.kill(-demo.process.pid, "sigint")
     proc.wait_for("its end", 30, function() return demo.ended(), demo.out .. demo.err end)
     assert.equal(130, demo.process.code, demo.out .. demo.err)
     for n = 1, 3 do
-      local lock = folder .. "/demo/manager-0" .. n .. "/lock"
+      local lock = folder .. "/a demo/manager-0" .. n .. "/lock"
       if uv.fs_stat(lock) then
         assert.equal(0, proc.run({ "flock", "-n", lock, "true" }).code, "manager-0" .. n .. " runs")
       end
