@@ -139,9 +139,9 @@ end
 
 -- Decoding ------------------------------------------------------------------------------------------------------------
 
--- cjson reads [] and {} as the same. So [] is given one element that stands for none.
-local EMPTY = "\0[]"
-local EMPTY_TEXT = '"\\u0000[]"'
+-- cjson reads [] and {} as the same. So [] is given one element that stands for none: a text that nobody can know.
+local EMPTY = ("[]%016x%016x"):format(math.random(0), math.random(0))
+local EMPTY_TEXT = '"' .. EMPTY .. '"'
 
 -- Position behind the string whose opening quote is at @p; nil if it never ends.
 local function skip_string(text, p)
@@ -156,7 +156,7 @@ local function skip_string(text, p)
 end
 
 local function mark_empty(text)
-  if not text:find("%[[ \t\r\n]*%]") or text:find(EMPTY_TEXT, 1, true) then
+  if not text:find("%[[ \t\r\n]*%]") then
     return text
   end
   local out, from, at = {}, 1, 1
@@ -179,8 +179,11 @@ end
 local restore
 
 local function restore_value(v)
-  if math.type(v) == "float" and v <= MAX_EXACT and v >= -MAX_EXACT then
-    return math.tointeger(v) or v
+  if math.type(v) == "float" then
+    if v == math.huge or v == -math.huge then
+      errors.raise("invalid", "not JSON that can be kept: a number is too large")
+    end
+    return v <= MAX_EXACT and v >= -MAX_EXACT and math.tointeger(v) or v
   elseif type(v) == "table" then
     return restore(v)
   end
@@ -206,7 +209,11 @@ function M.decode(text)
   if not ok then
     return nil, errors.new("invalid", "not JSON: " .. tostring(v))
   end
-  return restore_value(v)
+  ok, v = pcall(restore_value, v)
+  if not ok then
+    return nil, v
+  end
+  return v
 end
 
 return M

@@ -77,6 +77,23 @@ describe("json.decode", function()
     assert.equal("[]", json.encode(json.decode "[]"))
   end)
 
+  it("takes no text for an empty array", function()
+    for _, text in ipairs { '["\\u0000[]"]', '[["\\u0000\\u005b]"],[]]', '{"a":[],"b":["\\u0000[]"]}' } do
+      local v = json.decode(text)
+      assert.equal("\0[]", (v.b or type(v[1]) == "table" and v[1] or v)[1])
+      assert.same(v, json.decode(json.encode(v)))
+    end
+  end)
+
+  it("refuses numbers that are out of range", function()
+    for _, text in ipairs { "1e999", "[-1e999]", '{"a":{"b":[1,1e400]}}' } do
+      local v, err = json.decode(text)
+      assert.is_nil(v, text)
+      assert.equal("invalid", err.code)
+    end
+    assert.equal(1e308, json.decode("1e308"))
+  end)
+
   it("says what is not JSON", function()
     for _, text in ipairs { "", "{", "[1,]", "nan", "[Infinity]", "0x10", "'a'", '"\xff"', '"a', '{"a":1}x', '["[]',
       '"\\ud800"', ("["):rep(200) .. ("]"):rep(200), '["\\', "[\11]" } do
