@@ -79,6 +79,18 @@ describe("identity.parse", function()
     assert.is_nil(identity.parse(json.encode(sound)))
     sound.phase = nil
   end)
+
+  it("refuses what the daemon could not use or write again", function()
+    for field, wrong in pairs { removed = "yes", reason = { 1 }, phase = true, starts = 1 << 53, raft_node_id = 1 << 53,
+      managers = { first = "a:2" } } do
+      local doc = json.decode(json.encode(sound))
+      doc[field] = wrong
+      local ok, why = identity.parse(json.encode(doc))
+      assert.is_nil(ok, field)
+      assert.is_string(why)
+    end
+    assert.is_nil(identity.parse((json.encode(sound):gsub('"name":"a"', '%0,"more":1e999'))))
+  end)
 end)
 
 describe("identity.parse on hostile bytes", function()

@@ -34,10 +34,12 @@ local function damaged(path, why)
     .. "manager (`symphony manager remove`), and join again with an empty folder"):format(M.dir()))
 end
 
+local NUMBER_MAX = 1 << 52 -- both numbers are counted up, and JSON keeps no more than 2^53
 local FIELDS = {
   node_id = "string", cluster_id = "string", role = "string", name = "string", folder = "string",
   raft_node_id = "integer", starts = "integer", advertise = "table", managers = "table",
 }
+local OPTIONAL = { removed = "boolean", reason = "string", phase = "string" }
 
 -- key.json's text to a document. Pure. nil, why.
 function M.parse(text)
@@ -50,12 +52,20 @@ function M.parse(text)
     local found = kind == "integer" and math.type(value) or type(value)
     if found ~= kind then return nil, ("field \"%s\" is missing or of the wrong kind"):format(name) end
   end
-  if doc.raft_node_id < 1 or doc.starts < 0 then return nil, "a number in it is out of range" end
+  for name, kind in pairs(OPTIONAL) do
+    if doc[name] ~= nil and type(doc[name]) ~= kind then
+      return nil, ("field \"%s\" is of the wrong kind"):format(name) end
+  end
+  if doc.raft_node_id < 1 or doc.starts < 0 or math.max(doc.raft_node_id, doc.starts) > NUMBER_MAX then
+    return nil, "a number in it is out of range"
+  end
   for _, name in ipairs { "raft", "remote", "gossip" } do
     if type(doc.advertise[name]) ~= "string" then return nil, ("field \"advertise.%s\" is missing"):format(name) end
   end
-  for _, address in ipairs(doc.managers) do
-    if type(address) ~= "string" then return nil, "field \"managers\" holds something else than addresses" end
+  for at, address in pairs(doc.managers) do
+    if type(at) ~= "number" or type(address) ~= "string" then
+      return nil, "field \"managers\" holds something else than addresses"
+    end
   end
   if doc.phase ~= nil and not PHASES[doc.phase] then return nil, "its phase is unknown" end
   return doc
