@@ -108,6 +108,13 @@ describe("a backup's file", function()
     assert.is_nil(backup.parse("", sha256))
   end)
 
+  it("takes no longer to refuse what was made to be slow", function()
+    local began = os.clock()
+    assert.is_nil(backup.collect(("{"):rep(1 << 19)))
+    assert.is_nil(backup.parse(("{\n"):rep(1 << 19), sha256))
+    assert.is_true(os.clock() - began < 10, os.clock() - began .. " s of CPU")
+  end)
+
   it("may hold only what a backup holds, in order", function()
     assert.is_nil(backup.parse(file { { key = "/secret/ca", value = "x", revision = 1 } }, sha256))
     assert.is_nil(backup.parse(file { { key = "/node/x", value = "x", revision = 1 } }, sha256))

@@ -14,6 +14,7 @@ local M = {}
 
 M.FORMAT = 1
 local PIECE = 1 << 20
+local TRAILER_MAX = 256 -- bytes of the last line, and more
 -- What a backup holds and a restore brings back.
 M.PREFIXES = { "/assign/", "/kv/", "/policy-history/", "/policy/", "/res/", "/token/" }
 -- What makes sense in another cluster: not its tokens, which pin the old CA, nor work for nodes it does not have.
@@ -63,6 +64,18 @@ local function entry(line, number)
   return { key = key, value = value, revision = row.r }
 end
 
+-- The whole lines of @text. Not by a pattern: it would look through an unfinished line once for each of its bytes.
+local function each_line(text)
+  local from = 1
+  return function()
+    local stop = text:find("\n", from, true)
+    if not stop then return nil end
+    local line = text:sub(from, stop - 1)
+    from = stop + 1
+    return line
+  end
+end
+
 local function check_header(line)
   local header = json.decode(line or "")
   if type(header) ~= "table" or header.symphony_backup == nil then return bad("it does not begin like one") end
@@ -78,7 +91,7 @@ end
 function M.collect(stream)
   local header, err, over
   local newest, number = {}, 0
-  for line in stream:gmatch("([^\n]*)\n") do
+  for line in each_line(stream) do
     number = number + 1
     if over then return bad("there is more behind its end") end
     if number == 1 then
@@ -122,17 +135,18 @@ end
 
 -- The text of a file, hostile, to header, entries, digest; nil, err. Nothing is believed before the digest holds.
 function M.parse(text, sha256)
-  local body, last = text:match("^(.*\n)(%b{})\n$")
+  local last = text:sub(-TRAILER_MAX):match("\n(%b{})\n$")
   local trailer = last and json.decode(last)
   if type(trailer) ~= "table" or type(trailer.sha256) ~= "string" then
     return bad("its last line, the SHA-256, is missing")
   end
+  local body = text:sub(1, #text - #last - 1)
   if M.digest(body, sha256) ~= trailer.sha256 then
     return bad("its SHA-256 does not fit: it has been changed or damaged")
   end
   local entries, number = {}, 0
   local header, err, before
-  for line in body:gmatch("([^\n]*)\n") do
+  for line in each_line(body) do
     number = number + 1
     if number == 1 then
       header, err = check_header(line)
