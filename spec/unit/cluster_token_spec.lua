@@ -97,7 +97,8 @@ describe("token.check", function()
   it("checks options from outside", function()
     assert.is_true(token.check_options { role = "worker", uses = 3, labels = { a = "b" }, cidrs = { "::/0" } })
     for _, options in ipairs { { role = "king" }, { role = "worker", uses = 0 }, { role = "worker", uses = 1.5 },
-      { role = "worker", cidrs = { "x" } }, { role = "worker", labels = { ["a b"] = "" } } } do
+      { role = "worker", cidrs = { "x" } }, { role = "worker", cidrs = 7 },
+      { role = "worker", labels = { ["a b"] = "" } } } do
       local ok, err = token.check_options(options)
       assert.is_nil(ok)
       assert.equal("invalid", err.code)

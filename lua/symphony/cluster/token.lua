@@ -92,6 +92,7 @@ function M.check_options(options)
   local ok, err = values.check_labels(options.labels or {})
   if not ok then return nil, err end
   local cidrs = options.cidrs or {}
+  if type(cidrs) ~= "table" then return nil, errors.new("invalid", "cidrs is a list of CIDR blocks") end
   if #cidrs > M.CIDRS_MAX then return nil, errors.new("invalid", ("at most %d CIDR blocks"):format(M.CIDRS_MAX)) end
   for _, text in ipairs(cidrs) do
     if not cidr.parse(text) then
