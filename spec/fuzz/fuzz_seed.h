@@ -11,16 +11,22 @@
 
 size_t LLVMFuzzerMutate(uint8_t *data, size_t n, size_t max);
 
+#ifndef FUZZ_OPTIONS
+#define FUZZ_OPTIONS "-len_control=0"
+#endif
+
 /* Called by libFuzzer before it reads its options: seeds are long, so inputs may be so from the start. */
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
-    static char option[] = "-len_control=0";
+    static char options[][24] = {FUZZ_OPTIONS};
     static char *args[64];
     int n = 0;
-    for (; n < *argc && n < 62; n++) {
+    for (; n < *argc && n < 60; n++) {
         args[n] = (*argv)[n];
     }
-    args[n++] = option;
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
+        args[n++] = options[i];
+    }
     *argc = n;
     *argv = args;
     return 0;

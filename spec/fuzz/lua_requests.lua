@@ -1,0 +1,84 @@
+local admit = require "symphony.cluster.admit"
+local crypto = require "sym.crypto"
+local errors = require "symphony.errors"
+local json = require "symphony.json"
+local kv = require "symphony.cluster.kv"
+local token = require "symphony.cluster.token"
+local values = require "symphony.cluster.values"
+
+local REFUSALS = { invalid = true, too_big = true }
+
+-- Hostile input is the caller's fault, and told so; never an error of symphony itself.
+local function refused(err)
+  assert(errors.is(err), tostring(err))
+  assert(REFUSALS[err.code], err.code .. ": " .. err.message)
+  assert(#err.message < 2000 and utf8.len(json.encode(errors.body(err))))
+end
+
+local function check_key(key, empty)
+  assert(type(key) == "string" and key:sub(1, #kv.PREFIX) == kv.PREFIX, "out of the users' keys")
+  assert(#key <= #kv.PREFIX + kv.KEY_MAX and (empty or #key > #kv.PREFIX) and not key:find("\0", 1, true))
+end
+
+local function whole(n)
+  assert(n == nil or math.type(n) == "integer" and n >= 0)
+end
+
+local function check_txn(txn)
+  assert(#txn.compare <= kv.OPS_MAX and #txn.ops <= kv.OPS_MAX)
+  for _, c in ipairs(txn.compare) do
+    check_key(c.key or c.prefix, c.prefix ~= nil)
+    assert((c.key == nil) ~= (c.prefix == nil))
+    for _, name in ipairs { "create_revision", "mod_revision", "revision", "count" } do whole(c[name]) end
+    assert(c.absent == nil or c.absent == true)
+    assert(c.value == nil or type(c.value) == "string" and #c.value <= kv.VALUE_MAX)
+  end
+  for _, op in ipairs(txn.ops) do
+    check_key(op.put or op.delete)
+    assert((op.put == nil) ~= (op.delete == nil) and (op.put == nil) == (op.value == nil))
+    assert(op.value == nil or type(op.value) == "string" and #op.value <= kv.VALUE_MAX)
+  end
+end
+
+local function check_join(request)
+  assert(token.ROLES[request.role] and type(request.csr) == "string" and values.check_name(request.name))
+  assert(type(request.named) == "boolean" and (request.version == nil or type(request.version) == "string"))
+  for _, address in pairs(request.addresses) do assert(type(address) == "string" and #address <= 300) end
+  assert(request.role ~= "manager" or request.addresses.raft and request.addresses.remote and request.addresses.gossip)
+  assert(request.token == nil or #request.token.secret == 16)
+end
+
+local function check(text)
+  local body, err = json.decode(text)
+  if body == nil then return refused(err) end
+  local ok, txn = pcall(kv.parse_txn, body)
+  if ok then check_txn(txn) else refused(txn) end
+  local request
+  request, err = admit.check(body)
+  if request then check_join(request) else refused(err) end
+  -- What else reads a body: a list of labels, of CIDR blocks.
+  if type(body) ~= "table" then return end
+  ok, err = token.check_options(body)
+  if not ok then refused(err) end
+end
+
+local good = token.make(crypto.sha256("ca"), crypto.sha256("secret"):sub(1, 16))
+local addresses = { raft = "10.0.0.1:15760", remote = "[fd00::1]:27242", gossip = "m-01:37065" }
+
+return {
+  check = check,
+  seeds = {
+    '{"compare":[{"key":"a","absent":true},{"prefix":"b/","count":3}],"ops":[{"put":"a","value":"1"},{"delete":"b"}]}',
+    '{"compare":[{"key_base64":"/w==","mod_revision":7},{"prefix":"","revision":9},{"key":"k","value_base64":"aGk="}]}',
+    '{"ops":[{"put_base64":"/w==","value_base64":""},{"put":"x","value":""}]}',
+    json.encode { role = "manager", csr = "-----BEGIN", name = "m-01", named = true, addresses = addresses,
+      token = good },
+    json.encode { role = "worker", csr = "x", name = "w", addresses = {}, version = "0.1.0" },
+    '{"role":"worker","uses":3,"labels":{"zone":"a"},"cidrs":["10.0.0.0/8","fd00::/8"],"ttl":60}',
+  },
+  words = { '"compare":', '"ops":', '"key":', '"prefix":', '"put":', '"delete":', '"value":',
+    '"absent":true', '"count":',
+    '"revision":', '"mod_revision":', '"create_revision":', '_base64":', '"addresses":', '"role":', '"token":',
+    '"csr":', '"labels":', '"cidrs":', '"uses":', '{"a":1}', "[]", "{}", "null", "true", "0", "-1",
+    "1e999", "[1]", '[null]', "," },
+}
