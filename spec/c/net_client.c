@@ -515,6 +515,12 @@ static void other_answers(void **state)
     run_call(&o);
     succeeded(204, "");
 
+    say("HTTP/1.1 103 Hints\r\nContent-Length: 4\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
+        false);
+    o = opts("GET", "/");
+    run_call(&o);
+    succeeded(200, "ok");
+
     say("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok and more", false);
     o = opts("GET", "/");
     run_call(&o);
@@ -533,6 +539,9 @@ static void bad_answers(void **state)
         {"SSH-2.0-OpenSSH\r\n", false, SYM_EPROTO, 0, "not an HTTP answer"},
         {"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", false, SYM_EPROTO,
             0, ""},
+        {"HTTP/1.1 1\r\nContent-Length: 0\r\n\r\n", false, SYM_EPROTO, 0, "not an HTTP answer"},
+        {"HTTP/1.1 000 None\r\nContent-Length: 0\r\n\r\n", false, SYM_EPROTO, 0, "not an HTTP answer"},
+        {"HTTP/1.1 600 Much\r\nContent-Length: 0\r\n\r\n", false, SYM_EPROTO, 0, "not an HTTP answer"},
         {"", true, SYM_ECLOSED, 0, "without an answer"},
         {"HTTP/1.1 200 OK\r\nContent-Le", true, SYM_ECLOSED, 0, "without an answer"},
         {"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhal", true, SYM_ECLOSED, 200, "cut"},

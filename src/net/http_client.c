@@ -108,7 +108,11 @@ static int on_headers(llhttp_t *engine)
     int status = llhttp_get_status_code(engine);
     engine->upgrade = 0;
     if (status / 100 == 1) {
-        return status == 101 ? -1 : 0;
+        return status == 101 ? -1 : 1; /* without a body, whatever its head says */
+    }
+    if (status < 200 || status > 599) {
+        llhttp_set_error_reason(engine, "there is no such status");
+        return -1;
     }
     c->status = status;
     return c->is_head ? 1 : 0;
