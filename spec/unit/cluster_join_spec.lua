@@ -207,6 +207,21 @@ describe("join.run", function()
         return w
       end), "protocol" },
     }
+    local function changed(field, value)
+      table.insert(cases, { side.answers(200, function(body)
+        local w = side.welcome(body)
+        w[field] = value
+        return w
+      end), "protocol" })
+    end
+    for _, wrong in ipairs { { first = "10.0.0.1:27242" }, { 7 }, { "no address" } } do changed("managers", wrong) end
+    for _, wrong in ipairs { 0, -1, 1 << 53, 1.5 } do changed("raft_node_id", wrong) end
+    changed("name", "\27[2J")
+    for _, doc in ipairs { "text", 7, false } do table.insert(cases, { side.answers(200, doc), "protocol" }) end
+    for _, id in ipairs { "x; reboot", "\27[2J", "", ("a"):rep(65) } do
+      table.insert(cases, { side.answers(202, { pending = { id = id } }), "protocol" })
+    end
+    table.insert(cases, { side.answers(202, 7), "protocol" })
     for i, case in ipairs(cases) do
       fake.answer = case[1]
       local answer, err = run { address = "h", token = side.token }

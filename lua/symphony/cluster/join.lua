@@ -27,6 +27,7 @@ local POLL_MS, POLL_MAX_MS = 500, 2000
 local ASK_MS = 10000
 local SETTLE_S = 60     -- for the configuration to hold us
 local PROMOTE_S = 5     -- for a standby that is to vote
+local MANAGERS_MAX = 64
 
 -- May this daemon join? @pin: raw sha256 of the CA that a token pins, or nil; @own: that of our ca.crt. true; nil, err.
 -- Pure.
@@ -49,11 +50,21 @@ function M.check_welcome(w, key, role, pin)
   local function bad(why)
     return nil, errors.new("protocol", "the answer to the request to join is wrong: " .. why)
   end
+  if type(w) ~= "table" then return bad("it is no JSON object") end
   for _, name in ipairs { "node_id", "cluster_id", "name", "role", "certificate", "ca" } do
     if type(w[name]) ~= "string" or #w[name] > 65536 then return bad(name .. " is missing") end
   end
   if type(w.addresses) ~= "table" or type(w.managers) ~= "table" then return bad("addresses are missing") end
-  if math.type(w.raft_node_id) ~= "integer" then return bad("raft_node_id is missing") end
+  if math.type(w.raft_node_id) ~= "integer" or w.raft_node_id < 1 or w.raft_node_id > 1 << 52 then
+    return bad("raft_node_id is missing or out of range")
+  end
+  if not values.check_name(w.name) then return bad("its name is none") end
+  -- This is what key.json will hold.
+  for at, text in pairs(w.managers) do
+    if math.type(at) ~= "integer" or at > MANAGERS_MAX or not address.valid(text) then
+      return bad("its managers are not a list of addresses")
+    end
+  end
   local info, err = crypto.cert_info(w.certificate)
   if not info then return bad(err.message) end
   local ca
@@ -95,8 +106,9 @@ local function ask(ctx)
       pin = crypto.unhex(ca.digest)
     end
     if status ~= 202 then return doc, pin end
-    local waiting = type(doc.pending) == "table" and doc.pending
-    if not waiting or type(waiting.id) ~= "string" then
+    local waiting = type(doc) == "table" and type(doc.pending) == "table" and doc.pending
+    -- The id is shown as part of a command to paste.
+    if not waiting or type(waiting.id) ~= "string" or not waiting.id:find("^%w+$") or #waiting.id > 64 then
       return nil, errors.new("protocol", "the answer to the request to join cannot be read")
     end
     if told ~= waiting.id then
