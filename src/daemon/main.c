@@ -28,7 +28,7 @@ static const char usage[] =
     "      --config-dir DIR          everything the node owns; made 0700 (default .)\n"
     "      --listen-raft-port N      managers to managers, TCP (default 15760; 0: a free one)\n"
     "      --listen-remote-port N    HTTPS API (default 27242; 0: a free one)\n"
-    "      --listen-gossip-port N    gossip, UDP (default 37065)\n"
+    "      --listen-gossip-port N    reserved for gossip, UDP (default 37065)\n"
     "      --bind-addr IP            where to listen (default 0.0.0.0)\n"
     "      --advertise-addr IP       what others are told (default: address of the default route)\n"
     "      --socket-group GROUP      who may use DIR/control.sock besides root and this user\n"
