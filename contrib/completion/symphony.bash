@@ -1,0 +1,63 @@
+# shellcheck shell=bash
+# Completion of symphony(1) for bash: source it, or put it where bash-completion looks
+# (share/bash-completion/completions/symphony). Whether it knows every command and option is tested.
+
+_symphony() {
+  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command='' words='' word i
+  COMPREPLY=()
+
+  # The words of the command so far, at most two; those of `help` are another command's.
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    word=${COMP_WORDS[i]}
+    case $word in
+      --socket | --timeout) i=$((i + 1)) ;;
+      -*) ;;
+      help) [[ $command ]] || command=help ;;
+      *)
+        case $command in
+          '' | help) command=${command:+help }$word ;;
+          manager | token | node | kv | cluster | help\ *) command+=" $word" ;;
+        esac
+        ;;
+    esac
+  done
+
+  case $prev in
+    --socket | --token-file | --file) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
+    --role) mapfile -t COMPREPLY < <(compgen -W 'manager worker' -- "$cur"); return ;;
+    --timeout | --name | --cluster-name | --token-ttl | --advertise | --token | --ttl | --uses | --label | --cidr) return ;;
+    --fingerprint | --if-revision | --limit | --after | --from | --eval | -e) return ;;
+  esac
+
+  case ${command#help } in
+    '' | help) words='manager token node kv txn cluster lua help version' ;;
+    manager) words='init join members status remove leave transfer recover' ;;
+    token) words='create ls rm rotate' ;;
+    node) words='ls pending approve reject' ;;
+    kv) words='put get rm ls watch' ;;
+    cluster) words='backup restore' ;;
+  esac
+  if [[ $command != help* ]]; then
+    case $command in
+      'manager init') words='--name --cluster-name --token-ttl --advertise --dev' ;;
+      'manager join') words='--token --token-file --name --advertise' ;;
+      'manager remove' | 'manager rm') words='--plan --force' ;;
+      'manager leave') words='--force' ;;
+      'manager recover') words='--yes' ;;
+      'token create' | 'token rotate') words='--role --ttl --uses --label --cidr' ;;
+      'node approve') words='--fingerprint --name --label' ;;
+      'kv put') words='--file --if-revision' ;;
+      'kv ls' | 'kv list') words='--limit --after' ;;
+      'kv watch') words='--from' ;;
+      'cluster restore') words='--force --yes' ;;
+      lua) words='--eval' ;;
+    esac
+    words+=' --socket --json --timeout --help'
+    [[ $command ]] || words+=' --version'
+    case $command in
+      txn | lua | 'cluster backup' | 'cluster restore') mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+    esac
+  fi
+  mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$words" -- "$cur")
+}
+complete -F _symphony symphony
