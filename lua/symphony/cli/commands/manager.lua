@@ -170,8 +170,10 @@ local function status_text(s)
   line("leader", "%s", leader or "unknown")
   line("quorum", "%s: %d of %d voters reachable from here, %d managers", s.quorum and "yes" or "NO", s.voters_reachable,
     s.voters, s.members)
-  line("tolerates", "%s", s.tolerates == 0 and "no failure" or s.tolerates == 1 and "the loss of any one"
-    or ("the loss of any %d"):format(s.tolerates))
+  local away = s.voters - s.voters_reachable
+  line("tolerates", "%s%s", s.tolerates == 0 and "no failure" or s.tolerates == 1 and "the loss of any one"
+    or ("the loss of any %d"):format(s.tolerates), away > 0 and (", and %d %s away now"):format(away, away == 1 and "is"
+    or "are") or "")
   line("state", "revision %d, %d keys, term %d", s.revision, s.keys, s.term)
   line("log", "ends at entry %d of term %d; applied %d, committed %d, snapshot %d, %.1f MiB in memory", s.last_index,
     s.last_term, s.applied_index, s.commit_index, s.snapshot_index, s.log_bytes / 1048576)
