@@ -72,6 +72,30 @@ describe("the documentation", function()
     return env
   end
 
+  it("shows the lines of a watch", cluster.scenario(function(t)
+    local shown = {}
+    for line in assert(proc.read_file("docs/api.md")):gmatch('\n    ({"type": [^\n]*})') do
+      local row = assert(json.decode(line), line)
+      shown[row.type] = row
+    end
+    local m = t:cluster(1)[1]
+    local watch = proc.begin { "curl", "-sN", "--unix-socket", m.socket, "http://localhost/v1/watch?prefix=" }
+    local function told(type)
+      local line = cluster.wait_for("a line of the watch: " .. type, 10, function()
+        return watch.out:match('{"type":"' .. type .. '"[^\n]*}'), watch.out .. watch.err
+      end)
+      alike(shown[type], assert(json.decode(line)), line)
+    end
+    told "sync"
+    m:json("kv", "put", "a", "1")
+    told "put"
+    m:json("kv", "rm", "a")
+    told "delete"
+    alike(shown.heartbeat, { type = "heartbeat", revision = shown.sync.revision }, "heartbeat")
+    watch.process:kill("sigterm")
+    cluster.wait_for("curl to end", 10, watch.ended)
+  end))
+
   it("has a demo that runs, again too, and ends", function()
     local folder = proc.temp_folder()
     local env = demo_environment(folder)
