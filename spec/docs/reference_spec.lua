@@ -103,3 +103,25 @@ describe("symphony(1)", function()
     end
   end)
 end)
+
+describe("symphony help", function()
+  it("shows examples that are right, for every command", function()
+    local parser = require "symphony.cli.parser"
+    local count = 0
+    for _, command in ipairs(commands.list()) do
+      local needs_none = #command.subs > 0 or command.words == "help" or command.words == "version"
+      assert.is_true(needs_none or #command.examples > 0, command.words .. " has no example")
+      for _, example in ipairs(command.examples) do
+        -- As a shell takes it apart.
+        local said = proc.run({ "sh", "-c", "symphony() { printf '%s\\n' \"$@\"; }; " .. example })
+        local argv = {}
+        for word in said.out:gmatch("([^\n]*)\n") do argv[#argv + 1] = word end
+        local parsed, err = parser.parse(argv)
+        assert.truthy(parsed, example .. ": " .. tostring(err))
+        assert.equal(command.words, table.concat(parsed.path, " "), example)
+        count = count + 1
+      end
+    end
+    assert.is_true(count > 20, count)
+  end)
+end)

@@ -24,13 +24,16 @@ local function options_of(spec)
 end
 
 -- All commands: {{words = "kv ls", alias = "kv list" | nil, options = {{name = "--limit", short =, value = bool}},
--- subs = {"put", ...}}}, those with subcommands before these.
+-- subs = {"put", ...}, examples = {"symphony kv ls", ...}}}, those with subcommands before these.
 function M.list()
   local out = {}
   local function walk(spec, above)
     local name, alias = spec.name:match("^(%S+) ?(%S*)$")
     local row = { words = above .. name, alias = alias ~= "" and above .. alias or nil, options = options_of(spec),
-      subs = {} }
+      subs = {}, examples = {} }
+    for line in ((spec.description or ""):match("\nExample:(.*)") or ""):gmatch("\n  ([^\n]*symphony [^\n]*)") do
+      row.examples[#row.examples + 1] = line
+    end
     out[#out + 1] = row
     for _, sub in ipairs(spec.commands or {}) do
       row.subs[#row.subs + 1] = sub.name:match("%S+")
