@@ -46,7 +46,7 @@ int logdir_corrupt(const char *dir, const char *what)
 
 /* --- segments: the library's format, as its uv.h has it --- */
 
-enum { SEGMENT_FORMAT = 1, BATCH_HEAD = 16, ENTRY_HEAD = 16, BATCH_ENTRIES_MAX = (8 << 20) / 32 };
+enum { SEGMENT_FORMAT = 1, BATCH_HEAD = 16, ENTRY_HEAD = 16, BATCH_ENTRIES_MAX = (8 << 20) / 32, TYPES = 3 };
 
 static uint64_t word(const uint8_t *p)
 {
@@ -96,6 +96,23 @@ static size_t batch(const uint8_t *p, size_t n)
     return 8 + head + data;
 }
 
+/* Whether the heads of the entries at @p are such as the library writes, type and all: what tells a batch from other
+ * bytes without reading them again at every offset (a number of entries that is more than three is no type). */
+static bool looks_like_batch(const uint8_t *p, size_t n)
+{
+    uint64_t entries = n < BATCH_HEAD ? 0 : word(p + 8);
+    if (entries == 0 || entries > BATCH_ENTRIES_MAX || 8 + (size_t)entries * ENTRY_HEAD > n - 8) {
+        return false;
+    }
+    for (uint64_t i = 0; i < entries; i++) {
+        uint32_t type = get_u32(p + 16 + i * ENTRY_HEAD + 8);
+        if (type == 0 || type > TYPES) {
+            return false;
+        }
+    }
+    return true;
+}
+
 enum segment_state {
     SEGMENT_EMPTY, /* nothing was written */
     SEGMENT_WHOLE, /* batches, then zeros */
@@ -123,7 +140,7 @@ static enum segment_state judge(const uint8_t *p, size_t n, size_t *where)
     *where = at;
     /* A batch that checks behind one that does not was written when that one was whole. */
     for (size_t i = (rest + 7) & ~(size_t)7; i + BATCH_HEAD <= n; i += 8) {
-        if (batch(p + i, n - i) > 0) {
+        if (looks_like_batch(p + i, n - i) && batch(p + i, n - i) > 0) {
             return SEGMENT_DAMAGED;
         }
     }
