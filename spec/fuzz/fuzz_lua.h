@@ -19,7 +19,15 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { COUNTERS = 8192, LINES_EACH = 500, LINES_FREE = 100000, MS_MAX = 1500, THINGS_MAX = 64, SHORT = 2048 };
+enum {
+    COUNTERS = 8192,
+    LINES_EACH = 500,
+    LINES_FREE = 100000,
+    MS_MAX = 1500,
+    THINGS_MAX = 64,
+    SHORT = 2048,
+    FEW = 4
+};
 
 __attribute__((section("__libfuzzer_extra_counters"))) static uint8_t counters[COUNTERS];
 static lua_State *L;
@@ -41,7 +49,8 @@ static void on_line(lua_State *S, lua_Debug *ar)
         return;
     }
     size_t here = (size_t)ar->currentline * 31 + ar->srclen * 7919 + (size_t)ar->linedefined;
-    counters[(before ^ here) % COUNTERS]++;
+    uint8_t *counter = &counters[(before ^ here) % COUNTERS];
+    *counter += *counter < FEW; /* or long inputs would be kept for going round a loop more often */
     before = here << 1;
     if (++lines > lines_max) {
         luaL_error(S, "too much work for an input of this length");
@@ -148,8 +157,9 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t n, size_t max, unsigned ran
     if (random % 61 == 0 && n_words > 0) {
         return repeat(&words[random / 64 % n_words], data, n, max);
     }
-    if (n <= SHORT && max > SHORT) {
+    if (max > SHORT) {
         max = SHORT;
+        n = n < SHORT ? n : SHORT;
     }
     if (n < 16 || n_words == 0 || random % 2 != 0 || random % 64 == 0) {
         return seed_mutate(seeds, n_seeds, data, n, max, random);
