@@ -429,6 +429,33 @@ describe("a certificate", function()
     assert.is_nil((secure(m, { "--cert", t.root .. "/self.crt", "--key", t.root .. "/self.key" }, "GET", "/healthz")))
   end))
 
+  it("that expires is worth nothing from then on, also in a connection that is open", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local who = certificate(t, m, { cn = "o", ou = "operator", to = 5 })
+    local busy, idle = watch(m, who, "/v1/watch?prefix=b"), watch(m, who, "/v1/watch?prefix=i")
+    local client = proc.begin({ "openssl", "s_client", "-quiet", "-connect", m:remote(), "-CAfile",
+      m.dir .. "/tls/ca.crt", "-cert", who[2], "-key", who[4] }, { hold_stdin = true })
+    wait_lines(busy, 1)
+    wait_lines(idle, 1)
+    cluster.wait_for("a read and a status to be refused in an open connection", 20, function()
+      client.stdin:write("GET /v1/kv?prefix=b HTTP/1.1\r\nHost: x\r\n\r\nGET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n")
+      put(m, "b", "x")
+      local _, refusals = client.out:gsub("403 Forbidden", "")
+      return refusals >= 2, client.out:sub(-300) .. client.err
+    end)
+    assert.truthy(client.out:find("200 OK.*403 Forbidden"), client.out)
+    assert.is_nil(client.out:find("403 Forbidden.*200 OK"), client.out)
+    for code in client.out:gmatch('"code":"(.-)"') do assert.equal("expired", code) end
+    client.stdin:close()
+    for _, w in ipairs { busy, idle } do
+      local function last() return w.lines()[#w.lines()] end
+      cluster.wait_for("the end of a watch", 20, function() return last().error, w.out end)
+      assert.equal("expired", last().error.code)
+      w.process:kill()
+    end
+    assert.is_true(#busy.lines() > 2, busy.out)
+  end))
+
   it("of a removed manager is worth nothing, at once and at every manager", cluster.scenario(function(t)
     local list = t:cluster(3)
     local leader, others = t:leader()

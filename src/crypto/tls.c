@@ -429,6 +429,11 @@ const struct tls_peer *tls_peer(const struct tls *t)
     return &t->peer;
 }
 
+bool tls_peer_expired(const struct tls_peer *peer)
+{
+    return peer->present && (peer->expired || time(NULL) > peer->cert.not_after);
+}
+
 int tls_peer_chain(const struct tls *t, struct buf *out)
 {
     /* OpenSSL's chain has the leaf in front on a client and leaves it out on a server. */

@@ -52,11 +52,14 @@ bool tls_established(const struct tls *t);
 
 struct tls_peer {
     bool present; /* the peer showed a certificate (verified unless TLS_PEER_ANY) */
-    bool expired; /* it, or its CA, is outside its validity: only renewal may be served */
+    bool expired; /* it, or its CA, was outside its validity at the handshake */
     struct cert_info cert;
 };
 /* Valid once established. */
 const struct tls_peer *tls_peer(const struct tls *t);
+/* Whether the peer's certificate is outside its validity now, since a connection may outlive it: only renewal may be
+ * served. */
+bool tls_peer_expired(const struct tls_peer *peer);
 
 /* For a pinning client: the PEM of every certificate that the peer sent, leaf first. The server of a join
  * sends its CA behind its leaf for this. */

@@ -248,10 +248,25 @@ static void watch_end(struct call *c, int code)
     char text[256];
     int n = snprintf(text, sizeof text, "{\"error\":{\"code\":\"%s\",\"message\":\"%s\"}}\n", err_name(code),
         code == SYM_ECOMPACTED ? "the history that this watch needs is gone: list again"
+        : code == SYM_EEXPIRED ? "the certificate has expired"
                                : "the watch has ended");
     if (http_stream_write(c->req, text, (size_t)n) != SYM_ECLOSED) {
         http_stream_end(c->req);
     }
+}
+
+/* Ends it for our own reasons. */
+static void watch_cut(struct call *c, int code)
+{
+    watch_close(c->watch);
+    watch_drop(c);
+    watch_end(c, code);
+}
+
+/* Its certificate may have expired since it began. */
+static bool watch_expired(const struct call *c)
+{
+    return c->req->tls && tls_peer_expired(c->req->peer);
 }
 
 static bool watch_events(void *arg, int status, struct event **events, unsigned n)
@@ -260,6 +275,10 @@ static bool watch_events(void *arg, int status, struct event **events, unsigned 
     if (status != 0) {
         watch_drop(c);
         watch_end(c, status);
+        return true;
+    }
+    if (watch_expired(c)) {
+        watch_cut(c, SYM_EEXPIRED);
         return true;
     }
     bool room = true;
@@ -340,7 +359,9 @@ static void on_heartbeat(uv_timer_t *timer)
     }
     daemon_deliver(a->d);
     TAILQ_FOREACH (c, &a->watches, link) {
-        if (c->watch != NULL && c->synced && !c->paused) {
+        if (c->watch != NULL && watch_expired(c)) {
+            watch_cut(c, SYM_EEXPIRED);
+        } else if (c->watch != NULL && c->synced && !c->paused) {
             watch_progress(c, "heartbeat");
         }
     }
@@ -352,13 +373,9 @@ static void on_heartbeat(uv_timer_t *timer)
 /* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A manager's certificate is worth what
  * the state says of its owner now: the key of a member is there, with its owner's name, until it is removed.
  */
-static int access_of(struct daemon *d, const struct http_req *req)
+static int access_of_peer(struct daemon *d, const struct tls_peer *peer)
 {
-    if (!req->tls) {
-        return READ | WRITE; /* the control socket's own permissions decided */
-    }
-    const struct tls_peer *peer = req->peer;
-    if (peer == NULL || !peer->present || peer->expired) {
+    if (!peer->present || tls_peer_expired(peer)) {
         return 0;
     }
     if (strcmp(peer->cert.ou, "operator") == 0) {
@@ -385,6 +402,12 @@ static int access_of(struct daemon *d, const struct http_req *req)
     return 0;
 }
 
+static int access_of(struct daemon *d, const struct http_req *req)
+{
+    return req->tls ? access_of_peer(d, req->peer)
+                    : READ | WRITE; /* the control socket's own permissions decided */
+}
+
 static int needed_for(const struct call *c)
 {
     return c->kind == PUT_KEY || c->kind == DELETE_KEY ? WRITE : READ;
@@ -396,7 +419,7 @@ static void refuse(struct http_req *req)
     if (peer == NULL || !peer->present) {
         err_setf(SYM_EAUTH, "this needs a client certificate");
         fail(req, SYM_EAUTH, NULL);
-    } else if (peer->expired) {
+    } else if (tls_peer_expired(peer)) {
         err_setf(SYM_EEXPIRED, "the certificate has expired: it is good for POST /v1/renew only");
         fail(req, SYM_EEXPIRED, NULL);
     } else {
@@ -765,9 +788,7 @@ void api_shut(struct api *a)
     for (c = TAILQ_FIRST(&a->watches); c != NULL; c = next) {
         next = TAILQ_NEXT(c, link);
         if (c->watch != NULL) {
-            watch_close(c->watch);
-            watch_drop(c);
-            watch_end(c, SYM_ECLOSED);
+            watch_cut(c, SYM_ECLOSED);
         }
     }
 }

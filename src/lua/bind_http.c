@@ -325,7 +325,7 @@ static void push_peer(lua_State *L, const struct http_req *req)
         set_text(L, "cn", req->peer->cert.cn);
         set_text(L, "ou", req->peer->cert.ou);
         set_text(L, "o", req->peer->cert.o);
-        set_bool(L, "expired", req->peer->expired);
+        set_bool(L, "expired", tls_peer_expired(req->peer));
         set_digest(L, "fingerprint", req->peer->cert.fingerprint);
     }
 }
