@@ -581,12 +581,6 @@ static void cut_by_the_server(void **state)
 
 /* --- TLS */
 
-static bool admit(void *arg, const struct tls_peer *p)
-{
-    (void)arg;
-    return p->present;
-}
-
 static void over_tls(void **state)
 {
     (void)state;
@@ -630,16 +624,6 @@ static void over_tls(void **state)
     succeeded(200, "");
     assert_string_equal(call.peer, "renewed-node");
     ident_free(&other);
-
-    /* Who shows no certificate is not admitted. */
-    http_server_set_admit(server, admit);
-    tls_ctx_free(client_tls);
-    assert_int_equal(tls_ctx_new(0, NULL, NULL, ca.cert, &client_tls), 0);
-    o = opts("GET", "/echo");
-    o.tls = client_tls;
-    run_call(&o);
-    assert_int_not_equal(call.err, 0);
-    assert_int_equal(call.status, 0);
 }
 
 static void dropped_by_name(void **state)

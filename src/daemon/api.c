@@ -408,6 +408,11 @@ static int access_of(struct daemon *d, const struct http_req *req)
                     : READ | WRITE; /* the control socket's own permissions decided */
 }
 
+bool api_trusts(struct api *a, const struct tls_peer *peer)
+{
+    return a->d->store != NULL && (access_of_peer(a->d, peer) & (WRITE | UNSURE)) != 0;
+}
+
 static int needed_for(const struct call *c)
 {
     return c->kind == PUT_KEY || c->kind == DELETE_KEY ? WRITE : READ;

@@ -43,6 +43,12 @@ static int push_request(lua_State *L, void *arg)
     return bind_http_push_req(L, arg);
 }
 
+static bool is_trusted(void *arg, const struct tls_peer *peer)
+{
+    struct daemon *d = arg;
+    return api_trusts(d->api, peer);
+}
+
 static void on_request(struct http_req *req, void *arg)
 {
     struct daemon *d = arg;
@@ -250,6 +256,7 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
     if (rv != 0) {
         goto free_tls;
     }
+    http_server_set_trust(d->remote, is_trusted);
     rv = http_server_listen_tcp(d->remote, d->opt.bind_addr, d->opt.remote_port, d->tls, &d->opt.remote_port);
     if (rv != 0) {
         rv = err_wrapf(rv, "remote port");

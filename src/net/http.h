@@ -21,8 +21,11 @@ struct http_limits {
     size_t max_head;
     /* Default 2 MiB. Beyond: 413. */
     size_t max_body;
+    /* The same for peers that are not trusted (http_server_set_trust); default 64 KiB. */
+    size_t max_small_body;
     /* Default 4096, but never so many that less than 256 descriptors are left (a quarter, if there are less than 1024). At
-     * the limit the connection that has been without a whole request for longest makes room, else the new one is refused. */
+     * the limit the connection that has been without a whole request for longest makes room, one of a peer that is not
+     * trusted first, else the new one is refused. */
     unsigned max_conns;
     /* For each address (IPv6: each /64), unix exempt; default 2048. */
     unsigned max_conns_addr;
@@ -37,6 +40,9 @@ struct http_limits {
     /* Bodies and unsent answers of all connections together; default 256 MiB. Beyond, a body is refused (503), and the
      * connection with the most unsent bytes is cut. */
     size_t max_memory;
+    /* Bodies of peers that are not trusted, which do not count above; default 16 MiB. Beyond, the one that has been
+     * on its way for longest makes room (503), so that they cannot keep each other out by sending slowly. */
+    size_t max_small_memory;
 };
 
 struct http_server;
@@ -79,8 +85,10 @@ int http_server_listen_tcp(
 int http_server_listen_unix(struct http_server *s, const char *path, mode_t mode, gid_t gid);
 /* Connections accepted from now on use @tls (renewed certificate, new CA). Takes ownership of neither. */
 void http_server_set_tls(struct http_server *s, struct tls_ctx *tls);
-/* Asked once for each connection after its handshake; false closes it. NULL: all are let in. */
-void http_server_set_admit(struct http_server *s, bool (*admit)(void *arg, const struct tls_peer *peer));
+/* Asked once for each connection after a handshake in which the peer has shown a certificate: whether that is good for
+ * large bodies, for as long as it is valid. NULL: any is. A peer without one is never trusted, and one without TLS
+ * always. */
+void http_server_set_trust(struct http_server *s, bool (*trust)(void *arg, const struct tls_peer *peer));
 /* Closes every connection whose peer certificate's CN is @cn (a removed node). */
 void http_server_drop_cn(struct http_server *s, const char *cn);
 /* Stops listening and accepting requests, lets answers under way finish for @grace_ms (streamed ones are cut

@@ -38,7 +38,12 @@ static struct exchange *exchange_get(struct http_conn *c)
     x->conn = c;
     x->continued = x->given = x->answered = x->streamed = x->chunked = false;
     x->over = x->close = x->linger = x->notify = false;
-    http_parser_begin(&x->parser, s->limits.max_head, s->limits.max_body, &s->held, s->limits.max_memory);
+    const struct http_limits *l = &s->limits;
+    if (conn_is_trusted(c)) {
+        http_parser_begin(&x->parser, l->max_head, l->max_body, &s->held, l->max_memory);
+    } else {
+        http_parser_begin(&x->parser, l->max_head, l->max_small_body, &s->small, l->max_small_memory);
+    }
     return x;
 }
 
@@ -184,6 +189,7 @@ void conn_fail(struct http_conn *c, int status, const char *why)
     if (is_over(c)) {
         return;
     }
+    http_parser_drop_body(&x->parser);
     add_due(c);
     c->last = true;
     enter(c, PHASE_BUSY);
@@ -338,9 +344,14 @@ static size_t read_some(struct http_conn *c, const uint8_t *data, size_t n)
         }
     }
     struct http_parser *p = &c->x->parser;
+    if (p->held == &c->server->small) {
+        server_make_room(c->server, c, n);
+    }
     enum http_parsed rv = http_parse(p, data, n, &used);
     if (rv == HTTP_PARSE_BAD) {
-        conn_fail(c, p->status, err_msg());
+        bool small = p->status == 413 && p->held == &c->server->small;
+        conn_fail(
+            c, p->status, small ? "the body is too large without a certificate that allows it" : err_msg());
     } else if (rv == HTTP_PARSE_REQUEST) {
         if (may_serve(c)) {
             serve(c);
@@ -421,10 +432,14 @@ void conn_turn(struct http_conn *c)
 static void on_open(struct stream *stream)
 {
     struct http_conn *c = stream_data(stream);
+    struct http_server *s = c->server;
     const struct tls_peer *peer = stream_tls_peer(stream);
-    if (c->server->admit != NULL && peer != NULL && !c->server->admit(c->server->arg, peer)) {
-        conn_close(c, err_setf(SYM_EDENIED, "not admitted"));
-    }
+    c->trusted = peer != NULL && peer->present && (s->trust == NULL || s->trust(s->arg, peer));
+}
+
+bool conn_is_trusted(const struct http_conn *c)
+{
+    return !c->tls || (c->trusted && !tls_peer_expired(stream_tls_peer(c->stream)));
 }
 
 static void on_data(struct stream *stream, const uint8_t *data, size_t n)
@@ -488,7 +503,7 @@ const struct stream_ops http_conn_ops = {
     .on_close = on_close,
 };
 
-void conn_opened(struct http_server *s, struct stream *stream)
+void conn_opened(struct http_server *s, struct stream *stream, bool tls)
 {
     const struct peer_addr *from = stream_peer_addr(stream);
     struct http_conn *c = calloc(1, sizeof *c);
@@ -506,6 +521,7 @@ void conn_opened(struct http_server *s, struct stream *stream)
     }
     c->server = s;
     c->stream = stream;
+    c->tls = tls;
     TAILQ_INIT(&c->due);
     c->phase = PHASE_HEAD;
     c->since = uv_now(s->loop);

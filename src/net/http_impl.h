@@ -57,6 +57,7 @@ struct http_conn {
     uint64_t since; /* uv_now at its entry */
     struct addr_entry *addr;
     uint64_t sent, stuck_since; /* stream_sent, and since when it stands still */
+    bool tls, trusted;          /* see conn_is_trusted */
     bool queued;                /* in server->turns */
     bool in_handler;
     bool paused;
@@ -72,7 +73,7 @@ struct http_server {
     struct http_limits limits;
     http_handler handler;
     void *arg;
-    bool (*admit)(void *arg, const struct tls_peer *peer);
+    bool (*trust)(void *arg, const struct tls_peer *peer);
     struct tls_ctx *tls;
     struct http_door {
         struct http_server *server;
@@ -91,7 +92,8 @@ struct http_server {
     unsigned handles;
     struct http_stats stats;
     unsigned alive; /* connections that are not GONE */
-    size_t held;    /* bytes of bodies */
+    size_t held;    /* bytes of bodies of trusted peers, */
+    size_t small;   /* and of all others */
     SLIST_HEAD(, exchange) pool;
     unsigned n_pool, pool_low; /* spare ones, and the fewest since the last sweep */
     struct addr_counts addrs;
@@ -107,7 +109,9 @@ static inline struct exchange *exchange_of(const struct http_req *req)
 
 /* http_conn.c */
 extern const struct stream_ops http_conn_ops;
-void conn_opened(struct http_server *s, struct stream *stream);
+void conn_opened(struct http_server *s, struct stream *stream, bool tls);
+/* Whether its peer may send large bodies, now. */
+bool conn_is_trusted(const struct http_conn *c);
 /* Closes at once, with err_msg() as the reason unless @status is 0. */
 void conn_close(struct http_conn *c, int status);
 /* Lets what is queued go out, then closes. */
@@ -129,6 +133,8 @@ void exchange_free(struct exchange *x);
 
 /* http_server.c */
 void server_conn_gone(struct http_server *s);
+/* Peers that are not trusted make room for @n bytes of a body of @c, which is one of them. */
+void server_make_room(struct http_server *s, const struct http_conn *c, size_t n);
 
 /* http_answer.c: an answer to a request that no handler has seen. */
 void http_answer_error(struct exchange *x, int status, int code, const char *message);

@@ -10,7 +10,8 @@ enum {
     BLANK_MAX = 4,    /* empty lines before a request that are overlooked */
     KEEP_HEAD = 4096, /* kept from one request to the next */
     KEEP_BODY = 8192,
-    RESERVE_MAX = 64 * 1024 /* of a body on the word of its Content-Length alone */
+    RESERVE_MAX = 64 * 1024, /* of a body on the word of its Content-Length, */
+    RESERVE_TIMES = 4        /* and so many times what has come of it */
 };
 
 static enum http_parsed bad(struct http_parser *p, int status, const char *why)
@@ -110,19 +111,24 @@ void http_parser_begin(struct http_parser *p, size_t max_head, size_t max_body, 
     p->wants_continue = false;
 }
 
-void http_parser_end(struct http_parser *p)
+void http_parser_drop_body(struct http_parser *p)
 {
     if (p->held != NULL) {
         *p->held -= p->body.len;
     }
-    if (p->head.cap > KEEP_HEAD) {
-        buf_free(&p->head);
-    }
     if (p->body.cap > KEEP_BODY) {
         buf_free(&p->body);
     }
-    buf_clear(&p->head);
     buf_clear(&p->body);
+}
+
+void http_parser_end(struct http_parser *p)
+{
+    http_parser_drop_body(p);
+    if (p->head.cap > KEEP_HEAD) {
+        buf_free(&p->head);
+    }
+    buf_clear(&p->head);
 }
 
 void http_parser_free(struct http_parser *p)
@@ -351,6 +357,7 @@ static enum http_parsed take_length(struct http_parser *p, const uint8_t *data, 
 {
     size_t take = n < p->left ? n : (size_t)p->left;
     size_t whole = p->left < RESERVE_MAX ? (size_t)p->left : RESERVE_MAX;
+    whole = whole < RESERVE_TIMES * take ? whole : RESERVE_TIMES * take;
     if (p->body.len == 0 && take < whole && buf_reserve(&p->body, whole) == NULL) {
         return bad(p, 503, err_msg());
     }

@@ -51,6 +51,8 @@ void http_parser_begin(
     struct http_parser *p, size_t max_head, size_t max_body, size_t *held, size_t max_held);
 /* Gives up what it holds beyond a small head buffer. */
 void http_parser_end(struct http_parser *p);
+/* The body alone: the request will not be served. */
+void http_parser_drop_body(struct http_parser *p);
 void http_parser_free(struct http_parser *p);
 
 enum http_parsed http_parse(struct http_parser *p, const uint8_t *data, size_t n, size_t *used);

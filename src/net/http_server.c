@@ -105,16 +105,28 @@ static void start_sweep(struct http_server *s)
     }
 }
 
-/* Closes the connection that has been without a whole request for the longest time. */
-static bool make_room(struct http_server *s)
+/* The connection that has been without a whole request for the longest time, of all or of those not trusted. */
+static struct http_conn *longest_without(struct http_server *s, bool all)
 {
     static const enum http_phase spare[] = {PHASE_END, PHASE_HEAD, PHASE_BODY, PHASE_IDLE};
     struct http_conn *oldest = NULL;
     for (size_t i = 0; i < sizeof spare / sizeof spare[0]; i++) {
         struct http_conn *c = TAILQ_FIRST(&s->phases[spare[i]]);
+        while (c != NULL && !all && conn_is_trusted(c)) {
+            c = TAILQ_NEXT(c, link);
+        }
         if (c != NULL && (oldest == NULL || c->since < oldest->since)) {
             oldest = c;
         }
+    }
+    return oldest;
+}
+
+static bool close_one(struct http_server *s)
+{
+    struct http_conn *oldest = longest_without(s, false);
+    if (oldest == NULL) {
+        oldest = longest_without(s, true);
     }
     if (oldest != NULL) {
         conn_close(oldest, err_setf(SYM_EBUSY, "too many connections"));
@@ -122,12 +134,24 @@ static bool make_room(struct http_server *s)
     return oldest != NULL;
 }
 
+void server_make_room(struct http_server *s, const struct http_conn *c, size_t n)
+{
+    struct http_conn *other, *next;
+    for (other = TAILQ_FIRST(&s->phases[PHASE_BODY]);
+         other != NULL && s->small + n > s->limits.max_small_memory; other = next) {
+        next = TAILQ_NEXT(other, link);
+        if (other != c && other->x->parser.held == &s->small) {
+            conn_fail(other, 503, "too many requests are under way");
+        }
+    }
+}
+
 static bool on_accept(void *arg, const struct peer_addr *from, struct stream_config *cfg)
 {
     struct http_door *door = arg;
     struct http_server *s = door->server;
     if (s->closing || (!from->is_unix && addr_count(&s->addrs, from) >= s->limits.max_conns_addr) ||
-        (s->alive >= s->limits.max_conns && !make_room(s))) {
+        (s->alive >= s->limits.max_conns && !close_one(s))) {
         s->stats.refused++;
         return false;
     }
@@ -140,7 +164,7 @@ static bool on_accept(void *arg, const struct peer_addr *from, struct stream_con
 static void on_opened(void *arg, struct stream *stream)
 {
     struct http_door *door = arg;
-    conn_opened(door->server, stream);
+    conn_opened(door->server, stream, door->tls);
     start_sweep(door->server);
 }
 
@@ -211,9 +235,11 @@ static void set_limits(struct http_limits *l)
 {
     l->max_head = l->max_head != 0 ? l->max_head : 16 * 1024;
     l->max_body = l->max_body != 0 ? l->max_body : 2 << 20;
+    l->max_small_body = l->max_small_body != 0 ? l->max_small_body : 64 * 1024;
     l->max_conns = l->max_conns != 0 ? l->max_conns : 4096;
     l->max_conns_addr = l->max_conns_addr != 0 ? l->max_conns_addr : 2048;
     l->max_memory = l->max_memory != 0 ? l->max_memory : 256 << 20;
+    l->max_small_memory = l->max_small_memory != 0 ? l->max_small_memory : 16 << 20;
     set_default(&l->head_ms, 10 * 1000);
     set_default(&l->body_ms, 30 * 1000);
     set_default(&l->idle_ms, 300 * 1000);
@@ -300,9 +326,9 @@ void http_server_set_tls(struct http_server *s, struct tls_ctx *tls)
     s->tls = tls;
 }
 
-void http_server_set_admit(struct http_server *s, bool (*admit)(void *arg, const struct tls_peer *peer))
+void http_server_set_trust(struct http_server *s, bool (*trust)(void *arg, const struct tls_peer *peer))
 {
-    s->admit = admit;
+    s->trust = trust;
 }
 
 void http_server_drop_cn(struct http_server *s, const char *cn)

@@ -10,8 +10,6 @@ local M = {}
 M.STREAM = {}
 
 local DEADLINE_MS = 30000
-local SMALL_BODY = 65536
-local TRUSTED = { control = true, manager = true, operator = true }
 local DEFAULT_AUTH = { control = true, manager = true, operator = true }
 
 local routes = {} -- in the order of their registration
@@ -141,13 +139,6 @@ local function authorize(route, who)
   errors.raise("denied", "this is not allowed to a " .. who.kind)
 end
 
--- Reading a body of two megabytes made to be slow to read would hold up the loop: what anybody may send is small.
-local function check_body(req, who)
-  if not TRUSTED[who.kind] and req.body and #req.body > SMALL_BODY then
-    errors.raise("too_big", ("the body of this request may have %d bytes"):format(SMALL_BODY))
-  end
-end
-
 -- Answers -------------------------------------------------------------------------------------------------------------
 
 local function respond(req, status, body, more)
@@ -178,7 +169,6 @@ end
 local function answer(route, req, params)
   local who = identify(req)
   authorize(route, who)
-  check_body(req, who)
   local fn = route.fn
   if route.leader_only and not is_leader() then
     fn = require("symphony.cluster.leader").forward
