@@ -307,6 +307,31 @@ describe("keys over HTTP", function()
     end
   end))
 
+  it("of the largest txn fit into a request, whatever bytes they are", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local half = ("\255\0\1\128"):rep(MIB * 3 // 4 // 4 - 64)
+    local coded = proc.run({ "base64", "-w0" }, { stdin = half }).out
+    local compares, key = {}, ("k"):rep(300)
+    for i = 1, 128 do compares[i] = ('{"key":"%s%d","absent":true}'):format(key, i) end
+    local body = ('{"compare":[%s],"ops":[{"put":"a","value_base64":"%s"},{"put":"b","value_base64":"%s"}]}')
+    for door, call in pairs(doors(m)) do
+      local answer = call("POST", "/v1/txn", body:format("", coded, coded))
+      assert.equal(200, answer.status, door .. answer.body)
+      assert.is_true(half == unbase64(call("GET", "/v1/kv/b").json.value_base64))
+      -- Too much for a txn is told so by whoever knows the limits of txns.
+      answer = call("POST", "/v1/txn", body:format(table.concat(compares, ","), coded, coded))
+      refused(answer, 413, "too_big")
+      assert.truthy(answer.json.error.message:find("1.5 MiB", 1, true), answer.body)
+      refused(call("POST", "/v1/txn", (" "):rep(3 * MIB + 1)), 413, "too_big")
+    end
+    -- Who may not write may not send much either.
+    for _, who in ipairs { {}, certificate(t, m, { cn = "r", ou = "reader" }) } do
+      refused(assert(secure(m, who, "POST", "/v1/txn", (" "):rep(64 << 10))), #who == 0 and 401 or 403,
+        #who == 0 and "unauthenticated" or "denied")
+      refused(assert(secure(m, who, "POST", "/v1/txn", (" "):rep((64 << 10) + 1))), 413, "too_big")
+    end
+  end))
+
   it("change only as a condition allows", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     for _, call in pairs(doors(m)) do

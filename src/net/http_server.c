@@ -234,7 +234,7 @@ static void spare_descriptors(struct http_limits *l)
 static void set_limits(struct http_limits *l)
 {
     l->max_head = l->max_head != 0 ? l->max_head : 16 * 1024;
-    l->max_body = l->max_body != 0 ? l->max_body : 2 << 20;
+    l->max_body = l->max_body != 0 ? l->max_body : 3 << 20;
     l->max_small_body = l->max_small_body != 0 ? l->max_small_body : 64 * 1024;
     l->max_conns = l->max_conns != 0 ? l->max_conns : 4096;
     l->max_conns_addr = l->max_conns_addr != 0 ? l->max_conns_addr : 2048;
