@@ -586,6 +586,24 @@ describe("a watch", function()
     slow:close()
   end))
 
+  it("by a command that is not read is given up, and what waits is let go", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local slow = raw(m.socket, true)
+    local body = '{"argv":["--json","kv","watch"]}'
+    slow:send(("POST /v1/command HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"):format(#body, body))
+    local marks = watch(m, own(m), "/v1/watch?prefix=mark")
+    wait_lines(marks, 1)
+    for i = 1, 32 do put(m, "big", (i % 10 .. ""):rep(MIB)) end
+    put(m, "mark", "x")
+    wait_lines(marks, 2)
+    marks.process:kill()
+    slow:read()
+    slow:wait("its end", '{"exit":1}')
+    assert.truthy(slow:text():find("busy", 1, true))
+    assert.is_true(#slow:text() < 8 * MIB, #slow:text() .. " bytes were kept for it")
+    slow:close()
+  end))
+
   it("of many sees everything in order while others come and go", cluster.scenario(function(t)
     local list = t:cluster(3)
     local watches, passing = {}, {}

@@ -214,6 +214,13 @@ end
 M.kvs, M.revision = {}, 0
 local watches = {}
 
+--- How many watches are open.
+function M.watching()
+  local n = 0
+  for _ in pairs(watches) do n = n + 1 end
+  return n
+end
+
 local function sorted(prefix)
   local keys = {}
   for key in pairs(M.kvs) do

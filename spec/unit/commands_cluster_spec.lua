@@ -337,6 +337,33 @@ describe("kv and txn", function()
     assert.equal("delete", json.decode(lines[2]).type)
   end))
 
+  it("watch does not hold what a reader who takes next to nothing will never see", fake.task(function()
+    fake.make()
+    local async = require "symphony.async"
+    local lines, go = {}, async.event()
+    local failure
+    local task = async.spawn(function()
+      failure = fails("busy", { "kv", "watch" }, { out = function(t)
+        lines[#lines + 1] = t
+        go:wait()
+      end })
+    end)
+    async.sleep(1)
+    local before = fake.watching()
+    local value = ("v"):rep(1 << 20)
+    for i = 1, 15 do fake.apply { ops = { state.put("/kv/" .. i, value) } } end
+    async.sleep(1)
+    assert.equal(before, fake.watching())
+    for i = 1, 15 do fake.apply { ops = { state.put("/kv/" .. i, value) } } end
+    assert.equal(before - 1, fake.watching(), "it still watches")
+    assert.equal(1, #lines)
+    go:set()
+    task:wait()
+    assert.equal(1, #lines)
+    local shown = json.decode(lines[1]).revision
+    assert.truthy(failure.hint:find("--from " .. shown, 1, true), failure.hint)
+  end))
+
   it("put checks the limits before it sends, and encodes the key", function()
     fake.run(function()
       local sent

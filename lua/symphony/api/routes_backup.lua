@@ -3,6 +3,7 @@
 local async = require "symphony.async"
 local backup = require "symphony.cluster.backup"
 local errors = require "symphony.errors"
+local follow = require "symphony.cluster.follow"
 local restore = require "symphony.cluster.restore"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
@@ -15,42 +16,35 @@ local PAGE, PAGE_BYTES = 64, 1 << 20
 local BACKLOG_MAX = 32 << 20
 local SETTLE_MS = 5000
 
--- Follows all changes from @revision on: {lines, bytes, seen, failed, close()}.
-local function follow(revision)
-  local f = { lines = {}, bytes = 0, seen = revision }
-  local watch, err = store.watch("/", revision, function(status, events)
-    if status then
-      f.failed = status
-      return
-    end
-    for _, event in ipairs(events) do
-      f.seen = math.max(f.seen, event.revision)
-      if backup.is_covered(event.key) then
-        local line = event.deleted and backup.delete_line(event.key, event.revision)
-          or backup.put_line(event.key, event.value, event.revision)
-        f.lines[#f.lines + 1] = line
-        f.bytes = f.bytes + #line
-      end
-    end
-    if f.bytes > BACKLOG_MAX then f.failed = errors.new("busy", "the client is too slow for what changes meanwhile") end
-  end)
-  if not watch then error(errors.from(err), 0) end
-  return setmetatable(f, { __close = function() watch:close() end })
+-- The line of a change, if it is one of those that belong into a backup.
+local function change_line(event)
+  if not backup.is_covered(event.key) then return nil end
+  local line = event.deleted and backup.delete_line(event.key, event.revision)
+    or backup.put_line(event.key, event.value, event.revision)
+  return line, #line
 end
 
 local function stream(req, cluster)
   local began = store.revision()
-  local f <close> = follow(began)
+  local f <close> = assert(follow.open("/", began, BACKLOG_MAX, change_line))
   local function send(text)
     if f.failed then error(errors.from(f.failed), 0) end
     local ok, err = async.await(req.write, req, text)
     if not ok then error(err, 0) end
   end
+  -- Those that have arrived by now, and none that arrives meanwhile.
   local function send_changes()
-    if #f.lines == 0 then return end
-    local text = table.concat(f.lines)
-    f.lines, f.bytes = {}, 0
-    send(text)
+    local upto, lines, bytes = f.seen, {}, 0
+    while true do
+      local line = f:pop(upto)
+      if not line then break end
+      lines[#lines + 1], bytes = line, bytes + #line
+      if bytes >= PAGE_BYTES then
+        send(table.concat(lines))
+        lines, bytes = {}, 0
+      end
+    end
+    if #lines > 0 then send(table.concat(lines)) end
   end
   send(backup.header_line { cluster_id = cluster.id, cluster_name = cluster.name, created = math.floor(sys.now()),
     version = sys.version })
@@ -82,6 +76,7 @@ local function stream(req, cluster)
     async.sleep(1)
   end
   last = f.seen
+  f:close()
   send_changes()
   send(backup.end_line(last))
 end

@@ -4,7 +4,6 @@ local stale = require "symphony.cli.stale"
 
 local LIST_BYTES = 8 << 20   -- of keys and values in one answer
 local BACKLOG_MAX = 16 << 20 -- of events that the reader has not taken
-local EVENT_BYTES = 256      -- what an event takes besides its key and value
 
 -- A key for a URL: every byte but unreserved ones and inner slashes percent-encoded.
 local function encode_key(key)
@@ -181,9 +180,33 @@ Example:
   end,
 }
 
+-- What is shown of an event of the store.
+local function shown_event(e)
+  local kv, values = require "symphony.cluster.kv", require "symphony.cluster.values"
+  local event = values.put_bytes({ type = e.deleted and "delete" or "put", revision = e.revision }, "key",
+    e.key:sub(#kv.PREFIX + 1))
+  if not e.deleted then
+    values.put_bytes(event, "value", e.value)
+    event.create_revision = e.create_revision
+  end
+  return event, #e.key + #(e.value or "")
+end
+
 local function event_text(event)
+  event.key = event.key or "(base64) " .. event.key_base64
   if event.type == "delete" then return ("%d delete %s\n"):format(event.revision, event.key) end
   return ("%d put %s %s\n"):format(event.revision, event.key, event.value or "(base64) " .. event.value_base64)
+end
+
+-- Why a watch is over, and what to do; @last: the revision of the last event that was shown.
+local function ended(err, last)
+  local hint
+  if err.code == "compacted" then
+    hint = "changes were missed: `symphony kv ls` shows what is there now; then watch again"
+  elseif err.code == "busy" and last then
+    hint = ("changes behind revision %d were not shown: `--from %d` goes on there"):format(last, last)
+  end
+  return errors.new(err.code, err.message or "the watch has ended", hint)
 end
 
 local watch = {
@@ -205,52 +228,29 @@ Example:
       end)
   end,
   run = function(ctx)
-    local async, json, store = require "symphony.async", require "symphony.json", require "sym.store"
+    local follow, json, store = require "symphony.cluster.follow", require "symphony.json", require "sym.store"
     local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
-    local values = require "symphony.cluster.values"
     local prefix = kv.check_key(ctx.args.prefix or "", true)
     local fresh, err = state.read { stale = true }
     if not fresh then return nil, err end
     stale.note(ctx, fresh)
-    local queue, wake, ended, bytes = {}, async.event(), nil, 0
-    local handle
-    handle, err = store.watch(kv.PREFIX .. prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),
-      function(status, events)
-        for _, e in ipairs(events or {}) do
-          local event = { type = e.deleted and "delete" or "put", revision = e.revision }
-          values.put_bytes(event, "key", e.key:sub(#kv.PREFIX + 1))
-          if not e.deleted then
-            values.put_bytes(event, "value", e.value)
-            event.create_revision = e.create_revision
-          end
-          bytes = bytes + #e.key + #(e.value or "") + EVENT_BYTES
-          queue[#queue + 1] = event
-        end
-        if bytes > BACKLOG_MAX then status = errors.new("busy", "the reader is too slow for what changes") end
-        ended = ended or status
-        wake:set()
-      end)
-    if not handle then
-      return nil, errors.new(err.code, err.message, err.code == "compacted" and
+    local f <close>, why = follow.open(kv.PREFIX .. prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),
+      BACKLOG_MAX, shown_event)
+    if not f then
+      return nil, errors.new(why.code, why.message, why.code == "compacted" and
         "the history does not reach back that far: `symphony kv ls`, then watch from now" or nil)
     end
-    local _ <close> = setmetatable({}, { __close = function() handle:close() end })
+    local last
     while true do
-      local now = queue
-      queue, bytes = {}, 0
-      for _, event in ipairs(now) do
-        if ctx.json then
-          ctx.out(json.encode(event) .. "\n")
-        else
-          event.key = event.key or "(base64) " .. event.key_base64
-          ctx.out(event_text(event))
-        end
+      local event, revision = f:pop()
+      if event then
+        last = revision
+        ctx.out(ctx.json and json.encode(event) .. "\n" or event_text(event))
+      elseif f.failed then
+        return nil, ended(f.failed, last)
+      else
+        f.changed:wait()
       end
-      if ended and #queue == 0 then
-        return nil, errors.new(ended.code, ended.message or "the watch has ended", ended.code == "compacted" and
-          "changes were missed: `symphony kv ls` shows what is there now; then watch again" or nil)
-      end
-      if #queue == 0 then wake:wait() end
     end
   end,
 }
