@@ -67,6 +67,22 @@ describe("a token", function()
     t:wait_voters(3, m)
   end))
 
+  it("that is guessed at makes its address wait, and nobody who has a good one", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local joiner = t:manager():start()
+    local head, secret = t.tokens.manager:match("^(SYMTKN%-1%-%w+%-)(%w+)$")
+    local codes = {}
+    cluster.wait_for("too many guesses", 60, function()
+      codes[#codes + 1] = joiner:fails("manager", "join", m:remote(), "--token", head .. secret:reverse()).code
+      return codes[#codes] == "busy" or (codes[#codes] ~= "denied" and error(codes[#codes])), #codes
+    end)
+    assert.is_true(#codes > 20, "after " .. #codes)
+    untouched(joiner)
+    joiner:json("manager", "join", m:remote(), "--token", t.tokens.manager)
+    t:manager():start():json("manager", "join", m:remote(), "--token", t.tokens.manager)
+    t:wait_voters(3, m)
+  end))
+
   it("may come from a file or the environment, and never shows in a log", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     local a, b = t:manager():start(), t:manager():start()

@@ -305,7 +305,7 @@ end
 
 --- raft.status()'s answer, for the test to change; changes: what add, assign, remove and transfer were called with.
 M.status, M.changes = nil, {}
-M.read_error, M.submit_error = nil, nil
+M.read_error, M.submit_error, M.reads = nil, nil, 0
 --- Called before each txn is applied: a test slips something in between.
 M.before_submit = nil
 
@@ -330,7 +330,10 @@ M.module("raft", {
     if not M.status then return nil, err("closed", "the node is not started") end
     return M.status
   end,
-  read = function(_, cb) cb(M.read_error) end,
+  read = function(_, cb)
+    M.reads = M.reads + 1
+    cb(M.read_error)
+  end,
   submit = function(txn, _, cb)
     if M.submit_error then return cb(M.submit_error) end
     if M.before_submit then M.before_submit(txn) end

@@ -216,6 +216,30 @@ describe("limiter", function()
     assert.is_false(l:allow("a", 19.6))
   end)
 
+  it("in two steps lets the next wait for as long as it was too often, within bounds", function()
+    local l = limiter.new(3, 10, 100)
+    for _ = 1, 3 do
+      assert.is_true(l:may("a", 0))
+      l:done("a", 0)
+    end
+    assert.is_false(l:may("a", 9.9))
+    assert.is_true(l:may("a", 10))
+    for _ = 1, 100 do l:done("a", 10) end
+    assert.is_false(l:may("a", 49.9))
+    assert.is_true(l:may("a", 50))
+    assert.is_true(l:may("b", 0))
+  end)
+
+  it("takes an IPv6 /64 for one address", function()
+    local l = limiter.new(1, 10, 100)
+    assert.is_true(l:allow("2001:db8::1", 0))
+    assert.is_false(l:allow("2001:db8::ffff:1", 0))
+    assert.is_true(l:allow("2001:db8:0:1::1", 0))
+    assert.is_true(l:allow("192.0.2.1", 0))
+    assert.is_true(l:allow("192.0.2.2", 0))
+    assert.is_false(l:allow("::ffff:192.0.2.2", 0))
+  end)
+
   it("keeps its memory bounded", function()
     local l = limiter.new(1, 10, 50)
     for i = 1, 1000 do l:allow("addr" .. i, i / 1000) end

@@ -90,6 +90,13 @@ function M.contains(net, text)
   return bytes:byte(whole + 1) & mask == net.bytes:byte(whole + 1) & mask
 end
 
+-- What is taken for one caller: an IPv4 address, an IPv6 /64 (one machine has as many addresses as it likes there), and
+-- any other text as it is.
+function M.group(text)
+  local bytes = M.parse_ip(text)
+  return bytes and bytes:sub(1, 8) or text
+end
+
 function M.is_loopback(text)
   if text == "localhost" then return true end
   local bytes = M.parse_ip(text)

@@ -1,0 +1,121 @@
+local fake = require "spec.unit.cluster_fake"
+local async = require "symphony.async"
+local router = require "symphony.api.router"
+local state = require "symphony.cluster.state"
+local sys = require "sym.sys"
+local token = require "symphony.cluster.token"
+local tokens = require "symphony.cluster.tokens"
+
+describe("POST /v1/join", function()
+  local made, clock, real, serial
+
+  -- A request with the key of the next machine. @fields: token, role, raw (the whole body). status, code of the error.
+  local function ask(from, fields)
+    serial = serial + 1
+    fields = fields or {}
+    local at = ("10.9.%d.%d"):format(serial // 250, serial % 250)
+    local body = fields.raw or require("symphony.json").encode { role = fields.role or "worker",
+      csr = ("CSR m%d x"):format(serial), name = "host", token = fields.token,
+      addresses = { raft = at .. ":1", remote = at .. ":2", gossip = at .. ":3" } }
+    local req = fake.request("POST", "/v1/join", { body = body, peer = { tls = true, addr = from } })
+    router.dispatch(req)
+    for _ = 1, 1000 do
+      if req.status then break end
+      async.sleep(1)
+    end
+    local answer = req:json()
+    return req.status, answer.error and answer.error.code, answer.error
+  end
+
+  local function bogus() return token.generate(require("sym.crypto").hex(("c"):rep(32))) end
+
+  -- Asks so often with a bogus token that it is told to wait; returns how often it was heard.
+  local function guess(from, most)
+    for i = 1, most do
+      local status, code = ask(from, { token = bogus() })
+      if code == "busy" then return i - 1 end
+      assert.same({ 403, "denied" }, { status, code })
+    end
+    error(from .. " is never told to wait")
+  end
+
+  before_each(function()
+    fake.reset()
+    router.reset()
+    require("symphony.api.routes_join").routes(router)
+    serial, clock, real = 0, 1000000, sys.mono_ms
+    sys.mono_ms = function() return clock end
+  end)
+  after_each(function() sys.mono_ms = real end)
+
+  local function with_cluster(fn)
+    return fake.task(function()
+      made = fake.make { token_ttl = 3600 }
+      fn()
+    end)
+  end
+
+  it("with bogus tokens is heard now and then only, and costs no read of the quorum otherwise", with_cluster(function()
+    assert.equal(20, guess("192.0.2.1", 50))
+    local before = fake.reads
+    local status, code, err = ask("192.0.2.1", { token = bogus() })
+    assert.same({ 503, "busy" }, { status, code })
+    assert.truthy(err.hint:find("wait", 1, true))
+    assert.equal("busy", select(2, ask("192.0.2.1", { raw = "{}" })))
+    assert.equal(before, fake.reads)
+    -- Others are not concerned.
+    assert.equal("denied", select(2, ask("192.0.2.2", { token = bogus() })))
+    -- After a while it is heard again, and not more often than the time allows.
+    clock = clock + 3100
+    assert.equal(1, guess("192.0.2.1", 5))
+    clock = clock + 3600 * 1000
+    assert.equal(20, guess("192.0.2.1", 50))
+  end))
+
+  it("counts what is no token, or one of another role, or used up, alike", with_cluster(function()
+    local once = assert(tokens.create { role = "worker", ttl = 100, uses = 1 }).token
+    assert.equal(200, (ask("192.0.2.1", { token = once })))
+    local kinds = { { { token = once }, "denied" }, { { token = made.tokens.manager }, "denied" },
+      { { token = "hello" }, "invalid" }, { { raw = '{"role": "king"}' }, "invalid" } }
+    for i = 0, 19 do
+      local kind = kinds[i % 4 + 1]
+      assert.equal(kind[2], select(2, ask("192.0.2.1", kind[1])))
+    end
+    for _, kind in ipairs(kinds) do assert.equal("busy", select(2, ask("192.0.2.1", kind[1]))) end
+  end))
+
+  it("with a good token is served at once, many at a time and beside those who guess", with_cluster(function()
+    for _ = 1, 60 do assert.equal(200, (ask("192.0.2.1", { token = made.tokens.worker }))) end
+    guess("192.0.2.1", 50)
+    for _ = 1, 5 do assert.equal(200, (ask("192.0.2.1", { token = made.tokens.worker }))) end
+    assert.equal("busy", select(2, ask("192.0.2.1", { token = bogus() })))
+  end))
+
+  it("takes the addresses of one IPv6 network for one", with_cluster(function()
+    for i = 1, 20 do ask(("2001:db8:0:1::%x"):format(i), { token = bogus() }) end
+    assert.equal("busy", select(2, ask("2001:db8:0:1:ffff::1", { token = bogus() })))
+    assert.equal("denied", select(2, ask("2001:db8:0:2::1", { token = bogus() })))
+  end))
+
+  it("that fails for another reason does not count", with_cluster(function()
+    fake.read_error = { code = "no_quorum", message = "no answer" }
+    for _ = 1, 40 do assert.equal("no_quorum", select(2, ask("192.0.2.1", { token = made.tokens.worker }))) end
+    fake.read_error = nil
+    assert.equal(200, (ask("192.0.2.1", { token = made.tokens.worker })))
+  end))
+
+  it("without a token may be asked again, but not without end", with_cluster(function()
+    assert.equal(202, (ask("192.0.2.1")))
+    local body = require("symphony.json").encode { role = "worker", csr = "CSR m1 x", name = "host",
+      addresses = { remote = "10.9.0.1:2" } }
+    local n = 0
+    repeat
+      n = n + 1
+      local status, code = ask("192.0.2.1", { raw = body })
+    until status ~= 202 or n > 1000 or code
+    assert.equal(200, n)
+    clock = clock + 1000
+    assert.equal(202, (ask("192.0.2.1", { raw = body })))
+    assert.equal(1, #state.list_raw("/pending/"))
+  end))
+end)
