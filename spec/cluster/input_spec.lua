@@ -257,6 +257,57 @@ describe("a config directory", function()
     assert.truthy(said:find(common.dir, 1, true) and said:find("0700", 1, true), said)
   end))
 
+  it("lets the socket's group through to the control socket, and to nothing else", cluster.scenario(function(t)
+    if not root then return pending("only root can be another user") end
+    local group, gid = proc.run({ "getent", "group", "users" }).out:match("^(%w+):[^:]*:(%d+):")
+    if not group then return pending("there is no group called users") end
+    assert(uv.fs_chmod(t.root, 457)) -- 0711
+    local m = t:manager():start("--socket-group", group)
+    m:json("manager", "init")
+    m:json("kv", "put", "a", "1")
+    local function mode() return uv.fs_stat(m.dir).mode & 4095 end
+    local function as(groups, ...)
+      return proc.run { "setpriv", "--reuid=65534", "--regid=65534",
+        groups and "--groups=" .. groups or "--clear-groups", ... }
+    end
+    local function call(groups)
+      return as(groups, "curl", "-sS", "--unix-socket", m.socket, "http://localhost/v1/kv/a")
+    end
+    assert.equal(456, mode()) -- 0710
+    local answer = call(gid) -- one of its supplementary groups
+    assert.truthy(answer.out:find('"value":"1"', 1, true), answer.out .. answer.err)
+    assert.equal(7, call().code)
+    for _, path in ipairs { "", "/key.json", "/raft", "/state", "/tls", "/tls/node.key", "/lock" } do
+      assert.not_equal(0, as(gid, "sh", "-c", 'cat "$1" || ls "$1/"', "sh", m.dir .. path).code, path)
+    end
+    assert.equal("", proc.run({ "find", m.dir, "-mindepth", "1", "-perm", "/077", "!", "-name", "control.sock" }).out)
+    assert.equal(0, m:stop())
+    -- Without the option it is taken back.
+    m:start()
+    assert.equal(448, mode()) -- 0700
+    assert.equal(7, call(gid).code)
+    assert.equal(0, m:stop())
+    -- A folder that the group may write is as bad as ever, and one daemon does not change what another one uses.
+    assert(uv.fs_chmod(m.dir, 472)) -- 0730
+    assert.truthy(refused(m):find("0700", 1, true))
+    assert(uv.fs_chmod(m.dir, 448))
+    m:start("--socket-group", group)
+    assert.truthy(refused(t:manager { dir = m.dir }):find("in use", 1, true))
+    assert.equal(456, mode())
+    assert.equal(0, call(gid).code)
+    -- Who is no member of the group cannot give it anything.
+    local theirs = t:manager { dir = t:folder("theirs") }
+    assert(uv.fs_chown(theirs.dir, 65534, 65534))
+    local said = refused(theirs, { argv = function(argv)
+      argv = table.move({ "--socket-group", group }, 1, 2, #argv + 1, argv)
+      return table.move(argv, 1, #argv, 5, { "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups" })
+    end })
+    assert.truthy(said:find("must be a member", 1, true), said)
+    assert.truthy(refused(theirs, { argv = function(argv)
+      return table.move({ "--socket-group", "no-such-group" }, 1, 2, #argv + 1, argv)
+    end }):find("no group is called no-such-group", 1, true))
+  end))
+
   it("with something damaged in it: the daemon names the file and repairs nothing", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     for i = 1, 50 do assert.equal(200, m:http("PUT", "/v1/kv/k" .. i, ("v"):rep(300)).status) end

@@ -6,8 +6,6 @@
 #include "lua/bind_http.h"
 #include "lua/bind_store.h"
 
-#include <errno.h>
-#include <grp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -548,20 +546,9 @@ void daemon_close(struct daemon *d)
     }
 }
 
-static int socket_gid(const char *name, gid_t *gid)
-{
-    errno = 0;
-    struct group *group = name == NULL ? NULL : getgrnam(name);
-    if (name != NULL && group == NULL) {
-        return err_setf(SYM_EINVAL, "--socket-group: no group is called %s", name);
-    }
-    *gid = group == NULL ? (gid_t)-1 : group->gr_gid;
-    return 0;
-}
-
 int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
 {
-    gid_t gid = (gid_t)-1;
+    gid_t gid = d->opt.socket_gid;
     char *path = NULL;
     d->loop = loop;
     STAILQ_INIT(&d->waits);
@@ -581,8 +568,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {NULL, NULL},
     };
     struct vm_config vm = {.loop = loop, .lua_paths = lua_paths, .daemon = d, .modules = modules};
-    int rv = socket_gid(d->opt.socket_group, &gid);
-    rv = rv != 0 ? rv : api_new(d, &d->api);
+    int rv = api_new(d, &d->api);
     if (rv != 0) {
         return rv;
     }

@@ -19,6 +19,7 @@ struct options {
     const char *lua_dirs[16];
     unsigned n_lua_dirs;
     const char *socket_group;
+    gid_t socket_gid; /* who may use the control socket besides root and our own user; -1: nobody */
     unsigned election_ms, heartbeat_ms; /* 0: raft's defaults */
     uint64_t quota, disk_floor;         /* bytes; 0: the defaults of store and raft */
 };

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <grp.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
@@ -62,6 +63,8 @@ enum {
     OPT_LEVEL,
     OPT_FORMAT
 };
+
+enum { GROUP_MODE = 0710 }; /* of the folder, with --socket-group */
 
 static const struct option long_options[] = {
     {"config-dir", required_argument, NULL, OPT_CONFIG},
@@ -229,8 +232,33 @@ static int make_folders(const char *dir)
     return mkdir(path, 0700) != 0 && errno != EEXIST ? err_sysf(errno, "%s", path) : 0;
 }
 
+/* -1 if none is given. */
+static int group_named(const char *name, gid_t *gid)
+{
+    const struct group *group = name != NULL ? getgrnam(name) : NULL;
+    *gid = group != NULL ? group->gr_gid : (gid_t)-1;
+    return name != NULL && group == NULL ? err_setf(SYM_EINVAL, "--socket-group: no group is called %s", name)
+                                         : 0;
+}
+
+/* Those of the socket's group may go through the folder, and not even see what else is in it; without one, what an
+ * earlier --socket-group gave is taken back. */
+static int admit_group(const char *dir, mode_t mode, gid_t gid)
+{
+    if (gid == (gid_t)-1) {
+        return (mode & 07777) == GROUP_MODE && chmod(dir, 0700) != 0 ? err_sysf(errno, "%s", dir) : 0;
+    }
+    if (chown(dir, (uid_t)-1, gid) != 0) {
+        return errno == EPERM ? err_setf(SYM_EINVAL,
+                                    "--socket-group: uid %u must be a member of that group to hand %s to it",
+                                    geteuid(), dir)
+                              : err_sysf(errno, "%s", dir);
+    }
+    return chmod(dir, GROUP_MODE) != 0 ? err_sysf(errno, "%s", dir) : 0;
+}
+
 /* The folder must be ours alone, writable, and of no other daemon: two on one raft log would vote twice. */
-static int take_folder(const char *dir, int *lock)
+static int take_folder(const char *dir, gid_t gid, int *lock)
 {
     struct stat st;
     char path[4096];
@@ -263,7 +291,7 @@ static int take_folder(const char *dir, int *lock)
         return errnum == EWOULDBLOCK ? err_setf(SYM_EINUSE, "%s is in use by a running daemon", dir)
                                      : err_sysf(errnum, "%s", path);
     }
-    return 0;
+    return admit_group(dir, st.st_mode, gid);
 }
 
 static void on_signal(uv_signal_t *handle, int signum)
@@ -322,7 +350,8 @@ static int run(struct daemon *d)
     uv_loop_t loop;
     uv_signal_t term, intr;
     int lock = -1;
-    int rv = take_folder(d->opt.config_dir, &lock);
+    int rv = group_named(d->opt.socket_group, &d->opt.socket_gid);
+    rv = rv != 0 ? rv : take_folder(d->opt.config_dir, d->opt.socket_gid, &lock);
     if (rv != 0) {
         return complain(1, start_hint(rv));
     }
