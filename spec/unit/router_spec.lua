@@ -195,14 +195,21 @@ describe("router", function()
     end)
   end)
 
-  it("takes large bodies only from those who are trusted", function()
-    router.route("POST", "/b", { auth = { none = true, control = true } }, function()
+  it("asks a route's guard first, also before it passes on", function()
+    local asked, passed = 0, 0
+    package.loaded["symphony.cluster.leader"] = { forward = function()
+      passed = passed + 1
       return 200, {}
-    end)
-    local body = ("x"):rep(65537)
-    assert.equal(200, ask("POST", "/b", { body = body }).status)
-    assert.equal(413, ask("POST", "/b", { body = body, peer = { tls = true } }).status)
-    assert.equal(200, ask("POST", "/b", { body = body:sub(2), peer = { tls = true } }).status)
+    end }
+    state = "follower"
+    router.route("POST", "/g", { leader_only = true, guard = function(req, who)
+      asked = asked + 1
+      assert.equal("control", who.kind)
+      if req.body == "no" then errors.raise("busy", "later") end
+    end }, function() error("does not lead") end)
+    assert.equal(200, ask("POST", "/g").status)
+    assert.equal(503, ask("POST", "/g", { body = "no" }).status)
+    assert.same({ 2, 1 }, { asked, passed })
   end)
 
   it("passes on to the leader what is the leader's", function()

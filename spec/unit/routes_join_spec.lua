@@ -97,6 +97,21 @@ describe("POST /v1/join", function()
     assert.equal("denied", select(2, ask("2001:db8:0:2::1", { token = bogus() })))
   end))
 
+  it("is passed on by a manager that does not lead, and not without end", with_cluster(function()
+    fake.status.state = "follower"
+    local passed = 0
+    package.loaded["symphony.cluster.leader"].forward = function()
+      passed = passed + 1
+      return 403, { error = { code = "denied", message = "no" } }
+    end
+    for _ = 1, 200 do assert.equal("denied", select(2, ask("192.0.2.1", { token = bogus() }))) end
+    assert.equal("busy", select(2, ask("192.0.2.1", { token = bogus() })))
+    assert.equal("busy", select(2, ask("192.0.2.1", { raw = "[" })))
+    assert.equal("denied", select(2, ask("192.0.2.1", { token = made.tokens.worker }))) -- as the leader says
+    assert.equal("denied", select(2, ask("192.0.2.2", { token = bogus() })))
+    assert.equal(202, passed)
+  end))
+
   it("that fails for another reason does not count", with_cluster(function()
     fake.read_error = { code = "no_quorum", message = "no answer" }
     for _ = 1, 40 do assert.equal("no_quorum", select(2, ask("192.0.2.1", { token = made.tokens.worker }))) end

@@ -30,6 +30,7 @@ end
 ---   auth         who may ask: a set of "control" (the unix socket), "manager", "worker", "operator", "reader",
 ---                "expired" (a certificate past its time), "none" (no certificate); default control, manager, operator
 ---   leader_only  a follower passes the request on to the leader
+---   guard        guard(req, who), which may raise: asked by whatever manager has the request, before it passes it on
 ---   timeout_ms   until the answer is there (default 30 s; false: no limit)
 --- @who says who asked: {kind = one of the above, id = name in the certificate, node = its record in the state}.
 function M.route(method, pattern, opts, fn)
@@ -40,6 +41,7 @@ function M.route(method, pattern, opts, fn)
     names = names,
     auth = opts.auth or DEFAULT_AUTH,
     leader_only = opts.leader_only,
+    guard = opts.guard,
     timeout_ms = opts.timeout_ms == nil and DEADLINE_MS or opts.timeout_ms,
     fn = fn,
   }
@@ -169,6 +171,7 @@ end
 local function answer(route, req, params)
   local who = identify(req)
   authorize(route, who)
+  if route.guard then route.guard(req, who) end
   local fn = route.fn
   if route.leader_only and not is_leader() then
     fn = require("symphony.cluster.leader").forward

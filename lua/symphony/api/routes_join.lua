@@ -14,34 +14,39 @@ local M = {}
 
 local BODY_MAX = 32 * 1024
 
--- A request to join costs the leader a round of the quorum, and anybody may send one. By address: refused ones are few,
--- and all of them not without end. Many that join from one address with a good token are not held up.
+-- A request to join costs a manager the way to the leader, and the leader a round of the quorum; and anybody may send
+-- one. By address: refused ones are few, which the leader counts, and all of them not without end, which each manager
+-- does. Many that join from one address with a good token are not held up.
 local REFUSED = { denied = true, expired = true, invalid = true, busy = true }
 local refused, all -- limiters
 
 local function seconds() return sys.mono_ms() / 1000 end
 
--- Does this manager's own state know the token of @body, and is it good?
-local function has_good_token(body, from)
-  local parsed = token.parse(body.token)
+-- Does this manager's own state know the token of @req, and is it good?
+local function has_good_token(req, from)
+  local body = json.decode(req.body or "")
+  local parsed = type(body) == "table" and token.parse(body.token)
   local record = parsed and state.get("/token/" .. token.hash(parsed.secret))
   return record and token.check(record, body.role, from, sys.now())
 end
 
-local function serve(body, from)
-  local now = seconds()
-  if not (refused:may(from, now) and all:allow(from, now)) and not has_good_token(body, from) then
-    return nil, errors.new("busy", "too many requests to join from this address were refused",
+local function check_rate(req, who)
+  local from, now = leader.origin(req, who), seconds()
+  if not (refused:may(from, now) and all:allow(from, now)) and not has_good_token(req, from) then
+    errors.raise("busy", "too many requests to join from this address were refused",
       "wait a minute; a token that is good works at once")
   end
-  local request, err = admit.check(body)
+end
+
+local function serve(body, from)
   local status, answer
+  local request, err = admit.check(body)
   if request then
     status, answer = admit.serve(request, from)
   else
     answer = err
   end
-  if not status and REFUSED[errors.from(answer).code] then refused:done(from, now) end
+  if not status and REFUSED[errors.from(answer).code] then refused:done(from, seconds()) end
   return status, answer
 end
 
@@ -91,10 +96,10 @@ end
 
 function M.routes(router)
   refused, all = limiter.new(20, 3, 1024), limiter.new(200, 0.05, 1024)
-  router.route("POST", "/v1/join", { auth = { none = true, manager = true }, leader_only = true, timeout_ms = 15000 },
-    function(req, _, who)
-      return serve(body_of(router, req), leader.origin(req, who))
-    end)
+  router.route("POST", "/v1/join", { auth = { none = true, manager = true }, leader_only = true, timeout_ms = 15000,
+    guard = check_rate }, function(req, _, who)
+    return serve(body_of(router, req), leader.origin(req, who))
+  end)
 
   router.route("POST", "/v1/renew", { auth = { expired = true, manager = true, worker = true }, leader_only = true },
     function(req)
