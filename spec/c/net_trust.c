@@ -24,6 +24,12 @@ static void handle(struct http_req *req, void *arg)
     (void)arg;
     char text[64];
     handled++;
+    if (strcmp(req->path, "/huge") == 0) {
+        static char huge[24 << 20];
+        http_respond(
+            req, 200, "text/plain", NULL, huge, req->peer->present ? sizeof huge : sizeof huge - (4 << 20));
+        return;
+    }
     if (strcmp(req->path, "/wait") == 0) {
         req->on_gone = on_gone;
         waiting = req;
@@ -252,6 +258,36 @@ static void crowd(void **state)
     client_end(&member);
 }
 
+/* Who does not read what it asked for loses its own connection, and not that of a member with more to read. */
+static void unread_answers(void **state)
+{
+    (void)state;
+    struct client member, strangers[3];
+    struct http_stats st;
+    limits.max_memory = 60 << 20; /* the system takes some of what is sent, but not so much */
+    start();
+    client_begin(&member, &client_id);
+    stream_pause(member.stream);
+    send_part(&member, "/huge", 0, 0);
+    run_until(handled == 1);
+    for (int i = 0; i < 3; i++) {
+        client_begin(&strangers[i], NULL);
+        stream_pause(strangers[i].stream);
+        send_part(&strangers[i], "/huge", 0, 0);
+    }
+    do {
+        uv_run(&loop, UV_RUN_ONCE);
+        http_server_stats(server, &st);
+    } while (st.open == 4);
+    stream_resume(member.stream);
+    run_until(member.closed || member.seen.len > 24 << 20);
+    assert_false(member.closed);
+    for (int i = 0; i < 3; i++) {
+        client_end(&strangers[i]);
+    }
+    client_end(&member);
+}
+
 /* A certificate whose time is up while its connection is open. */
 static void expires(void **state)
 {
@@ -279,6 +315,7 @@ int main(void)
         TEST(budgets),
         TEST(budget_in_use),
         TEST(crowd),
+        TEST(unread_answers),
         TEST(expires),
     };
     return cmocka_run_group_tests(tests, group_begin, group_end);

@@ -39,7 +39,7 @@ struct http_limits {
     /* An answer of which the peer takes nothing for so long is cut; default 30 s. */
     uint64_t send_ms;
     /* Bodies and unsent answers of all connections together; default 256 MiB. Beyond, a body is refused (503), and the
-     * connection with the most unsent bytes is cut. */
+     * connection with the most unsent bytes is cut, one of a peer that is not trusted first. */
     size_t max_memory;
     /* Bodies of peers that are not trusted, which do not count above; default 16 MiB. Beyond, the one that has been
      * on its way for longest makes room (503), so that they cannot keep each other out by sending slowly. */

@@ -30,13 +30,13 @@ static void expire(struct http_server *s, enum http_phase phase, uint64_t ms)
 }
 
 /* Cuts peers that take nothing of what is waiting for them. If more waits than may, the one with the most is
- * cut, and true is returned: look again. */
+ * cut, of those that are not trusted if there are any, and true is returned: look again. */
 static bool sweep_queues(struct http_server *s)
 {
     static const enum http_phase sending[] = {PHASE_BUSY, PHASE_IDLE, PHASE_END};
     uint64_t now = uv_now(s->loop);
-    size_t total = s->held, most = 0;
-    struct http_conn *worst = NULL;
+    size_t total = s->held, most[2] = {0};
+    struct http_conn *worst[2] = {NULL}; /* by trust */
     for (size_t i = 0; i < sizeof sending / sizeof sending[0]; i++) {
         struct http_conn *c, *next;
         for (c = TAILQ_FIRST(&s->phases[sending[i]]); c != NULL; c = next) {
@@ -52,14 +52,16 @@ static bool sweep_queues(struct http_server *s)
             }
             size_t holds = conn_holds(c);
             total += holds;
-            if (holds > most) {
-                most = holds;
-                worst = c;
+            if (holds > 0) {
+                bool trusted = conn_is_trusted(c);
+                worst[trusted] = holds > most[trusted] ? c : worst[trusted];
+                most[trusted] = holds > most[trusted] ? holds : most[trusted];
             }
         }
     }
-    if (total > s->limits.max_memory && worst != NULL) {
-        conn_close(worst, err_setf(SYM_EBUSY, "too much is waiting to be sent"));
+    struct http_conn *cut = worst[0] != NULL ? worst[0] : worst[1];
+    if (total > s->limits.max_memory && cut != NULL) {
+        conn_close(cut, err_setf(SYM_EBUSY, "too much is waiting to be sent"));
         return true;
     }
     return false;
