@@ -2,6 +2,8 @@
 #include "net/http.h"
 #include "net_support.h"
 
+#include <openssl/ssl.h>
+
 enum { SMALL = 60000, LARGE = 200000 };
 
 static struct http_server *server;
@@ -307,6 +309,37 @@ static void expires(void **state)
     ident_free(&brief);
 }
 
+/* A peer that asks for one key update after another and never reads the answers, which nobody bounds but us. */
+static void key_updates(void **state)
+{
+    (void)state;
+    struct http_stats st;
+    limits.head_ms = limits.idle_ms = 3600 * 1000;
+    start();
+    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    SSL *ssl = SSL_new(ctx);
+    int fd = raw_connect(port), rv;
+    assert_non_null(ssl);
+    assert_int_equal(SSL_set_fd(ssl, fd), 1);
+    while ((rv = SSL_connect(ssl)) != 1) {
+        assert_int_equal(SSL_get_error(ssl, rv), SSL_ERROR_WANT_READ);
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    run_until((http_server_stats(server, &st), st.open == 1));
+    unsigned n = 0;
+    while (n < 100 * 1000 && st.open == 1) {
+        n += SSL_key_update(ssl, SSL_KEY_UPDATE_REQUESTED) == 1;
+        (void)SSL_write(ssl, "", 0);
+        uv_run(&loop, UV_RUN_NOWAIT);
+        http_server_stats(server, &st);
+    }
+    assert_true(n > 1000);
+    assert_int_equal(st.open, 0);
+    SSL_free(ssl);
+    SSL_CTX_free(ctx);
+    close(fd);
+}
+
 int main(void)
 {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, begin, end)
@@ -317,6 +350,7 @@ int main(void)
         TEST(crowd),
         TEST(unread_answers),
         TEST(expires),
+        TEST(key_updates),
     };
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

@@ -21,7 +21,8 @@ enum {
     ALERT_MS = 1000,
     HANDSHAKES = 16, /* of servers, in one turn of the loop */
     HIGH_WATER = 1 << 20,
-    MAX_QUEUED = 64 << 20
+    MAX_QUEUED = 64 << 20,
+    OWN_MAX = 256 * 1024 /* a handshake takes a few KiB, a key update is due after 2^24 records */
 };
 
 /* One of each for all streams of a loop's thread: nothing of it outlives the callback or call that fills it,
@@ -245,7 +246,12 @@ static void feed(struct stream *s, const void *data, size_t n)
 {
     struct buf *plain = &plain_scratch;
     char why[256];
+    size_t before = s->out.len;
     int rv = tls_feed(s->tls, data, n, plain, &s->out);
+    s->own += s->out.len - before;
+    if (rv == 0 && s->own > OWN_MAX) {
+        rv = err_setf(SYM_EPROTO, "the peer asks for key updates without end");
+    }
     if (rv != 0) {
         snprintf(why, sizeof why, "%s", err_msg());
     }

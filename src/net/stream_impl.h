@@ -34,6 +34,7 @@ struct stream {
     struct buf inflight; /* wire bytes whose front the system is taking */
     size_t slice;        /* how much of inflight the write under way covers */
     uint64_t sent;
+    size_t own; /* bytes that TLS sent of its own: the handshake, and answers to the peer's key updates */
     size_t high_water, max_queued;
     uint64_t open_ms;
     enum stream_state state;
