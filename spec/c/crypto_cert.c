@@ -9,7 +9,7 @@ static const char garbage[] = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTI
 static struct cert_spec node_spec(void)
 {
     int64_t now = time(NULL);
-    return (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + 90 * DAY, true};
+    return (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + 90 * DAY, true, 0};
 }
 
 /* -- digests -- */
@@ -536,6 +536,87 @@ static void odd_certificates(void **state)
     free(big);
 }
 
+static const char *alternative_names;
+
+static void add_alternative_names(X509 *x)
+{
+    X509V3_CTX ctx;
+    X509V3_set_ctx(&ctx, x, x, NULL, NULL, 0);
+    X509_EXTENSION *ext = X509V3_EXT_conf_nid(NULL, &ctx, NID_subject_alt_name, alternative_names);
+    assert_non_null(ext);
+    assert_int_equal(X509_add_ext(x, ext, -1), 1);
+    X509_EXTENSION_free(ext);
+}
+
+static void add_broken_names(X509 *x)
+{
+    ASN1_OCTET_STRING *value = ASN1_OCTET_STRING_new();
+    ASN1_OCTET_STRING_set(value, (const unsigned char *)"\x30\x05junk", 6);
+    X509_EXTENSION *ext = X509_EXTENSION_create_by_NID(NULL, NID_subject_alt_name, 0, value);
+    assert_int_equal(X509_add_ext(x, ext, -1), 1);
+    X509_EXTENSION_free(ext);
+    ASN1_OCTET_STRING_free(value);
+}
+
+static void raft_ids(void **state)
+{
+    (void)state;
+    struct cert_spec spec = node_spec();
+    struct identity ca = make_ca("cluster1", spec.not_before, spec.not_after);
+    struct cert_info info;
+    static const uint64_t good[] = {0, 1, 7, 10, 999999999999999999};
+    for (size_t i = 0; i < 2 * sizeof good / sizeof good[0]; i++) {
+        spec.raft_id = good[i / 2];
+        spec.cn = i % 2 == 0 ? "node1" : "no host's name, URI:symphony:raft:5";
+        struct identity node = make_node(&ca, &spec);
+        OK(cert_info(node.pem, strlen(node.pem), &info));
+        assert_true(info.raft_id == spec.raft_id);
+        assert_string_equal(info.cn, spec.cn);
+        X509 *x = parsed(node.pem);
+        assert_int_equal(X509_check_host(x, "node1", 0, 0, NULL), i % 2 == 0);
+        X509_free(x);
+        free_identity(&node);
+    }
+    struct key *k;
+    struct buf csr = {0}, out = {0};
+    OK(key_generate(&k));
+    OK(csr_new(k, "x", &csr));
+    spec.raft_id = 1000000000000000000;
+    FAILS(
+        SYM_EINVAL, cert_sign(ca.key, ca.pem, strlen(ca.pem), (char *)buf_data(&csr), csr.len, &spec, &out));
+    buf_free(&csr);
+    key_free(k);
+    free_identity(&ca);
+
+    /* One number, spelled in the one way. */
+    static const struct {
+        const char *names;
+        int rv;
+        uint64_t id;
+    } odd[] = {
+        {"URI:symphony:raft:12", 0, 12},
+        {"DNS:a,URI:https://symphony:raft:1/,email:a@b,URI:symphony:raft:3,IP:127.0.0.1", 0, 3},
+        {"DNS:symphony:raft:3", 0, 0},
+        {"URI:symphony:raft", 0, 0},
+        {"URI:symphony:raft:", SYM_EINVAL, 0},
+        {"URI:symphony:raft:0", SYM_EINVAL, 0},
+        {"URI:symphony:raft:07", SYM_EINVAL, 0},
+        {"URI:symphony:raft:-7", SYM_EINVAL, 0},
+        {"URI:symphony:raft:7x", SYM_EINVAL, 0},
+        {"URI:symphony:raft:1000000000000000000", SYM_EINVAL, 0},
+        {"URI:symphony:raft:7,URI:symphony:raft:7", SYM_EINVAL, 0},
+        {"URI:symphony:raft:7,URI:symphony:raft:8", SYM_EINVAL, 0},
+    };
+    for (size_t i = 0; i < sizeof odd / sizeof odd[0]; i++) {
+        alternative_names = odd[i].names;
+        int rv = info_of(add_alternative_names, &info);
+        if (rv != odd[i].rv || (rv == 0 && info.raft_id != odd[i].id)) {
+            fail_msg("%s: %d, raft id %llu", odd[i].names, rv, (unsigned long long)info.raft_id);
+        }
+    }
+    FAILS(SYM_EINVAL, info_of(add_broken_names, &info));
+}
+
 static void damaged_certificates(void **state)
 {
     (void)state;
@@ -579,6 +660,7 @@ int main(void)
         cmocka_unit_test(what_is_not_signed),
         cmocka_unit_test(issuers),
         cmocka_unit_test(odd_certificates),
+        cmocka_unit_test(raft_ids),
         cmocka_unit_test(damaged_certificates),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

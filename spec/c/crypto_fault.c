@@ -46,7 +46,7 @@ static int make_world(void **state)
     (void)state;
     struct buf b = {0};
     int64_t now = time(NULL);
-    w.spec = (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + DAY, true};
+    w.spec = (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + DAY, true, 7};
     w.ca = make_ca("cluster1", now - HOUR, now + DAY);
     w.node = make_node(&w.ca, &w.spec);
     OK(csr_new(w.node.key, "x", &b));

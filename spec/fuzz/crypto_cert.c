@@ -79,7 +79,7 @@ static void name_fits(const char *name)
 
 static void try_all(const char *pem, size_t n)
 {
-    static const struct cert_spec spec = {"node", "worker", "cluster", 1, 2, true};
+    static const struct cert_spec spec = {"node", "worker", "cluster", 1, 2, true, 7};
     struct cert_info info;
     uint8_t fingerprint[SHA256_LEN];
     struct key *k;
@@ -99,7 +99,7 @@ static void try_all(const char *pem, size_t n)
         abort();
     }
     if (passes && (cert_info((char *)buf_data(&out), out.len, &info) != 0 ||
-                      memcmp(info.fingerprint, fingerprint, SHA256_LEN) != 0)) {
+                      memcmp(info.fingerprint, fingerprint, SHA256_LEN) != 0 || info.raft_id != 7)) {
         abort();
     }
     buf_free(&out);

@@ -6,9 +6,15 @@
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
+#include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+/* A manager's raft id among its alternative names: "symphony:raft:7". Whose cluster's it is says the CA. */
+#define RAFT_URI "symphony:raft:"
+#define RAFT_ID_MAX 999999999999999999u
 
 /* -- reading -- */
 
@@ -126,6 +132,45 @@ static int read_fingerprint(X509 *x, uint8_t out[SHA256_LEN])
     return err;
 }
 
+static bool is_raft_uri(const ASN1_IA5STRING *uri)
+{
+    size_t n = (size_t)ASN1_STRING_length(uri), prefix = strlen(RAFT_URI);
+    return n >= prefix && memcmp(ASN1_STRING_get0_data(uri), RAFT_URI, prefix) == 0;
+}
+
+/* One number has one spelling. 0: it is none. */
+static uint64_t raft_id_in(const ASN1_IA5STRING *uri)
+{
+    char digits[19] = ""; /* RAFT_ID_MAX */
+    size_t n = (size_t)ASN1_STRING_length(uri) - strlen(RAFT_URI);
+    if (n >= sizeof digits) {
+        return 0;
+    }
+    memcpy(digits, ASN1_STRING_get0_data(uri) + strlen(RAFT_URI), n);
+    return strspn(digits, "0123456789") != n || digits[0] == '0' ? 0 : strtoull(digits, NULL, 10);
+}
+
+static int read_raft_id(X509 *x, uint64_t *out)
+{
+    int err = 0, critical;
+    *out = 0;
+    GENERAL_NAMES *names = X509_get_ext_d2i(x, NID_subject_alt_name, &critical, NULL);
+    if (names == NULL) {
+        return critical == -1 ? 0 : ossl_errf(SYM_EINVAL, "certificate: alternative names");
+    }
+    for (int i = 0; err == 0 && i < sk_GENERAL_NAME_num(names); i++) {
+        int kind;
+        const void *value = GENERAL_NAME_get0_value(sk_GENERAL_NAME_value(names, i), &kind);
+        if (kind == GEN_URI && is_raft_uri(value)) {
+            uint64_t id = *out == 0 ? raft_id_in(value) : 0;
+            err = id == 0 ? err_setf(SYM_EINVAL, "certificate: raft id") : 0;
+            *out = id;
+        }
+    }
+    GENERAL_NAMES_free(names);
+    return err;
+}
+
 int cert_describe(X509 *x, struct cert_info *out)
 {
     struct cert_info info = {0};
@@ -136,7 +181,7 @@ int cert_describe(X509 *x, struct cert_info *out)
         (err = read_serial(x, info.serial, sizeof info.serial)) != 0 ||
         (err = read_time(X509_get0_notBefore(x), &info.not_before)) != 0 ||
         (err = read_time(X509_get0_notAfter(x), &info.not_after)) != 0 ||
-        (err = read_fingerprint(x, info.fingerprint)) != 0) {
+        (err = read_fingerprint(x, info.fingerprint)) != 0 || (err = read_raft_id(x, &info.raft_id)) != 0) {
         return err;
     }
     if (X509_digest(x, EVP_sha256(), info.digest, NULL) != 1) {
@@ -338,15 +383,22 @@ end:
     return err;
 }
 
-/* A server's name as others' TLS clients want it, who look only here: CN if it could be a host's name. */
-static int add_host_name(X509 *x, X509 *issuer, const char *cn)
+/* A server's name as others' TLS clients want it, who look only here: CN if it could be a host's name. And the
+ * raft id. */
+static int add_alternative_names(X509 *x, X509 *issuer, const struct cert_spec *spec)
 {
-    char value[NAME_MAX_BYTES + 8];
-    if (strspn(cn, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.") != strlen(cn)) {
-        return 0;
+    char name[NAME_MAX_BYTES + 8] = "", value[sizeof name + 64];
+    static const char host[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.";
+    if (spec->server && strspn(spec->cn, host) == strlen(spec->cn)) {
+        snprintf(name, sizeof name, "DNS:%s", spec->cn);
     }
-    snprintf(value, sizeof value, "DNS:%s", cn);
-    return add_extension(x, issuer, NID_subject_alt_name, value);
+    if (spec->raft_id == 0) {
+        snprintf(value, sizeof value, "%s", name);
+    } else {
+        snprintf(value, sizeof value, "%s%sURI:" RAFT_URI "%" PRIu64, name, name[0] == '\0' ? "" : ",",
+            spec->raft_id);
+    }
+    return value[0] == '\0' ? 0 : add_extension(x, issuer, NID_subject_alt_name, value);
 }
 
 int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *csr, size_t csr_n,
@@ -366,6 +418,10 @@ int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const c
         (err = name_check("O", spec->o)) != 0 || (err = cert_read(ca_pem, ca_n, &ca)) != 0) {
         return err;
     }
+    if (spec->raft_id > RAFT_ID_MAX) {
+        err = err_setf(SYM_EINVAL, "raft id %" PRIu64, spec->raft_id);
+        goto end;
+    }
     if (X509_check_ca(ca) != 1 || X509_check_private_key(ca, ca_key->pkey) != 1) {
         err = ossl_errf(SYM_EINVAL, "the certificate is not that of this CA key");
         goto end;
@@ -384,7 +440,8 @@ int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const c
         (err = add_extensions(x, ca, extensions, sizeof extensions / sizeof extensions[0])) != 0) {
         goto end;
     }
-    if (spec->server && (err = add_host_name(x, ca, spec->cn)) != 0) {
+    err = add_alternative_names(x, ca, spec);
+    if (err != 0) {
         goto end;
     }
     err = finish_cert(x, ca_key->pkey, out);

@@ -49,7 +49,8 @@ struct cert_spec {
     const char *o;      /* cluster id */
     int64_t not_before; /* seconds since 1970 */
     int64_t not_after;
-    bool server; /* extendedKeyUsage serverAuth; clientAuth is always there */
+    bool server;      /* extendedKeyUsage serverAuth; clientAuth is always there */
+    uint64_t raft_id; /* the one that a manager may act as; 0: none */
 };
 
 /* A self-signed CA (pathlen 0, keyCertSign) for cluster @o, valid from @not_before to @not_after. */
@@ -66,6 +67,7 @@ struct cert_info {
     uint8_t digest[SHA256_LEN];      /* of the DER certificate: what a token pins, for a CA */
     uint8_t fingerprint[SHA256_LEN]; /* of its key, as key_fingerprint */
     bool is_ca, is_server;
+    uint64_t raft_id; /* 0: none */
 };
 int cert_info(const char *pem, size_t n, struct cert_info *out);
 /* 0 if @pem is signed by one of the certificates in @ca_pem (one or more PEM blocks); the time is not looked

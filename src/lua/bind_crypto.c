@@ -298,6 +298,21 @@ static int64_t time_field(lua_State *L, int idx, const char *name)
     return at;
 }
 
+/* 0 when there is none. */
+static uint64_t raft_id_field(lua_State *L, int idx)
+{
+    lua_Integer id = 0;
+    if (lua_getfield(L, idx, "raft_id") != LUA_TNIL) {
+        int is_integer;
+        id = lua_tointegerx(L, -1, &is_integer);
+        if (!is_integer || id < 1) {
+            luaL_error(L, "raft_id: a positive integer is expected");
+        }
+    }
+    lua_pop(L, 1);
+    return (uint64_t)id;
+}
+
 static int l_cert_sign(lua_State *L)
 {
     size_t ca_n, csr_n;
@@ -315,13 +330,14 @@ static int l_cert_sign(lua_State *L)
     lua_getfield(L, 4, "server");
     spec.server = lua_toboolean(L, -1);
     lua_pop(L, 1);
+    spec.raft_id = raft_id_field(L, 4);
     struct buf *b = push_scratch(L);
     return give_text(L, b, cert_sign(k, ca, ca_n, csr, csr_n, &spec, b));
 }
 
 void bind_crypto_push_info(lua_State *L, const struct cert_info *info)
 {
-    lua_createtable(L, 0, 10);
+    lua_createtable(L, 0, 11);
     set_text(L, "cn", info->cn);
     set_text(L, "ou", info->ou);
     set_text(L, "o", info->o);
@@ -332,6 +348,9 @@ void bind_crypto_push_info(lua_State *L, const struct cert_info *info)
     set_digest(L, "fingerprint", info->fingerprint);
     set_bool(L, "is_ca", info->is_ca);
     set_bool(L, "is_server", info->is_server);
+    if (info->raft_id != 0) {
+        set_integer(L, "raft_id", info->raft_id);
+    }
 }
 
 static int l_cert_info(lua_State *L)
