@@ -6,6 +6,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "crypto/crypto.h"
+#include "raft/authorize.h"
 #include "raft/node.h"
 #include "store/store.h"
 
@@ -51,6 +52,7 @@ struct cluster {
     struct buf ca;
     struct manager managers[MANAGERS_MAX];
     bool gone[64]; /* raft ids that authorize refuses as removed */
+    bool by_state; /* authorize as the daemon does */
     unsigned election_ms, heartbeat_ms;
     uint64_t disk_floor;
     size_t quota;
@@ -188,6 +190,9 @@ static inline int authorize(void *arg, uint64_t id, const struct tls_peer *peer)
 {
     struct manager *m = arg;
     char cn[32];
+    if (m->c->by_state) {
+        return raft_authorize(m->store, id, peer);
+    }
     snprintf(cn, sizeof cn, "node-%" PRIu64, id);
     if (!peer->present || strcmp(peer->cert.cn, cn) != 0) {
         return err_setf(SYM_EDENIED, "not %s", cn);
@@ -234,7 +239,8 @@ static inline struct manager *manager_new(struct cluster *c, unsigned i)
         .o = "test",
         .not_before = now - 3600,
         .not_after = now + 86400,
-        .server = true};
+        .server = true,
+        .raft_id = m->id};
     check_ok(cert_sign(
         c->ca_key, (char *)buf_data(&c->ca), c->ca.len, (char *)buf_data(&csr), csr.len, &spec, &m->cert));
     buf_append(&m->cert, "", 1);

@@ -38,6 +38,19 @@ local function knows_it_is_removed(m)
   assert.truthy(m:log():find("removed; it stops serving -- `symphony manager leave`", 1, true), m:log_tail(10))
 end
 
+-- A removed manager that has changed its mind: the certificate of before, the raft id of somebody who is to come, and
+-- without the look at its own files.
+local AS_ANOTHER = [[
+local crypto, sys = require "sym.crypto", require "sym.sys"
+local identity, lifecycle = require "symphony.cluster.identity", require "symphony.cluster.lifecycle"
+local function read(name) return assert(sys.read_file(identity.path("tls/" .. name))) end
+function identity.load_tls()
+  return { key = crypto.key_load(read "node.key"), cert = read "node.crt", ca = read "ca.crt" }
+end
+local doc = identity.changed(identity.me, { removed = false, raft_node_id = 1000 })
+local ok, err = lifecycle.activate(doc, { quiet = true })
+if not ok then error(err.message) end]]
+
 describe("manager remove", function()
   it("removes a follower, which learns of it", cluster.scenario(function(t)
     local m = t:cluster(3)
@@ -69,6 +82,24 @@ describe("manager remove", function()
     victim:json("manager", "join", rest:remote(), "--token", t.tokens.manager)
     settled(leader, m, 3)
     assert.equal("2", victim:json("kv", "get", "a").value)
+  end))
+
+  it("leaves it no way back as a member that is still to come", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local gone = others[1]
+    leader:json("manager", "remove", tostring(leader:member(gone).raft_node_id))
+    cluster.wait_for("the removed one to know", 15, function()
+      return gone:log():find("it stops serving", 1, true) ~= nil
+    end)
+    local result = gone:cli("lua", "-e", AS_ANOTHER)
+    assert.equal(0, result.code, result.out .. result.err)
+    for _, m in ipairs { leader, others[2] } do
+      cluster.wait_for("its certificate to be refused by " .. m.label, 15, function()
+        return m:log():find("as 1000 refused: the certificate is not this member's", 1, true) ~= nil, m:log_tail(5)
+      end)
+    end
+    leader:json("kv", "put", "a", "1")
   end))
 
   it("hands the leadership over before it removes the leader", cluster.scenario(function(t)

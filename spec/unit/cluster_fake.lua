@@ -140,7 +140,8 @@ crypto.cert_sign = function(ca_key, _, csr, spec)
   if not name then return nil, err("invalid", "not a request") end
   counter = counter + 1
   return cert { cn = spec.cn, ou = spec.ou, o = spec.o, key = name, issuer = ca_key.name, not_before = spec.not_before,
-    not_after = spec.not_after, is_ca = false, is_server = spec.server, serial = tostring(counter) }
+    not_after = spec.not_after, is_ca = false, is_server = spec.server, raft_id = spec.raft_id,
+    serial = tostring(counter) }
 end
 crypto.cert_info = function(pem)
   local doc = require("symphony.json").decode(pem:match("^CERT (.*)$") or "")

@@ -19,8 +19,8 @@ local function other_side()
   function side.welcome(body)
     return {
       node_id = "0node", raft_node_id = 2, name = body.name, role = "manager", cluster_id = CLUSTER, ca = ca,
-      certificate = pki.sign(ca_key, ca, body.csr, "0node", "manager", CLUSTER, fake.now), gossip_keys = {},
-      addresses = body.addresses, managers = { "10.0.0.1:27242" },
+      certificate = pki.sign(ca_key, ca, body.csr, { node_id = "0node", role = "manager", raft_node_id = 2 }, CLUSTER,
+        fake.now), gossip_keys = {}, addresses = body.addresses, managers = { "10.0.0.1:27242" },
     }
   end
   -- The leader takes us in as soon as we have started.
@@ -204,6 +204,11 @@ describe("join.run", function()
       { side.answers(200, function(body)
         local w = side.welcome(body)
         w.node_id = "0someone"
+        return w
+      end), "protocol" },
+      { side.answers(200, function(body)
+        local w = side.welcome(body)
+        w.raft_node_id = 3
         return w
       end), "protocol" },
     }

@@ -301,8 +301,13 @@ describe("the start of a daemon", function()
         o = doc.cluster_id,
         not_before = 0, not_after = 1 }),
       crypto.cert_sign({ name = info.issuer }, ca, "CSR " .. info.key .. " x", { cn = "0other", ou = "manager",
+        o = doc.cluster_id, not_before = 0, not_after = 1, raft_id = 1 }),
+      crypto.cert_sign({ name = info.issuer }, ca, "CSR " .. info.key .. " x", { cn = doc.node_id, ou = "manager",
+        o = doc.cluster_id, not_before = 0, not_after = 1, raft_id = 2 }),
+      crypto.cert_sign({ name = info.issuer }, ca, "CSR " .. info.key .. " x", { cn = doc.node_id, ou = "manager",
         o = doc.cluster_id, not_before = 0, not_after = 1 }),
     }
+    assert.equal(1, info.raft_id)
     for _, cert in ipairs(cases) do
       fake.files["/dir/tls/node.crt"] = cert
       local ok, err = identity.load_tls(doc)

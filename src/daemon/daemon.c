@@ -5,6 +5,7 @@
 #include "daemon/api.h"
 #include "lua/bind_http.h"
 #include "lua/bind_store.h"
+#include "raft/authorize.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -144,33 +145,9 @@ static bool on_node_event(void *arg, int status, struct event **events, unsigned
 /* --- raft's callbacks
  * --------------------------------------------------------------------------------------------- */
 
-/* A raft connection's certificate must be of the node that owns the raft id it claims, as the state has it. A
- * member that this node's state has not reached yet (its id is one of those still to be given out) is let in
- * on its certificate alone: a new manager knows nobody, and the cluster's CA vouches for the role. */
 static int authorize(void *arg, uint64_t id, const struct tls_peer *peer)
 {
-    struct daemon *d = arg;
-    if (!peer->present || strcmp(peer->cert.ou, "manager") != 0) {
-        return err_setf(SYM_EDENIED, "not a manager's certificate");
-    }
-    char key[40];
-    struct kv kv;
-    int n = snprintf(key, sizeof key, "/raft/%llu", (unsigned long long)id);
-    if (store_get(d->store, key, (size_t)n, &kv) == 0) {
-        bool same = strlen(peer->cert.cn) == kv.value.n && memcmp(kv.value.p, peer->cert.cn, kv.value.n) == 0;
-        return same ? 0
-                    : err_setf(
-                          SYM_EDENIED, "the certificate is not that of raft id %llu", (unsigned long long)id);
-    }
-    uint64_t next = 0;
-    if (store_get(d->store, "/cluster/next_raft_id", 21, &kv) == 0 && kv.value.n < 20) {
-        char text[24] = {0};
-        memcpy(text, kv.value.p, kv.value.n);
-        next = strtoull(text, NULL, 10);
-    }
-    return id < next ? err_setf(SYM_ENOTFOUND, "raft id %llu has been removed from the cluster",
-                           (unsigned long long)id)
-                     : 0;
+    return raft_authorize(((struct daemon *)arg)->store, id, peer);
 }
 
 static void on_change(void *arg)

@@ -211,8 +211,8 @@ static int on_authorize(void *arg, uint64_t id, const struct tls_peer *peer)
     return n->cfg.authorize(n->cfg.arg, id, peer);
 }
 
-/* A certificate outlives its owner's membership, and an id that the state does not know yet is taken on its word
- * (authorize): whoever is not in the configuration is heard only where this one may be the one that is behind. */
+/* A certificate outlives its owner's membership, and the state here may be too old to know of that (authorize):
+ * whoever is not in the configuration is heard only where this one may be the one that is behind. */
 static bool is_heard(const struct rnode *n, uint64_t id, uint8_t kind)
 {
     const struct raft_configuration *c = &n->raft.configuration;

@@ -193,10 +193,15 @@ local function take_raft_id(txn, node_id)
   return id
 end
 
+-- Gives @n, whose key signed @csr, a certificate for what its record says.
+local function certify(n, csr, cluster)
+  local ca_key, ca_pem = assert(pki.load_ca())
+  n.certificate = pki.sign(ca_key, ca_pem, csr, n, cluster.id, sys.now())
+  n.certificate_expires = crypto.cert_info(n.certificate).not_after
+end
+
 -- The txn that makes a node of @request, and its record. @labels come from its token.
 local function create(request, cluster, labels)
-  local now = sys.now()
-  local ca_key, ca_pem = assert(pki.load_ca())
   local name = assert(M.pick_name(request.name, request.named, function(text)
     return state.text("/name/" .. text) ~= nil
   end))
@@ -205,29 +210,29 @@ local function create(request, cluster, labels)
     node_id = id, name = name, role = request.role, fingerprint = request.fingerprint,
     raft_address = request.addresses.raft, remote_address = request.addresses.remote,
     gossip_address = request.addresses.gossip, labels = labels or {}, availability = "active",
-    version = request.version, joined = math.floor(now),
+    version = request.version, joined = math.floor(sys.now()),
   }
-  n.certificate = pki.sign(ca_key, ca_pem, request.csr, id, request.role, cluster.id, now)
-  n.certificate_expires = crypto.cert_info(n.certificate).not_after
   local txn = {
     compare = { state.absent("/node/" .. id), state.absent("/name/" .. name),
       state.absent("/fingerprint/" .. request.fingerprint) },
     ops = {},
   }
   if request.role == "manager" then n.raft_node_id = take_raft_id(txn, id) end
+  certify(n, request.csr, cluster)
   table.insert(txn.ops, state.put("/node/" .. id, n))
   table.insert(txn.ops, state.put("/name/" .. name, id))
   table.insert(txn.ops, state.put("/fingerprint/" .. request.fingerprint, id))
   return txn, n
 end
 
--- The txn that gives node @n (with @kv) a raft id that has never voted.
-local function renumber(n, kv, request)
+-- The txn that gives node @n (with @kv) a raft id that has never voted, and a certificate for that.
+local function renumber(n, kv, request, cluster)
   local txn = { compare = { state.unchanged(kv) }, ops = {} }
   table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
   n.raft_node_id = take_raft_id(txn, n.node_id)
   n.raft_address, n.remote_address = request.addresses.raft, request.addresses.remote
   n.gossip_address = request.addresses.gossip
+  certify(n, request.csr, cluster)
   table.insert(txn.ops, state.put(kv.key, n))
   return txn, n
 end
@@ -263,7 +268,7 @@ function M.serve(request, from)
     if kind == "existing" then return nil, { n = decision.node, cluster = view.cluster } end
     if kind == "wait" then return nil, { record = decision.record, cluster = view.cluster } end
     if kind == "renumber" then
-      local txn, n = renumber(decision.node, kvs.node, request)
+      local txn, n = renumber(decision.node, kvs.node, request, view.cluster)
       return txn, { n = n, cluster = view.cluster, new = true }
     end
     if kind == "pend" then
@@ -317,7 +322,7 @@ function M.approve(id, opts)
   end)
 end
 
--- A fresh certificate for the node whose key signed @csr: the same key, the role that the state has. nil, err.
+-- A fresh certificate for the node whose key signed @csr: the same key, role and raft id as the state has. nil, err.
 function M.renew(csr)
   if type(csr) ~= "string" or #csr > CSR_MAX then return invalid("csr is missing or too long") end
   local fingerprint, err = crypto.csr_check(csr)
@@ -328,9 +333,7 @@ function M.renew(csr)
     if owner then n, kv = state.get("/node/" .. owner) end
     if not n then errors.raise("denied", "no node of this cluster has this key", "it was removed: join again") end
     local cluster = assert(state.cluster())
-    local ca_key, ca_pem = assert(pki.load_ca())
-    n.certificate = pki.sign(ca_key, ca_pem, csr, n.node_id, n.role, cluster.id, sys.now())
-    n.certificate_expires = crypto.cert_info(n.certificate).not_after
+    certify(n, csr, cluster)
     return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, n) } },
       { certificate = n.certificate, ca = cluster.ca, expires = n.certificate_expires }
   end)

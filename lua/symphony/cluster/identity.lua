@@ -222,6 +222,10 @@ function M.load_tls(doc)
   if cert.cn ~= doc.node_id or cert.o ~= doc.cluster_id or cert.ou ~= doc.role then
     return damaged(tls_path("node.crt"), "it is of another node than key.json")
   end
+  if cert.raft_id ~= doc.raft_node_id then
+    return damaged(tls_path("node.crt"), ("it is for raft id %s, but key.json says %d"):format(cert.raft_id or "none",
+      doc.raft_node_id))
+  end
   return { key = key, cert = pems["node.crt"], ca = pems["ca.crt"], info = cert }
 end
 

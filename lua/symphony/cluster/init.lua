@@ -63,14 +63,13 @@ local function make(opts, host, options)
   p.ca_key = ca_key:pem()
   local id = ids.new()
   local addresses = advertise.of(host, options)
-  local csr = crypto.csr(key, id)
-  local cert = pki.sign(ca_key, p.ca, csr, id, "manager", p.cluster_id, now)
   p.node = {
     node_id = id, name = opts.name or values.name_from(sys.hostname()), role = "manager", raft_node_id = 1,
     fingerprint = key:fingerprint(), raft_address = addresses.raft, remote_address = addresses.remote,
     gossip_address = addresses.gossip, labels = {}, availability = "active", version = sys.version, joined = now,
-    certificate = cert, certificate_expires = crypto.cert_info(cert).not_after,
   }
+  local cert = pki.sign(ca_key, p.ca, crypto.csr(key, id), p.node, p.cluster_id, now)
+  p.node.certificate, p.node.certificate_expires = cert, crypto.cert_info(cert).not_after
   local digest = crypto.cert_info(p.ca).digest
   p.tokens = {}
   for i, role in ipairs { "manager", "worker" } do

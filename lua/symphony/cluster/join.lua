@@ -78,6 +78,7 @@ function M.check_welcome(w, key, role, pin)
   if info.cn ~= w.node_id or info.ou ~= role or info.o ~= w.cluster_id or w.role ~= role then
     return bad("the certificate is not that of the node")
   end
+  if info.raft_id ~= w.raft_node_id then return bad("the certificate is for another raft id") end
   return true
 end
 

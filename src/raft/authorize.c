@@ -1,0 +1,54 @@
+#include "raft/authorize.h"
+
+#include "base/err.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int is_removed(uint64_t id)
+{
+    return err_setf(SYM_ENOTFOUND, "raft id %" PRIu64 " has been removed from the cluster", id);
+}
+
+/* Of an id that the state does not know: has it been given out, as far as this state has come? */
+static int check_unknown(struct store *store, uint64_t id)
+{
+    static const char key[] = "/cluster/next_raft_id";
+    char text[24] = "";
+    struct kv kv;
+    int rv = store_get(store, key, sizeof key - 1, &kv);
+    if (rv == 0 && kv.value.n < sizeof text) {
+        memcpy(text, kv.value.p, kv.value.n);
+    }
+    if (rv != 0 && rv != SYM_ENOTFOUND) {
+        return rv;
+    }
+    return id < strtoull(text, NULL, 10) ? is_removed(id) : 0;
+}
+
+int raft_authorize(struct store *store, uint64_t id, const struct tls_peer *peer)
+{
+    const char *cn = peer->cert.cn;
+    char key[80];
+    struct kv kv;
+    if (!peer->present || strcmp(peer->cert.ou, "manager") != 0) {
+        return err_setf(SYM_EDENIED, "not a manager's certificate");
+    }
+    if (peer->cert.raft_id != id) {
+        return err_setf(
+            SYM_EDENIED, "the certificate is for raft id %" PRIu64 ", not %" PRIu64, peer->cert.raft_id, id);
+    }
+    int n = snprintf(key, sizeof key, "/raft/%" PRIu64, id);
+    int rv = store_get(store, key, (size_t)n, &kv);
+    if (rv != 0) {
+        return rv == SYM_ENOTFOUND ? check_unknown(store, id) : rv;
+    }
+    if (strlen(cn) != kv.value.n || memcmp(kv.value.p, cn, kv.value.n) != 0) {
+        return err_setf(SYM_EDENIED, "the certificate is not that of raft id %" PRIu64, id);
+    }
+    n = snprintf(key, sizeof key, "/node/%s", cn);
+    rv = store_get(store, key, (size_t)n, &kv);
+    return rv == SYM_ENOTFOUND ? is_removed(id) : rv;
+}
