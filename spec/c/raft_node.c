@@ -279,6 +279,34 @@ static void log_in_memory_is_bounded(void **state)
     cluster_close(&c);
 }
 
+/* The state of a new leader is behind until its term's own entry is applied. */
+static void no_write_before_the_terms_own_entry(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a, b;
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    put_ok(m, "a", "1");
+    struct rnode_stats before, after;
+    rnode_stats(m->node, &before);
+    m->node->reads.term_start += 1000; /* as if so many entries of before were still to be applied */
+    put(m, "a", "2", 5000 * PATIENCE, &a);
+    put(m, "a", "3", 50, &b);
+    run_until(&c, 5000, b.n > 0);
+    assert_int_equal(b.status, SYM_ENOQUORUM);
+    assert_int_equal(a.n, 0);
+    rnode_stats(m->node, &after);
+    assert_int_equal(after.packs, before.packs);
+    m->node->reads.term_start -= 1000;
+    run_until(&c, 5000, a.n > 0);
+    assert_int_equal(a.status, 0);
+    assert_string_equal(get(m, "a"), "2");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 /* Rule 13. */
 static void a_leader_that_stops_hands_over(void **state)
 {
@@ -762,6 +790,7 @@ int main(void)
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
         cmocka_unit_test(a_quiet_log_is_tidied),
         cmocka_unit_test(log_in_memory_is_bounded),
+        cmocka_unit_test(no_write_before_the_terms_own_entry),
         cmocka_unit_test(a_leader_that_stops_hands_over),
         cmocka_unit_test(writes_while_leadership_moves),
         cmocka_unit_test(change_right_after_the_election),

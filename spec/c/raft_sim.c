@@ -303,6 +303,9 @@ static int on_may(void *arg, const uint8_t *txn, size_t n)
     unsigned voters = 0, near = 0;
     (void)txn;
     (void)n;
+    if (!reads_may_serve(&s->reads)) {
+        return SYM_ENOQUORUM;
+    }
     for (unsigned i = 0; i < s->raft->configuration.n; i++) {
         unsigned id = (unsigned)s->raft->configuration.servers[i].id - 1;
         if (s->raft->configuration.servers[i].role == RAFT_VOTER) {

@@ -76,6 +76,11 @@ int wiring_may_propose(struct rnode *n)
     if (!wiring_voters(n, is_connected)) {
         return SYM_ENOQUORUM; /* it would only become uncertain */
     }
+    if (!reads_may_serve(&n->reads)) {
+        /* A txn's window of repetitions would open at the revision of a state that is behind, and might be over
+         * when it is applied: it would be answered that its outcome is not known. */
+        return SYM_ENOQUORUM;
+    }
     return guard_log_bytes(&n->guard) > NODE_LOG_BYTES_MAX ? SYM_EBUSY : 0;
 }
 
