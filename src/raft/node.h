@@ -65,9 +65,10 @@ void rnode_stop(struct rnode *n, void (*done)(void *arg), void *arg);
 typedef void (*rnode_txn_cb)(void *arg, int status, const struct txn_result *result);
 /* Proposes an encoded txn (copied). On a follower it is passed on to the leader; a leadership change in
  * between is retried while the outcome is known, and through the txn's id also when it is not, until
- * @timeout_ms (0: 5000). @status: 0 (see result->status), SYM_ENOQUORUM (surely not applied), SYM_EUNKNOWN
- * (no answer in time: may have been applied), SYM_ENOSPACE, SYM_EBUSY (queue full), SYM_ENOMEM (not taken), SYM_ECANCELED. A txn
- * without an id is given one of this process. */
+ * @timeout_ms (0: 5000). @status: 0 (see result->status), SYM_EUNKNOWN (no answer in time: may have been applied);
+ * and surely not applied: SYM_ENOQUORUM, SYM_ENOSPACE, SYM_EBUSY (too much is under way, here at once or on the
+ * leader for all of its time), SYM_ENOMEM (not taken), SYM_ECANCELED. A txn without an id is given one of this
+ * process. */
 void rnode_submit(
     struct rnode *n, const uint8_t *txn, size_t len, uint64_t timeout_ms, rnode_txn_cb cb, void *arg);
 

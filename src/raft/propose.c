@@ -18,7 +18,8 @@ struct pack {
 
 void propose_init(struct propose *p, struct raft *raft, const struct propose_ops *ops, void *arg)
 {
-    *p = (struct propose){.raft = raft, .ops = ops, .arg = arg, .max_in_flight = PROPOSE_IN_FLIGHT};
+    *p = (struct propose){
+        .raft = raft, .ops = ops, .arg = arg, .max_in_flight = PROPOSE_IN_FLIGHT, .waits_for = SYM_ENOQUORUM};
     TAILQ_INIT(&p->waiting);
     p->in_flight.last = &p->in_flight.first;
 }
@@ -59,16 +60,40 @@ static void answer(struct prop *prop, int status, const struct txn_result *resul
     free(prop);
 }
 
+/* Back to where they came from. */
+static void put_back(struct propose *p, struct pack *pack)
+{
+    struct prop *prop;
+    while ((prop = TAILQ_LAST(&pack->props, props)) != NULL) {
+        TAILQ_REMOVE(&pack->props, prop, link);
+        prop->pack = NULL;
+        TAILQ_INSERT_HEAD(&p->waiting, prop, link);
+        p->n_waiting++;
+        p->bytes_waiting += prop->n;
+    }
+}
+
 bool propose_cancel(struct propose *p, struct prop *prop)
 {
+    if (prop->pack != NULL && prop->pack == p->stalled) {
+        /* libraft has not taken it. */
+        put_back(p, p->stalled);
+        free(p->stalled->data.base);
+        free(p->stalled);
+        p->stalled = NULL;
+    }
     if (prop->pack == NULL) {
         unqueue(p, prop);
         free(prop);
         return true;
     }
     prop->cb = NULL;
-    /* In a pack that libraft has not taken it still goes out with the rest. */
     return false;
+}
+
+int propose_waits_for(const struct propose *p)
+{
+    return p->waits_for;
 }
 
 static void answer_pack(struct pack *pack, int status)
@@ -159,6 +184,7 @@ static struct pack *build(struct propose *p)
             continue;
         }
         if (rv != 0) {
+            p->waits_for = rv;
             break;
         }
         struct txn_id id;
@@ -178,13 +204,7 @@ static struct pack *build(struct propose *p)
         goto fail;
     }
     if (pack_end(&bytes, pack->n) != 0) {
-        while ((prop = TAILQ_LAST(&pack->props, props)) != NULL) {
-            TAILQ_REMOVE(&pack->props, prop, link);
-            prop->pack = NULL;
-            TAILQ_INSERT_HEAD(&p->waiting, prop, link);
-            p->n_waiting++;
-            p->bytes_waiting += prop->n;
-        }
+        put_back(p, pack);
         goto fail;
     }
     /* raft_malloc is malloc, and nothing was consumed from the front. It stays in memory with the log: without what
@@ -225,6 +245,7 @@ static void unbuild(struct pack *pack, int status)
 
 void propose_flush(struct propose *p)
 {
+    p->waits_for = SYM_ENOQUORUM;
     while (!p->closing && p->raft->state == RAFT_LEADER && raft_transferee(p->raft) == 0 &&
            p->n_in_flight < p->max_in_flight) {
         if (p->stalled == NULL && p->n_in_flight > 0 && p->bytes_waiting < PROPOSE_WORTH) {
@@ -237,8 +258,9 @@ void propose_flush(struct propose *p)
         p->stalled = NULL;
         int rv = propose(p, pack);
         if (rv == RAFT_NOSPACE) {
-            p->stalled =
-                pack; /* between two segments; or the disk is full, which the floor should have kept away */
+            /* Between two segments; or the disk is full, which the floor should have kept away. */
+            p->stalled = pack;
+            p->waits_for = SYM_ENOSPACE;
             return;
         }
         if (rv == RAFT_NOTLEADER || rv == RAFT_LEADERSHIPLOST) {

@@ -25,7 +25,7 @@ struct propose_ops {
     /* Rule 3. Does not return. */
     void (*fatal)(void *arg, const char *what, int rv);
     /* May this leader propose just now? 0, or why not: SYM_ENOSPACE answers the txn so, anything else makes
-     * it wait. */
+     * it wait, and is what propose_waits_for says. */
     int (*may)(void *arg, const uint8_t *txn, size_t n);
     uint64_t (*revision)(void *arg);
 };
@@ -59,6 +59,7 @@ struct propose {
     } in_flight;
     unsigned n_in_flight, max_in_flight;
     struct pack *stalled; /* built, but not taken by libraft for want of a segment */
+    int waits_for;        /* see propose_waits_for */
     bool closing;
     uint64_t packs, pack_txns;
 };
@@ -69,6 +70,9 @@ int propose_submit(
     struct propose *p, uint8_t *txn, size_t n, bool fresh, prop_cb cb, void *arg, struct prop **out);
 /* The submitter wants no answer any more. True if the txn was not proposed and will not be. */
 bool propose_cancel(struct propose *p, struct prop *prop);
+/* Why what waits is not proposed, as of the last flush: what may() said; SYM_ENOSPACE, no segment of the log has
+ * room for it; SYM_ENOQUORUM, what went before is not committed. */
+int propose_waits_for(const struct propose *p);
 /* Builds and proposes what may go now. */
 void propose_flush(struct propose *p);
 /* Not the leader (any more): what has not been proposed is answered SYM_ENOTLEADER. What has been is answered

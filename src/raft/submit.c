@@ -16,7 +16,9 @@ struct call {
     enum call_state state;
     int refusal; /* answered by the next flush */
     uint64_t number;
-    uint64_t deadline, sent_at, not_before;
+    uint64_t timeout, deadline, sent_at, not_before;
+    int why;        /* waiting: what the leader said, when it was that it cannot take it now */
+    unsigned asked; /* so often of the leader that there is, without an answer */
     bool own_id;    /* the id is ours, so we know when the txn is proposed for the first time */
     bool uncertain; /* it may have been applied */
     bool lost;      /* sent, but its answer will not be found: it is asked again */
@@ -94,7 +96,7 @@ static void finish(struct submit *s, struct call *c, int status, const struct tx
         err_setf(status, "this node is stopping");
         break;
     case SYM_EBUSY:
-        err_setf(status, "too many writes are under way");
+        err_setf(status, "too many writes are under way; nothing was written");
         break;
     case SYM_ENOMEM:
         err_setf(status, "out of memory");
@@ -111,19 +113,29 @@ static void again(struct submit *s, struct call *c, bool uncertain, uint64_t not
 {
     c->uncertain |= uncertain;
     c->not_before = not_before;
+    c->why = 0;
+    c->asked = uncertain ? 0 : c->asked;
     c->prop = NULL;
     move(s, c, CALL_WAITING);
     s->ops->kick(s->arg);
 }
 
+/* Of a txn's time, what the leader leaves for its answer to come back. */
+static uint64_t share_kept(uint64_t timeout)
+{
+    return timeout / 8;
+}
+
 static void out_of_time(struct submit *s, struct call *c)
 {
-    bool uncertain = c->uncertain || c->state == CALL_SENT;
+    bool uncertain = c->uncertain || c->asked > 0;
+    int why = s->leader != 0 && c->why != 0 ? c->why : SYM_ENOQUORUM;
     if (c->state == CALL_LOCAL) {
+        why = propose_waits_for(s->propose);
         uncertain |= !propose_cancel(s->propose, c->prop);
         c->prop = NULL;
     }
-    finish(s, c, uncertain ? SYM_EUNKNOWN : SYM_ENOQUORUM, NULL);
+    finish(s, c, uncertain ? SYM_EUNKNOWN : why, NULL);
 }
 
 static void refuse(struct submit *s, submit_cb cb, void *arg)
@@ -170,6 +182,7 @@ void submit_txn(struct submit *s, const uint8_t *txn, size_t n, uint64_t timeout
     }
     *c = (struct call){.s = s, .refusal = refusal, .n = n, .cb = cb, .arg = arg};
     c->number = ++s->next_number;
+    c->timeout = timeout_ms;
     c->deadline = s->ops->now(s->arg) + timeout_ms;
     if (refusal == 0) {
         memcpy(c->txn, txn, n);
@@ -213,7 +226,7 @@ static void send_txns(struct submit *s, struct calls *batch)
     TAILQ_FOREACH (c, batch, link) {
         wr_u64(&w, c->number);
         wr_u32(&w, c->deadline > now ? (uint32_t)(c->deadline - now) : 0);
-        wr_u8(&w, c->own_id && !c->uncertain);
+        wr_u8(&w, c->own_id && !c->uncertain && c->asked == 0);
         wr_blob(&w, c->txn, c->n);
         struct call *next = TAILQ_NEXT(c, link);
         if (!w.bad && (next == NULL || bytes.len + next->n > SUBMIT_FRAME)) {
@@ -238,8 +251,9 @@ static void dispatch(struct submit *s)
         } else if (s->leader == 0 || c->not_before > now) {
             continue;
         } else if (s->leader == s->self) {
-            if (propose_submit(s->propose, c->txn, c->n, c->own_id && !c->uncertain, on_local, c, &c->prop) ==
-                0) {
+            c->why =
+                propose_submit(s->propose, c->txn, c->n, c->own_id && !c->uncertain, on_local, c, &c->prop);
+            if (c->why == 0) {
                 move(s, c, CALL_LOCAL);
             }
         } else {
@@ -255,6 +269,7 @@ static void dispatch(struct submit *s)
         TAILQ_REMOVE(&batch, c, link);
         TAILQ_INSERT_TAIL(&s->waiting, c, link);
         c->sent_at = now;
+        c->asked++;
         move(s, c, CALL_SENT);
         s->forwarded++;
     }
@@ -279,11 +294,22 @@ void submit_on_results(struct submit *s, uint64_t id, const uint8_t *data, size_
         if (c == NULL) {
             continue; /* it was answered or given up meanwhile */
         }
+        if (status != 0 && c->asked > 0 && --c->asked > 0 && status != SYM_EUNKNOWN) {
+            continue; /* that question came to nothing; the others may not */
+        }
+        uint64_t now = s->ops->now(s->arg);
         switch (status) {
-        case SYM_ENOTLEADER:
         case SYM_EBUSY:
+            if (now + share_kept(c->timeout) >= c->deadline) {
+                finish(s, c, c->uncertain ? SYM_EUNKNOWN : status, NULL); /* it has waited there */
+                break;
+            }
+            again(s, c, false, now + SUBMIT_DEFER_MS);
+            c->why = status;
+            break;
+        case SYM_ENOTLEADER:
         case SYM_ECANCELED:
-            again(s, c, false, s->ops->now(s->arg) + SUBMIT_DEFER_MS);
+            again(s, c, false, now + SUBMIT_DEFER_MS);
             break;
         case SYM_EUNKNOWN:
             again(s, c, true, 0);
@@ -304,6 +330,10 @@ static void recall(struct submit *s)
         if (c->state == CALL_SENT) {
             again(s, c, true, 0);
         }
+    }
+    TAILQ_FOREACH (c, &s->waiting, link) {
+        c->uncertain |= c->asked > 0;
+        c->asked = 0;
     }
 }
 
@@ -403,7 +433,7 @@ void submit_on_txns(struct submit *s, uint64_t id, const uint8_t *data, size_t n
         }
         *m = (struct remote){.s = s, .id = id, .number = number};
         /* A little before the other side gives up, so that it hears what became of it. */
-        m->deadline = s->ops->now(s->arg) + left - left / 8;
+        m->deadline = s->ops->now(s->arg) + left - share_kept(left);
         memcpy(m->txn, txn, len);
         int rv = propose_submit(s->propose, m->txn, len, fresh, on_remote, m, &m->prop);
         if (rv != 0) {
@@ -441,7 +471,7 @@ void submit_tick(struct submit *s)
         if (c->deadline <= now) {
             out_of_time(s, c);
         } else if (c->state == CALL_SENT && c->sent_at + SUBMIT_AGAIN_MS <= now) {
-            again(s, c, true, 0);
+            again(s, c, false, 0);
         }
     }
     for (c = TAILQ_FIRST(&s->waiting); c != NULL; c = next) {
@@ -454,8 +484,9 @@ void submit_tick(struct submit *s)
     for (m = TAILQ_FIRST(&s->remotes); m != NULL; m = next_m) {
         next_m = TAILQ_NEXT(m, link);
         if (m->deadline <= now) {
+            int why = propose_waits_for(s->propose);
             bool sure = propose_cancel(s->propose, m->prop);
-            reply(s, m->id, m->number, sure ? SYM_ENOQUORUM : SYM_EUNKNOWN, NULL);
+            reply(s, m->id, m->number, sure ? why : SYM_EUNKNOWN, NULL);
             drop_remote(m);
         }
     }
@@ -473,7 +504,7 @@ void submit_close(struct submit *s)
     /* What propose held was answered by propose_close; the rest waits or was sent. */
     struct call *c;
     while ((c = TAILQ_FIRST(&s->active)) != NULL || (c = TAILQ_FIRST(&s->waiting)) != NULL) {
-        finish(s, c, c->uncertain || c->state == CALL_SENT ? SYM_EUNKNOWN : SYM_ECANCELED, NULL);
+        finish(s, c, c->uncertain || c->asked > 0 ? SYM_EUNKNOWN : SYM_ECANCELED, NULL);
     }
     while (!TAILQ_EMPTY(&s->remotes)) {
         drop_remote(TAILQ_FIRST(&s->remotes));
