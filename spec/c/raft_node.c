@@ -125,7 +125,7 @@ static void settings(void **state)
     assert_true(r->pre_vote);
     assert_int_equal(r->election_timeout, 400);
     assert_int_equal(r->heartbeat_timeout, 50);
-    assert_int_equal(r->install_snapshot_timeout, 5000);
+    assert_in_range(r->install_snapshot_timeout, 5000, 5100); /* the state is small */
     assert_int_equal(r->max_inflight_entries, 4096);
     assert_int_equal(r->legacy.snapshot_threshold, 16384);
     assert_int_equal(r->legacy.snapshot_trailing, 8192);
@@ -138,6 +138,39 @@ static void settings(void **state)
     r = &c.managers[0].node->raft;
     assert_int_equal(r->election_timeout, 1000);
     assert_int_equal(r->heartbeat_timeout, 100);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* Writes @n values of @size bytes over a few keys, so that the log grows and the state does not. */
+static void write_much(struct manager *m, unsigned n, size_t size)
+{
+    char *value = malloc(size + 1);
+    memset(value, 'v', size);
+    value[size] = '\0';
+    for (unsigned i = 0; i < n; i++) {
+        char key[16];
+        snprintf(key, sizeof key, "big%u", i % 4);
+        put_ok(m, key, value);
+    }
+    free(value);
+}
+
+/* A snapshot gets as much time as it is large. */
+static void time_to_install(void **state)
+{
+    (void)state;
+    struct cluster c;
+    assert_int_equal(node_install_ms(0), 5000);
+    assert_in_range(node_install_ms(80 << 20), 15000, 15010);
+    assert_in_range(node_install_ms((uint64_t)1 << 30), 133000, 133020);
+    assert_int_equal(node_install_ms(UINT64_MAX), 3600 * 1000);
+    cluster_open(&c);
+    form(&c, 1);
+    struct manager *m = &c.managers[0];
+    unsigned before = m->node->raft.install_snapshot_timeout;
+    write_much(m, 4, 1 << 20); /* under four keys */
+    run_until(&c, 5000, m->node->raft.install_snapshot_timeout >= before + 500);
     stop_all(&c);
     cluster_close(&c);
 }
@@ -178,20 +211,6 @@ static void snapshot_and_restart(void **state)
     assert_string_equal(get(m, "c"), "3");
     manager_stop(m);
     cluster_close(&c);
-}
-
-/* Writes @n values of @size bytes over a few keys, so that the log grows and the state does not. */
-static void write_much(struct manager *m, unsigned n, size_t size)
-{
-    char *value = malloc(size + 1);
-    memset(value, 'v', size);
-    value[size] = '\0';
-    for (unsigned i = 0; i < n; i++) {
-        char key[16];
-        snprintf(key, sizeof key, "big%u", i % 4);
-        put_ok(m, key, value);
-    }
-    free(value);
 }
 
 static void log_is_bounded_and_catch_up_by_snapshot(void **state)
@@ -825,6 +844,7 @@ int main(void)
         cmocka_unit_test(three_voters),
         cmocka_unit_test(commits_are_told),
         cmocka_unit_test(settings),
+        cmocka_unit_test(time_to_install),
         cmocka_unit_test(snapshot_and_restart),
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
         cmocka_unit_test(a_quiet_log_is_tidied),

@@ -10,7 +10,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DEFAULT_ELECTION_MS = 400, DEFAULT_HEARTBEAT_MS = 50, INSTALL_MS = 5000, IN_FLIGHT_ENTRIES = 4096 };
+enum { DEFAULT_ELECTION_MS = 400, DEFAULT_HEARTBEAT_MS = 50, IN_FLIGHT_ENTRIES = 4096 };
+enum { INSTALL_MS = 5000, INSTALL_MS_MOST = 3600 * 1000, INSTALL_BYTES_PER_MS = (8 << 20) / 1000 };
 
 /* Rules 3 and 4: the supervisor starts us again, and what is on disk is what counts. */
 void node_fatal(void *arg, const char *what, int rv)
@@ -248,6 +249,12 @@ static uint64_t state_bytes(const struct rnode *n)
     return left < quota ? quota - left : 0;
 }
 
+unsigned node_install_ms(uint64_t state)
+{
+    uint64_t ms = INSTALL_MS + state / INSTALL_BYTES_PER_MS;
+    return ms < INSTALL_MS_MOST ? (unsigned)ms : INSTALL_MS_MOST;
+}
+
 /* One that could not be encoded comes again later and later; and none is begun that the disk has no room for:
  * it would be written up to the disk's end, thrown away, and begun anew, over and over. */
 static bool fsm_may_take(void *arg)
@@ -375,9 +382,11 @@ static void on_tick(uv_timer_t *timer)
     if (n->phase == NODE_CLOSING) {
         return;
     }
+    uint64_t state = state_bytes(n);
     submit_tick(&n->submit);
     reads_tick(&n->reads);
-    health_tick(&n->health, state_bytes(n));
+    health_tick(&n->health, state);
+    raft_set_install_snapshot_timeout(&n->raft, node_install_ms(state));
     others_forget_strangers(n);
     if (uv_now(n->loop) - n->info_sent_at >= n->raft.election_timeout / 3) {
         others_send_infos(n);
@@ -546,7 +555,7 @@ static void set_up_raft(struct rnode *n)
     n->raft.tracer = NULL;
     raft_set_heartbeat_timeout(&n->raft, heartbeat);
     raft_set_election_timeout(&n->raft, election);
-    raft_set_install_snapshot_timeout(&n->raft, INSTALL_MS);
+    raft_set_install_snapshot_timeout(&n->raft, node_install_ms(state_bytes(n)));
     raft_set_pre_vote(&n->raft, true);
     raft_set_max_inflight_entries(&n->raft, IN_FLIGHT_ENTRIES);
     raft_set_snapshot_threshold(&n->raft, NODE_SNAPSHOT_ENTRIES);

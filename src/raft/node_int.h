@@ -138,6 +138,9 @@ struct rnode {
 
 /* node.c */
 uint64_t node_quota(const struct rnode *n);
+/* How long a leader whose state has so many bytes waits for a follower to have installed its snapshot before it
+ * sends it again: 5 s, and what a slow disk or network takes for it, but no more than an hour. */
+unsigned node_install_ms(uint64_t state);
 void node_kick(struct rnode *n);
 void node_later(struct rnode *n, rnode_cb cb, void *arg, int status); /* with err_msg() as it is now */
 void node_look(struct rnode *n);                                      /* has anything changed? */
