@@ -97,9 +97,61 @@ static void recovered_alone(void **state)
     cluster_close(&c);
 }
 
+static uint64_t term_of(struct manager *m)
+{
+    struct rnode_status s;
+    rnode_status(m->node, &s);
+    return s.term;
+}
+
+/* The others go on without it, in the term of before: no two lead in one. */
+static void recovered_in_a_term_of_its_own(void **state)
+{
+    (void)state;
+    struct cluster c;
+    char aside[300];
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *m = &c.managers[1];
+    put_ok(m, "a", "1");
+    read_ok(m);
+    uint64_t before = term_of(m), once, twice;
+    assert_true(before == term_of(leader_of(&c)));
+    manager_stop(m);
+    snprintf(aside, sizeof aside, "%s/aside", c.dir);
+    copy_tree(m->raft_dir, aside);
+    check_ok(recover(m));
+    manager_start(m);
+    run_until(&c, 5000, rnode_is_leader(m->node));
+    once = term_of(m);
+    struct manager *other = &c.managers[0];
+    run_until(&c, 5000, rnode_is_leader(other->node) || rnode_is_leader(c.managers[2].node));
+    put_ok(other, "b", "2");
+    put_ok(m, "c", "3");
+    printf("term %" PRIu64 ", recovered %" PRIu64 ", the others %" PRIu64 "\n", before, once, term_of(other));
+    assert_true(once > before);
+    assert_true(once != term_of(other));
+    assert_string_equal(get(m, "b"), "");
+
+    /* Another recovery of the same gives another term. */
+    manager_stop(m);
+    copy_tree(aside, m->raft_dir);
+    check_ok(recover(m));
+    manager_start(m);
+    run_until(&c, 5000, rnode_is_leader(m->node));
+    twice = term_of(m);
+    assert_true(twice > before && twice != once);
+    read_ok(m);
+    assert_string_equal(get(m, "a"), "1");
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 /* The state may be ahead of the log on the disk: what the others had stored was applied. */
 
 enum { BEFORE = 8, AHEAD = 5 };
+
+static uint64_t former_term;
 
 static void put_n(struct manager *m, unsigned from, unsigned n)
 {
@@ -151,6 +203,7 @@ static struct manager *get_ahead(struct cluster *c, bool with_snapshot, bool ope
     }
     put_n(m, BEFORE, AHEAD);
     read_ok(m);
+    former_term = term_of(m);
     stop_all(c);
     copy_tree(aside, m->raft_dir);
     return m;
@@ -163,6 +216,7 @@ static void expect_recovered(struct cluster *c, struct manager *m)
     char aside[300];
     manager_start(m);
     run_until(c, 5000, rnode_is_leader(m->node));
+    assert_true(term_of(m) > former_term);
     expect_n(m, BEFORE + AHEAD);
     put_n(m, BEFORE + AHEAD, 2 * AHEAD);
     snprintf(aside, sizeof aside, "%s/killed", c->dir);
@@ -255,6 +309,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(recovered_alone),
+        cmocka_unit_test(recovered_in_a_term_of_its_own),
         cmocka_unit_test(recovered_ahead_of_its_log),
         cmocka_unit_test(killed_while_recovering),
     };

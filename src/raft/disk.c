@@ -1,11 +1,12 @@
 #include "raft/node_int.h"
 
 #include "base/err.h"
+#include "crypto/crypto.h"
 
 #include <string.h>
 #include <unistd.h>
 
-enum { DISK_RETRY_MS = 500, SEGMENT_BYTES = 8 << 20 };
+enum { DISK_RETRY_MS = 500, SEGMENT_BYTES = 8 << 20, RECOVER_TERMS = 1 << 20 };
 
 /* raft_uv speaks over streams that it reads and writes itself, so TLS does not fit beneath it: it never gets
  * one, and its send is replaced. */
@@ -223,6 +224,15 @@ static int keep_state(const struct recovery *rec, raft_term term, const struct r
     return rv;
 }
 
+/* The others may go on, in the term that this one knows or a later one, with a leader of theirs: from now on
+ * this one is in a term that is nobody else's. Nor is it that of another survivor that is recovered likewise. */
+static int leave_term(struct raft *r, raft_term term)
+{
+    uint32_t further;
+    int rv = crypto_random(&further, sizeof further);
+    return rv != 0 ? rv : r->io->set_term(r->io, term + 1 + further % RECOVER_TERMS);
+}
+
 /* libraft puts the new configuration at the end of the log. Where the state is ahead of that, entries would
  * come to stand at places that the state holds already, and be skipped. */
 static int recover(struct raft *r, const struct raft_configuration *conf, void *arg)
@@ -231,6 +241,9 @@ static int recover(struct raft *r, const struct raft_configuration *conf, void *
     raft_index last;
     raft_term term;
     int rv = last_entry(r, &last, &term);
+    if (rv == 0) {
+        rv = leave_term(r, term);
+    }
     if (rv != 0) {
         return rv;
     }

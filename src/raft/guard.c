@@ -679,8 +679,9 @@ static void deliver_entries(struct guard *g, struct raft_message *m)
     step(g, m);
 }
 
-/* A second leader of one term, as there may be when a lone survivor has been made the only voter in the term in
- * which the others go on: libraft would take a leader's memory for a follower's. */
+/* A second leader of one term, as there may be when somebody has voted twice, or the others have come to the very
+ * term that a lone survivor was given when it was made the only voter: libraft would take a leader's memory for a
+ * follower's. */
 static bool is_usurper(const struct raft *r, raft_term term)
 {
     return r->state == RAFT_LEADER && term == r->current_term;

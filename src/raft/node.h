@@ -50,8 +50,8 @@ struct rnode_config {
  * is a log. */
 int rnode_bootstrap(const char *dir, uint64_t id, const char *address);
 /* Offline, on one survivor: makes it the only voter, with what its log and its state (@store: as store_open
- * takes it; not open now) hold. A state that is ahead of the log is kept as a snapshot, and the log begins
- * after it. Blocks. Killed at any moment, it leaves a folder that starts as it did before, or recovered; it may
+ * takes it; not open now) hold, in a later term. A state that is ahead of the log is kept as a snapshot, and
+ * the log begins after it. Blocks. Killed at any moment, it leaves a folder that starts as it did before, or recovered; it may
  * be called again. SYM_ENOTFOUND if there is no log, SYM_EINUSE, and as rnode_start. */
 int rnode_recover(const char *dir, const struct store_config *store, uint64_t id, const char *address);
 
