@@ -259,4 +259,30 @@ describe("manager join", function()
     assert.equal("1", wiped:json("kv", "get", "a").value)
     assert.truthy(uv.fs_stat(wiped.dir .. "/key.json"))
   end))
+
+  it("gives one that has kept its key alone another raft id, and a certificate for it", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local back = others[1]
+    local old = back:member()
+    back:crash()
+    for _, name in ipairs { "key.json", "raft", "state", "tls/node.crt" } do
+      proc.run { "rm", "-rf", "--", back.dir .. "/" .. name }
+    end
+    cluster.wait_for("it to be missed", 15, function()
+      return leader:member(back).reachable == false
+    end)
+    back:start()
+    back:json("manager", "join", leader:remote(), "--token", t.tokens.manager)
+    settled(leader, t.managers, 3)
+    local now = back:member()
+    assert.equal(old.node_id, now.node_id)
+    assert.is_true(now.raft_node_id > old.raft_node_id)
+    -- It is heard as what it is now, also after a start.
+    assert.equal(0, back:stop())
+    back:start()
+    settled(back, t.managers, 3)
+    back:json("manager", "transfer", tostring(now.raft_node_id))
+    back:json("kv", "put", "a", "1")
+  end))
 end)
