@@ -290,6 +290,33 @@ function Event:wait(timeout_ms)
   end))
 end
 
+local Mutex = {}
+Mutex.__index = Mutex
+
+--- For what one task at a time may be in.
+function M.mutex()
+  return setmetatable({ freed = M.event() }, Mutex)
+end
+
+--- Waits for its turn. Returns a lock, to be kept in a to-be-closed variable, which gives it back however the task
+--- leaves; or nil, err ("timeout") after @timeout_ms (nil: never).
+function Mutex:lock(timeout_ms)
+  local deadline = timeout_ms and uv.hrtime() / 1e6 + timeout_ms
+  while self.held do
+    local ok, err = self.freed:wait(deadline and math.max(0, deadline - uv.hrtime() / 1e6))
+    if not ok then
+      return nil, err
+    end
+  end
+  self.held = true
+  return setmetatable({}, {
+    __close = function()
+      self.held = false
+      self.freed:set()
+    end,
+  })
+end
+
 --- fn(...)'s results, or nil, err ("timeout") once @ms have gone by: it is canceled then. What it raises is raised
 --- here. Without @ms there is no limit.
 function M.with_timeout(ms, fn, ...)

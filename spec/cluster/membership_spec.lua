@@ -229,6 +229,31 @@ describe("manager join", function()
     m[3]:json("kv", "put", "a", "1")
   end))
 
+  it("takes ten at once, and uses a token up exactly", cluster.scenario(function(t)
+    local m = t:cluster(1)
+    local token = m[1]:json("token", "create", "--role", "manager", "--uses", "9").token
+    local joins = {}
+    for i = 2, 11 do m[i] = t:manager():start() end
+    for i = 2, 11 do
+      joins[i] = proc.begin { cluster.symphony, "--socket", m[i].socket, "--json", "manager", "join", m[1]:remote(),
+        "--token", token }
+    end
+    local outside
+    for i = 2, 11 do
+      assert.truthy(proc.pump(60 * cluster.patience, joins[i].ended), "the join hangs")
+      local said = joins[i].out .. joins[i].err
+      if joins[i].process.code ~= 0 then
+        assert.is_nil(outside, said)
+        assert.truthy(said:find('"code":"denied"', 1, true), said)
+        outside = i
+      end
+    end
+    local late = table.remove(m, assert(outside, "eleven members with a token for nine"))
+    settled(m[1], m, 5)
+    assert.equal("no_cluster", late:fails("kv", "get", "a").code)
+    m[9]:json("kv", "put", "a", "1")
+  end))
+
   it("goes through a follower", cluster.scenario(function(t)
     local m = t:cluster(3)
     local _, others = t:leader()

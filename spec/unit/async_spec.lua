@@ -431,3 +431,58 @@ describe("every", function()
     assert.is_true(log.canceled)
   end)
 end)
+
+describe("mutex", function()
+  it("lets in one after the other, in their order", function()
+    local order, inside, most = {}, 0, 0
+    fake.run(function()
+      local mutex = async.mutex()
+      local fns = {}
+      for i = 1, 5 do
+        fns[i] = function()
+          local _ <close> = assert(mutex:lock())
+          inside = inside + 1
+          most = math.max(most, inside)
+          async.sleep(1)
+          inside = inside - 1
+          order[#order + 1] = i
+          return true
+        end
+      end
+      for _, result in ipairs(async.gather(fns)) do
+        assert.is_true(result.ok)
+      end
+    end)
+    assert.equal(1, most)
+    assert.same({ 1, 2, 3, 4, 5 }, order)
+  end)
+
+  it("is free again after an error, a cancellation and a wait in vain", function()
+    fake.run(function()
+      local mutex = async.mutex()
+      local function hold(fn)
+        return async.spawn(function()
+          local _ <close> = assert(mutex:lock())
+          fn()
+        end)
+      end
+      assert.is_nil((hold(function()
+        errors.raise("denied", "no")
+      end):wait()))
+      local log = {}
+      local holder = hold(function()
+        async.await(never, log)
+      end)
+      async.sleep(0)
+      local waiter = hold(error)
+      async.sleep(0)
+      waiter:cancel()
+      local lock, err = mutex:lock(5)
+      assert.is_nil(lock)
+      assert.equal("timeout", err.code)
+      holder:cancel()
+      local _ <close> = assert(mutex:lock(1000))
+      assert.is_true(log.canceled)
+    end)
+  end)
+end)

@@ -1,5 +1,6 @@
 local fake = require "spec.unit.cluster_fake"
 local admit = require "symphony.cluster.admit"
+local async = require "symphony.async"
 local crypto = require "sym.crypto"
 local json = require "symphony.json"
 local pending = require "symphony.cluster.pending"
@@ -20,6 +21,15 @@ local function ask(name, fields, from)
   local request, err = admit.check(body(name, fields))
   if not request then return nil, err end
   return admit.serve(request, from or "10.0.0.9")
+end
+
+-- The same module as another manager has it, which was the leader a moment ago.
+package.loaded["symphony.cluster.admit"] = nil
+local other_manager = require "symphony.cluster.admit"
+package.loaded["symphony.cluster.admit"] = admit
+
+local function ask_other(name, fields)
+  return other_manager.serve(assert(other_manager.check(body(name, fields))), "10.0.0.9")
 end
 
 local function count(prefix) return #state.list_raw(prefix) end
@@ -140,7 +150,7 @@ describe("admit.serve", function()
     fake.before_submit = function(txn)
       if not between and #txn.ops > 3 then
         between = true
-        assert.equal(200, (ask("j1", { token = once })))
+        assert.equal(200, (ask_other("j1", { token = once })))
       end
     end
     refused("denied", "used up", ask("j2", { token = once }))
@@ -151,10 +161,11 @@ describe("admit.serve", function()
 
   it("never makes two nodes of one key, nor two of one name", with_cluster(plain, function()
     local between
+    fake.change_error = { code = "busy" } -- it has not come up before it has its answer
     fake.before_submit = function(txn)
       if not between and #txn.ops > 3 then
         between = true
-        ask("j1", { token = good })
+        assert.equal(200, (ask_other("j1", { token = good })))
       end
     end
     local _, w = ask("j1", { token = good })
@@ -320,6 +331,76 @@ describe("admit.serve", function()
     local before = fake.revision
     refused("no_quorum", "no answer", ask("j1", { token = good }))
     assert.equal(before, fake.revision)
+  end))
+end)
+
+describe("many requests at once", function()
+  local raft = package.loaded["sym.raft"]
+  local submit, read = raft.submit, raft.read
+
+  -- As it is with a disk and a network: each answer takes its time, and others come meanwhile.
+  local function later(fn)
+    local timer = require("luv").new_timer()
+    timer:start(1, 0, function()
+      timer:close()
+      fn()
+    end)
+  end
+
+  before_each(function()
+    fake.reset()
+    raft.read = function(_, cb) later(function() cb(fake.read_error) end) end
+    raft.submit = function(txn, ms, cb) later(function() submit(txn, ms, cb) end) end
+  end)
+  after_each(function() raft.submit, raft.read = submit, read end)
+
+  local function all(names, fn)
+    local fns = {}
+    for i, name in ipairs(names) do
+      fns[i] = function() return fn(name) end
+    end
+    return async.gather(fns)
+  end
+
+  local function names(n)
+    local out = {}
+    for i = 1, n do out[i] = "k" .. string.char(96 + i) end
+    return out
+  end
+
+  it("all get through, and a token is used up exactly", fake.task(function()
+    fake.make()
+    local text = assert(tokens.create { role = "manager", ttl = 100, uses = 12 }).token
+    local denied, ids, txns = 0, {}, 0
+    fake.before_submit = function() txns = txns + 1 end
+    for _, result in ipairs(all(names(20), function(name) return ask(name, { token = text }) end)) do
+      if result.ok then
+        local w = result.results[2]
+        assert.is_nil(ids[w.raft_node_id])
+        ids[w.raft_node_id] = w.name
+      else
+        assert.equal("denied", result.err.code, result.err.message)
+        denied = denied + 1
+      end
+    end
+    assert.equal(8, denied)
+    for id = 2, 13 do assert.is_string(ids[id]) end
+    assert.equal(13, count("/node/"))
+    assert.equal(12, txns, "they were in each other's way")
+  end))
+
+  it("are approved at once", fake.task(function()
+    fake.make()
+    local list = names(12)
+    for _, result in ipairs(all(list, function(name) return ask(name, nil, "10.0.1." .. name:byte(-1)) end)) do
+      assert.equal(202, result.results[1])
+    end
+    local done = all(list, function(name)
+      local fingerprint = crypto.csr_check(("CSR %s x"):format(name))
+      return admit.approve(fingerprint:sub(1, 10), { fingerprint = fingerprint })
+    end)
+    for _, result in ipairs(done) do assert.is_true(result.ok, result.err and result.err.message) end
+    assert.equal(13, count("/node/"))
   end))
 end)
 

@@ -53,14 +53,30 @@ describe("state", function()
     end))
     assert.equal("done", answer)
     assert.equal("32", state.text("/kv/n"))
-    fake.before_submit = function()
-      fake.apply { ops = { state.put("/kv/n", "x") } }
+  end))
+
+  it("goes on deciding anew for as long as it has time", fake.task(function()
+    fake.make()
+    fake.apply { ops = { state.put("/kv/n", "1") } }
+    local function increment()
+      local text, kv = state.text("/kv/n")
+      return { compare = { state.unchanged(kv) }, ops = { state.put("/kv/n", tostring(text + 1)) } }, "done"
     end
-    local ok, err = state.update(function()
-      return { compare = { state.unchanged(select(2, state.text("/kv/n"))) }, ops = { state.delete("/kv/n") } }
-    end)
+    local between = 12
+    fake.before_submit = function()
+      between = between - 1
+      if between >= 0 then fake.apply { ops = { state.put("/kv/n", "10") } } end
+    end
+    assert.equal("done", (assert(state.update(increment))))
+    assert.equal("11", state.text("/kv/n"))
+
+    between = math.huge
+    local sys = require "sym.sys"
+    local began = sys.mono_ms()
+    local ok, err = state.update(increment, { timeout_ms = 100 })
     assert.is_nil(ok)
     assert.equal("conflict", err.code)
+    assert.is_true(sys.mono_ms() - began < 1000)
   end))
 
   it("hands back what a decision raises, and lets a bug through", fake.task(function()

@@ -3,6 +3,7 @@
 -- check() and decide() are pure: a request and a view of the state give a decision. The same key is the same node: a
 -- join that died half-way is said again and gets what it was given, whatever has become of its token.
 local address = require "symphony.cluster.address"
+local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
@@ -23,8 +24,10 @@ local M = {}
 local CSR_MAX = 4096
 local MANAGERS_MAX = 32
 local SUFFIXES = 1000
+local ADMIT_MS = 8000 -- a joiner waits ten seconds for its answer
 
 local limit = limiter.new(8, 30, 1024) -- new requests without a token, by address
+local turn = async.mutex()             -- joins would only get in each other's way: each takes the next raft id
 
 local function invalid(message, hint)
   return nil, errors.new("invalid", message, hint)
@@ -253,6 +256,17 @@ local function waiting(record, cluster)
     cluster_id = cluster.id, cluster_name = cluster.name }
 end
 
+-- state.update, one after the other.
+local function update(build)
+  local deadline = sys.mono_ms() + ADMIT_MS
+  local lock <close> = turn:lock(ADMIT_MS)
+  if not lock then
+    local fresh, err = state.read()
+    return nil, not fresh and err or errors.new("busy", "too many ask to join at once", "say it again")
+  end
+  return state.update(build, { timeout_ms = math.max(1, deadline - sys.mono_ms()) })
+end
+
 -- Serves one request (from check): 200 and the welcome, or 202 and what it waits for. nil, err.
 function M.serve(request, from)
   local fingerprint, err = crypto.csr_check(request.csr)
@@ -260,7 +274,7 @@ function M.serve(request, from)
   request.fingerprint = fingerprint
   local limited = false
   local made
-  made, err = state.update(function()
+  made, err = update(function()
     local now = sys.now()
     local view, kvs = look(request, from)
     local decision = assert(M.decide(request, view, now))
@@ -305,7 +319,7 @@ end
 
 -- Lets a waiting request in. @opts: fingerprint (required), name, labels. nil, err.
 function M.approve(id, opts)
-  return state.update(function()
+  return update(function()
     local kv = pending.find(id)
     local record = kv.value
     assert(pending.confirm(record, opts.fingerprint))

@@ -6,13 +6,15 @@ local json = require "symphony.json"
 local node = require "sym.node"
 local raft = require "sym.raft"
 local store = require "sym.store"
+local sys = require "sym.sys"
 
 local M = {}
 
 M.READ_MS = 1500   -- a linearizable read
 M.STALE_MS = 1200  -- how long a command that may answer from local state waits for a fresh one
 M.WRITE_MS = 4000  -- a txn: leaves the client its answer within five seconds
-local ATTEMPTS = 8
+local LAST_MS = 500      -- what a txn gets at least, however late it is
+local PAUSE_MS, PAUSE_MAX_MS = 4, 200
 local PAGE = 256
 
 local QUORUM_HINT = "`symphony manager status` shows who is missing; the command works again by itself once a majority "
@@ -132,11 +134,12 @@ end
 
 -- Reads, decides and writes until nobody came between. @build() looks at local state, which is fresh, and returns
 -- txn, answer; or nil, answer when there is nothing to change; or raises an error of symphony.errors, which is handed
--- back. Its txn has to compare what it relied on. Returns the answer and the txn's result; nil, err.
+-- back. Its txn has to compare what it relied on. Returns the answer and the txn's result; nil, err: "conflict" when
+-- others came between until opts.timeout_ms (WRITE_MS) had gone by.
 function M.update(build, opts)
-  opts = opts or {}
-  local deadline = opts.timeout_ms or M.WRITE_MS
-  for _ = 1, ATTEMPTS do
+  local deadline = sys.mono_ms() + (opts and opts.timeout_ms or M.WRITE_MS)
+  local pause = PAUSE_MS
+  while true do
     local fresh, err = M.read { timeout_ms = M.READ_MS }
     if not fresh then return nil, err end
     local ok, txn, answer = pcall(build)
@@ -146,9 +149,14 @@ function M.update(build, opts)
     end
     if not txn then return answer end
     local result
-    result, err = M.submit(txn, deadline)
+    result, err = M.submit(txn, math.max(LAST_MS, math.ceil(deadline - sys.mono_ms())))
     if not result then return nil, err end
     if result.status == "applied" then return answer, result end
+    -- Those who were in each other's way once would be so again if all of them came back at once.
+    local wait = math.random() * pause
+    if sys.mono_ms() + wait >= deadline then break end
+    async.sleep(wait)
+    pause = math.min(2 * pause, PAUSE_MAX_MS)
   end
   return nil, errors.new("conflict", "others kept changing the same keys", "say it again")
 end
