@@ -160,4 +160,51 @@ describe("the session of the README", function()
     local status = m[2]:cli("manager", "status")
     assert.truthy((status.out .. status.err):lower():find("dev"), status.out)
   end))
+
+  -- As somebody types it on one machine: no --advertise-addr, no --bind-addr.
+  local function bare(t)
+    local m = t:manager()
+    m.command = function(self)
+      return { cluster.symphonyd, "manager", "--config-dir", self.dir, "--listen-raft-port", tostring(self.raft_port),
+        "--listen-remote-port", tostring(self.remote_port), "--listen-gossip-port", tostring(self.gossip_port) }
+    end
+    return m:start()
+  end
+
+  it("stays on the loopback under --dev, with no address named anywhere", cluster.scenario(function(t)
+    local m = { bare(t), bare(t), bare(t) }
+    local token = m[1]:json("manager", "init", "--dev").tokens.manager
+    m[2]:json("manager", "join", m[1]:remote())
+    m[3]:json("manager", "join", "localhost:" .. m[1].remote_port, "--token", token)
+    for _, row in ipairs(t:wait_voters(3, m[1])) do
+      assert.truthy(row.raft_address:find("^127%.0%.0%.1:") and row.remote_address:find("^127%.0%.0%.1:"),
+        row.raft_address .. " " .. row.remote_address)
+    end
+    m[4] = bare(t)
+    for _, words in ipairs { {}, { "--token", token } } do
+      local failure = m[4]:fails("manager", "join", m[1]:remote(), "--advertise", "192.0.2.1", table.unpack(words))
+      assert.equal("invalid", failure.code)
+      assert.truthy(failure.message:find("192.0.2.1", 1, true), failure.message)
+      assert.truthy(failure.hint:find("127.0.0.1", 1, true), failure.hint)
+    end
+    assert.equal(3, #m[1]:json("manager", "members"))
+    assert.equal(0, m[2]:stop())
+    m[2]:start()
+    cluster.wait_for("the restarted one to be back", 15, function()
+      local row = m[1]:member(m[2])
+      return row and row.reachable, row
+    end)
+  end))
+
+  it("joins by the loopback and by the machine's own address", cluster.scenario(function(t)
+    local m = { bare(t), bare(t), bare(t) }
+    local token = m[1]:json("manager", "init").tokens.manager
+    local own = m[1]:json("manager", "members")[1].remote_address
+    m[2]:json("manager", "join", "127.0.0.1:" .. m[1].remote_port, "--token", token)
+    m[3]:json("manager", "join", own, "--token", token)
+    local hosts = {}
+    for _, row in ipairs(t:wait_voters(3, m[1])) do hosts[row.raft_address:match("^(.*):")] = true end
+    assert.same({ [own:match("^(.*):")] = true }, hosts)
+    m[3]:json("kv", "put", "a", "1")
+  end))
 end)

@@ -320,10 +320,44 @@ describe("admit.serve", function()
 
   it("approves by itself in development mode, on the loopback only", with_cluster({ token_ttl = 60, dev = true },
     function()
-    assert.equal(202, (ask("j1", nil, "10.0.0.9")))
-    assert.equal(200, (ask("j2", nil, "127.0.0.1")))
-    assert.equal(200, (ask("j1", nil, "::1")))
+    local function here(port)
+      local addresses = {}
+      for i, kind in ipairs { "raft", "remote", "gossip" } do addresses[kind] = "127.0.0.1:" .. port + i end
+      return { addresses = addresses }
+    end
+    assert.equal(202, (ask("j1", here(10), "10.0.0.9")))
+    assert.equal(200, (ask("j2", here(20), "127.0.0.1")))
+    assert.equal(200, (ask("j1", here(10), "::1")))
     assert.equal(0, count("/pending/"))
+  end))
+
+  it("lets nobody from another machine into development mode", with_cluster({ token_ttl = 60, dev = true }, function()
+    for _, from in ipairs { "127.0.0.1", "10.0.0.9" } do
+      for _, text in ipairs { good, false } do
+        local status, err = ask("j1", { token = text or nil }, from)
+        refused("invalid", "one machine only, but 10.0.0.9:", status, err)
+        assert.truthy(err.hint:find("join 127.0.0.1:PORT", 1, true), err.hint)
+      end
+    end
+    refused("invalid", "one machine only", ask("j1", { token = good, implied = true }, "10.0.0.9"))
+    assert.equal(1, count("/node/"))
+    assert.equal(0, count("/pending/"))
+  end))
+
+  it("moves an address that nobody chose to the loopback in development mode", with_cluster({ token_ttl = 60,
+    dev = true }, function()
+    local status, w = ask("j1", { implied = true }, "127.0.0.1")
+    assert.equal(200, status)
+    assert.same({ raft = "127.0.0.1:1", remote = "127.0.0.1:2", gossip = "127.0.0.1:3" }, w.addresses)
+    assert.is_true(w.dev)
+    assert.equal("127.0.0.1:1", state.get("/node/" .. w.node_id).raft_address)
+    local _, again = ask("j1", { implied = true }, "127.0.0.1")
+    assert.equal(w.node_id, again.node_id)
+  end))
+
+  it("leaves an address that nobody chose alone elsewhere", with_cluster(plain, function()
+    local _, w = ask("j1", { token = good, implied = true }, "127.0.0.1")
+    assert.equal("10.0.0.9:1", w.addresses.raft)
   end))
 
   it("answers with the error when there is no quorum, and writes nothing", with_cluster(plain, function()

@@ -176,6 +176,27 @@ describe("join.run", function()
     assert.truthy(identity.load_tls(doc))
   end))
 
+  it("is on the loopback where the cluster is in development mode, unless an address was named", fake.task(function()
+    local function joined(opts)
+      local side = other_side()
+      fake.answer = side.answers(200, function(body)
+        local w = side.welcome(body)
+        w.dev = true
+        return w
+      end)
+      assert(run(opts, side))
+      return json.decode(fake.files["/dir/key.json"]).advertise.raft, side.asked
+    end
+    fake.options.advertise_addr, fake.options.bind_addr = nil, "0.0.0.0"
+    local raft, asked = joined { address = "127.0.0.1" }
+    assert.same({ true, "10.0.0.5:15760", "127.0.0.1:15760" }, { asked.implied, asked.addresses.raft, raft })
+    fake.quiet()
+    fake.reset()
+    fake.options.advertise_addr = "127.0.0.7"
+    raft, asked = joined { address = "127.0.0.1" }
+    assert.same({ false, "127.0.0.7:15760" }, { asked.implied, raft })
+  end))
+
   it("says plainly that two tolerate no failure", fake.task(function()
     local side = other_side()
     fake.answer = side.answers(200, side.welcome)

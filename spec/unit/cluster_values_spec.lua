@@ -101,6 +101,20 @@ describe("advertise", function()
     assert.equal("127.0.0.1", advertise.pick(nil, {}, true, default))
   end)
 
+  it("takes the one address that the daemon listens at, and says when nobody named any", function()
+    local function default() return "10.1.1.1" end
+    assert.same({ "10.2.2.2", false }, { advertise.pick(nil, { bind_addr = "10.2.2.2" }, false, default) })
+    assert.same({ "h2", false }, { advertise.pick(nil, { bind_addr = "10.2.2.2", advertise_addr = "h2" }, false,
+      default) })
+    for _, bind in ipairs { "0.0.0.0", "::" } do
+      assert.same({ "10.1.1.1", true }, { advertise.pick(nil, { bind_addr = bind }, false, default) })
+    end
+    assert.same({ "h1", false }, { advertise.pick("h1", {}, false, default) })
+    assert.is_nil((advertise.pick(nil, { bind_addr = "10.2.2.2" }, true, default)))
+    assert.same({ raft = "127.0.0.1:1", gossip = "127.0.0.1:3" },
+      advertise.on_loopback { raft = "[fd00::1]:1", gossip = "h:3" })
+  end)
+
   it("keeps development mode on the loopback", function()
     assert.is_nil(advertise.pick("10.0.0.1", {}, true))
     local _, err = advertise.pick(nil, { advertise_addr = "10.0.0.1" }, true)

@@ -31,7 +31,7 @@ static const char usage[] =
     "      --listen-remote-port N    HTTPS API (default 27242; 0: a free one)\n"
     "      --listen-gossip-port N    reserved for gossip, UDP (default 37065)\n"
     "      --bind-addr IP            where to listen (default 0.0.0.0)\n"
-    "      --advertise-addr IP       what others are told (default: address of the default route)\n"
+    "      --advertise-addr IP       what others are told (default: --bind-addr or the default route)\n"
     "      --socket-group GROUP      who may use DIR/control.sock besides root and this user\n"
     "      --lua-dir DIR             the operator's own Lua modules; may be repeated\n"
     "      --election-ms N           election timeout (default 400)\n"

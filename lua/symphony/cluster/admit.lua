@@ -3,6 +3,7 @@
 -- check() and decide() are pure: a request and a view of the state give a decision. The same key is the same node: a
 -- join that died half-way is said again and gets what it was given, whatever has become of its token.
 local address = require "symphony.cluster.address"
+local advertise = require "symphony.cluster.advertise"
 local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
@@ -33,7 +34,8 @@ local function invalid(message, hint)
   return nil, errors.new("invalid", message, hint)
 end
 
--- Hostile JSON to {role, csr, name, named, addresses, version, token (parsed)}; nil, err.
+-- Hostile JSON to {role, csr, name, named, addresses, implied (nobody chose their host), version, token (parsed)};
+-- nil, err.
 function M.check(body)
   if type(body) ~= "table" then return invalid("the request is not a JSON object") end
   if not token.ROLES[body.role] then return invalid("role must be manager or worker") end
@@ -59,7 +61,7 @@ function M.check(body)
     if not parsed then return nil, err end
   end
   return { role = body.role, csr = body.csr, name = name, named = body.named == true, addresses = addresses,
-    version = body.version, token = parsed }
+    implied = body.implied == true, version = body.version, token = parsed }
 end
 
 -- A free name: the wanted one; when a person chose it and it is taken, an error; else with the first free suffix.
@@ -114,11 +116,25 @@ local function check_address(request, view)
       .. "then join again"):format(holder.raft_node_id))
 end
 
+-- A cluster in development mode is on one machine.
+local function check_dev(request, view)
+  for _, text in pairs(view.cluster.dev and request.addresses or {}) do
+    if not address.is_loopback(text) then
+      return nil, errors.new("invalid", ("this cluster is in development mode, for one machine only, but %s would be "
+        .. "advertised"):format(text),
+        "on that machine join 127.0.0.1:PORT, and leave out what names another address than 127.0.0.1")
+    end
+  end
+  return true
+end
+
 -- What becomes of @request (from check, with its fingerprint) at @now. @view: cluster; node, server: who has this key;
 -- holder, holder_up: the other manager that has its raft address; token: the record of the request's token; pending:
 -- the record of this key; pending_count; from: the caller's address.
 -- Returns {kind = "existing"|"renumber"|"create"|"pend"|"wait", via =, record =}; nil, err. Pure.
 function M.decide(request, view, now)
+  local here, elsewhere = check_dev(request, view)
+  if not here then return nil, elsewhere end
   if view.node then return existing(request, view) end
   if request.role == "manager" and view.managers >= MANAGERS_MAX then
     return nil, errors.new("too_big", ("there are %d managers already"):format(view.managers))
@@ -165,6 +181,9 @@ end
 local function look(request, from)
   local view, kvs = { from = from }, {}
   view.cluster = assert(state.cluster())
+  if view.cluster.dev and request.implied and cidr.is_loopback(from) then
+    request.addresses = advertise.on_loopback(request.addresses)
+  end
   local rows = assert(members.planned())
   view.managers = #rows
   if request.role == "manager" then view.holder, view.holder_up = find_holder(request, rows) end

@@ -14,16 +14,27 @@ function M.of(host, options)
   }
 end
 
--- The host to advertise: @wanted (a flag of the command), else the daemon's --advertise-addr, else that of the default
--- route; in development mode the loopback unless somebody said otherwise, and nothing but loopback. nil, err. Pure but
--- for @default, a function.
+-- All of "host:port" by kind at 127.0.0.1. Pure.
+function M.on_loopback(addresses)
+  local out = {}
+  for kind, text in pairs(addresses) do out[kind] = address.format("127.0.0.1", select(2, address.parse(text))) end
+  return out
+end
+
+local ANYWHERE = { ["0.0.0.0"] = true, ["::"] = true }
+
+-- The host to advertise: @wanted (a flag of the command), else the daemon's --advertise-addr, else the one address that
+-- it listens at, else that of the default route; in development mode the loopback unless somebody said otherwise, and
+-- nothing but loopback. And whether nobody said anything. nil, err. Pure but for @default, a function.
 function M.pick(wanted, options, dev, default)
   if wanted and options.advertise_addr and wanted ~= options.advertise_addr then
     return nil, errors.new("invalid", ("symphonyd was started with --advertise-addr %s, and will be again; %s "
       .. "would not last"):format(options.advertise_addr, wanted:sub(1, 80)),
       "leave --advertise out, or start symphonyd with it")
   end
-  local host = wanted or options.advertise_addr or (dev and "127.0.0.1") or default()
+  local bound = not ANYWHERE[options.bind_addr or "0.0.0.0"] and options.bind_addr or nil
+  local said = wanted or options.advertise_addr or bound
+  local host = said or (dev and "127.0.0.1") or default()
   if not address.valid_host(host) then
     return nil, errors.new("invalid", ("\"%s\" is no address to advertise"):format(host:sub(1, 80)),
       "give an IP address or a host name, without a port")
@@ -36,7 +47,7 @@ function M.pick(wanted, options, dev, default)
     return nil, errors.new("invalid", host .. " is where to listen, not an address that others can reach",
       "give the address of this machine with --advertise")
   end
-  return host
+  return host, said == nil
 end
 
 -- A port that was given as 0 is fixed now: a free one, kept from then on.

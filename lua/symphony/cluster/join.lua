@@ -242,9 +242,8 @@ function M.run(opts, say)
   local options = advertise.options()
   ok, err = advertise.check_ports(options)
   if not ok then return nil, err end
-  local host
-  host, err = advertise.pick(opts.advertise, options, false, sys.default_address)
-  if not host then return nil, err end
+  local host, implied = advertise.pick(opts.advertise, options, false, sys.default_address)
+  if not host then return nil, implied end
   local key
   key, err = identity.node_key()
   if not key then return nil, err end
@@ -253,10 +252,11 @@ function M.run(opts, say)
   local name = opts.name or values.name_from(sys.hostname())
   local welcome, pin = ask { at = ready.at, key = key, role = "manager", pin = ready.pin, say = say, body = {
     role = "manager", csr = crypto.csr(key, name), name = name, named = opts.name ~= nil, addresses = advertised,
-    version = sys.version, token = opts.token } }
+    implied = implied, version = sys.version, token = opts.token } }
   if not welcome then return nil, pin end
   ok, err = M.check_welcome(welcome, key, "manager", pin)
   if not ok then return nil, err end
+  if welcome.dev and implied then advertised = advertise.on_loopback(advertised) end -- as admit has it
 
   -- From here on it goes to its end, also when who asked for it has gone.
   local entering = lock:hand_over()
