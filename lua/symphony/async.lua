@@ -202,9 +202,11 @@ function Task:wait()
   return table.unpack(self.results, 1, self.results.n)
 end
 
--- A timer that fires once, unless canceled before.
+-- Calls fn once, after @ms, unless canceled before. With 0 the loop looks at everything else before: a timer would not
+-- do, one that a timer's callback starts may end in the same turn.
 local function timer(ms, fn)
-  local t, err = uv.new_timer()
+  local now = ms <= 0
+  local t, err = (now and uv.new_idle or uv.new_timer)()
   if not t then
     return nil, err
   end
@@ -215,10 +217,15 @@ local function timer(ms, fn)
       t = nil
     end
   end
-  t:start(math.max(0, math.ceil(ms)), 0, function()
+  local function fire()
     handle:cancel()
     fn()
-  end)
+  end
+  if now then
+    t:start(fire)
+  else
+    t:start(math.ceil(ms), 0, fire)
+  end
   return handle
 end
 

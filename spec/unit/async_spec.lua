@@ -432,6 +432,26 @@ describe("every", function()
   end)
 end)
 
+describe("sleep", function()
+  it("lets the loop look at everything else, also with 0", function()
+    local arrived, rounds = false, 0
+    fake.run(function()
+      local message
+      message = uv.new_async(function()
+        arrived = true
+        message:close()
+      end)
+      async.sleep(1) -- from a timer's callback on
+      message:send()
+      while not arrived and rounds < 1000 do
+        async.sleep(0)
+        rounds = rounds + 1
+      end
+    end)
+    assert.is_true(rounds < 5, "it took " .. rounds)
+  end)
+end)
+
 describe("mutex", function()
   it("lets in one after the other, in their order", function()
     local order, inside, most = {}, 0, 0
