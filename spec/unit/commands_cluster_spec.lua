@@ -308,7 +308,38 @@ describe("kv and txn", function()
     local status, out, err = run { "kv", "ls", "--limit", "3" }
     assert.equal(0, status)
     assert.equal(4, select(2, out:gsub("\n", "")))
-    assert.truthy(err:find("--after a3", 1, true))
+    assert.equal("there are more keys than these 3: symphony kv ls --limit 3 --after a3\n", err)
+  end))
+
+  it("ls says how to go on so that it can be pasted, whatever the keys are", fake.task(function()
+    fake.make()
+    for key, line in pairs { ["a/b"] = "a/b", ["a b"] = "'a b'", ["it's"] = [['it'\''s']], ["-x"] = "-x",
+      ["\u{e9}"] = "'\u{e9}'", ["a\nb\27"] = [[$'a\x0ab\x1b']], ["\xff'"] = [[$'\xff\'']] } do
+      fake.apply { ops = { state.put("/kv/" .. key, "v"), state.put("/kv/" .. key .. "~", "v") } }
+      local _, _, err = run { "kv", "ls", "--limit", "1", "--", key }
+      local dash = key == "-x"
+      assert.equal(("there are more keys than these 1: symphony kv ls --limit 1 --after%s%s %s%s\n"):format(
+        dash and "=" or " ", line, dash and "-- " or "", line), err)
+    end
+  end))
+
+  it("ls of very many lets others have their turn", fake.task(function()
+    fake.make()
+    for i = 1, 3000 do fake.apply { ops = { state.put(("/kv/%05d"):format(i), "v") } } end
+    local async = require "symphony.async"
+    for _, argv in ipairs { { "kv", "ls", "--limit", "3000" }, { "--json", "kv", "ls", "--limit", "3000" } } do
+      local turns = 0
+      local other = async.every(0, function() turns = turns + 1 end)
+      local status, out = run(argv)
+      other.stop()
+      assert.equal(0, status)
+      assert.truthy(out:find("03000", 1, true))
+      assert.is_true(turns >= 5, "only " .. turns)
+      if argv[1] == "--json" then
+        assert.equal(3000, #json.decode(out))
+        assert.equal(out, json.encode(json.decode(out)) .. "\n")
+      end
+    end
   end))
 
   it("rm deletes, and says when there is nothing", fake.task(function()

@@ -138,7 +138,7 @@ describe("a session", function()
   end)
 
   it("reads and writes keys as users see them", function()
-    local submitted
+    local submitted, asked
     package.loaded["symphony.cluster.state"] = {
       read = function()
         return { stale = false }
@@ -148,7 +148,11 @@ describe("a session", function()
           return "v", { key = key, value = "v", create_revision = 1, mod_revision = 2 }
         end
       end,
-      list_raw = function(prefix)
+      list_raw = function(prefix, opts)
+        asked = opts
+        if prefix == "/kv/many" then
+          return { { key = "/kv/many1\n", value = "v", create_revision = 1, mod_revision = 2 } }, true
+        end
         return { { key = prefix .. "1", value = "v", create_revision = 1, mod_revision = 2 } }
       end,
       submit = function(txn)
@@ -160,6 +164,17 @@ describe("a session", function()
     assert.same({ key = "k", value = "v", create_revision = 1, mod_revision = 2 }, (eval(s, "kv.get('k')"))[1])
     assert.same({ n = 1 }, (eval(s, "kv.get('none')")))
     assert.equal("a1", (eval(s, "kv.ls('a')"))[1][1].key)
+    assert.same({ 1000, 1 << 20 }, { asked.limit, asked.bytes })
+    local notes = {}
+    local function note(text) notes[#notes + 1] = text end
+    local many = eval(s, "kv.ls('many', { limit = 1, after = 'many0' })", { note = note })
+    assert.same({ 1, 1, "/kv/many0" }, { #many[1], asked.limit, asked.after })
+    assert.same({ [[there are more keys than these 1: kv.ls("many", { after = "many1\n" })]] }, notes)
+    eval(s, "kv.ls('', { limit = 1 << 40 })")
+    assert.equal(1000, asked.limit)
+    for _, limit in ipairs { "0", "2.5", "'x'" } do
+      assert.equal("invalid", select(2, eval(s, ("kv.ls('', { limit = %s })"):format(limit))).code)
+    end
     assert.same({ n = 1, 7 }, (eval(s, "kv.put('k', 5)")))
     assert.same({ compare = {}, ops = { { put = "/kv/k", value = "5" } } }, submitted)
     eval(s, "kv.rm('k')")

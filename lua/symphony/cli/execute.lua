@@ -7,18 +7,22 @@ local render = require "symphony.cli.render"
 
 local M = {}
 
+local function pause()
+  async.sleep(0)
+end
+
 local function run(parsed, ctx)
   local ms = parsed.timeout and parsed.timeout * 1000
   local data, how = async.with_timeout(ms, parsed.spec.run, ctx)
   if data == nil and how ~= nil then
     error(errors.from(how), 0)
   end
-  return ctx.printed and "" or render.result(data, how, ctx)
+  return ctx.printed and "" or render.result(data, how, ctx), how and how.note
 end
 
 --- Runs @argv and returns its exit status. @ctx has out(text), err(text), width, color, color_err and whatever the
---- commands of this side use; args, json and path are added to it; a command that has printed its own result sets
---- ctx.printed. Must be in a task. @internal(err) is told of a bug.
+--- commands of this side use; args, json, path and pause() (lets others have a turn) are added to it; a command that
+--- has printed its own result sets ctx.printed. Must be in a task. @internal(err) is told of a bug.
 function M.command(argv, ctx, internal)
   ctx.json = commands.scan(argv).json
   local parsed, err = parser.parse(argv)
@@ -29,11 +33,14 @@ function M.command(argv, ctx, internal)
     ctx.out(parsed.version and ("symphony %s\n"):format(require("sym.sys").version) or parser.overview())
     return 0
   elseif parsed then
-    ctx.args, ctx.path = parsed.args, parsed.path
-    local ok, text = xpcall(run, errors.handler, parsed, ctx)
+    ctx.args, ctx.path, ctx.pause = parsed.args, parsed.path, pause
+    local ok, text, note = xpcall(run, errors.handler, parsed, ctx)
     if ok then
       if text ~= "" then
         ctx.out(text)
+      end
+      if note then
+        ctx.err(note)
       end
       return ctx.status or 0
     end

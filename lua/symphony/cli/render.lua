@@ -35,8 +35,24 @@ local function pad(text, width)
   return text .. (" "):rep(width - utf8.len(text))
 end
 
---- Aligned columns: @columns the headings, @rows arrays of values.
-function M.table(columns, rows, color)
+-- Much at once would hold up the daemon: a function to be called with the bytes of each piece of work, which pauses
+-- now and then. @pause: waits for a turn of the loop, or nil.
+local BYTES, ITEM = 64 * 1024, 256
+
+local function breather(pause)
+  local done = 0
+  return function(bytes)
+    done = done + ITEM + bytes
+    if pause and done >= BYTES then
+      done = 0
+      pause()
+    end
+  end
+end
+
+--- Aligned columns: @columns the headings, @rows arrays of values. @pause: see result.
+function M.table(columns, rows, color, pause)
+  local breathe = breather(pause)
   local widths, cells = {}, {}
   for c, name in ipairs(columns) do
     widths[c] = utf8.len(name)
@@ -47,6 +63,7 @@ function M.table(columns, rows, color)
       cells[r][c] = cell(row[c])
       widths[c] = math.max(widths[c], utf8.len(cells[r][c]))
     end
+    breathe(0)
   end
   local lines = {}
   local function line(texts, code)
@@ -59,6 +76,7 @@ function M.table(columns, rows, color)
   line(columns, "1")
   for _, row in ipairs(cells) do
     line(row)
+    breathe(0)
   end
   return table.concat(lines, "\n") .. "\n"
 end
@@ -128,24 +146,40 @@ local function default(data, color)
   return fields(data)
 end
 
+-- A long array item by item, to the same text as in one go.
+local function encode(data, pause)
+  if type(data) ~= "table" or not pause or #data < 2 then
+    return json.encode(data)
+  end
+  local breathe, out = breather(pause), {}
+  for i, item in ipairs(data) do
+    out[i] = json.encode(item)
+    breathe(#out[i])
+  end
+  return "[" .. table.concat(out, ",") .. "]"
+end
+
 --- The text of a command's @data. @how: nil, {columns = {...}, row = function(item) -> {...}, empty = text for no
---- items}, or {text = function(data, opts) -> text}. @opts: {json =, color =, width =}.
+--- items}, or {text = function(data, opts) -> text}; in either note = text is for standard error, behind it. @opts:
+--- {json =, color =, width =, pause =}; pause(), where there is one, lets others have their turn, and is called now and
+--- then while there is much to do.
 function M.result(data, how, opts)
   if opts.json then
-    return json.encode((data == nil or data == true) and {} or data) .. "\n"
+    return encode((data == nil or data == true) and {} or data, opts.pause) .. "\n"
   elseif not how then
     return default(data, opts.color)
   elseif how.text then
     return ended(how.text(data, opts))
   end
-  local rows = {}
+  local rows, breathe = {}, breather(opts.pause)
   for i, item in ipairs(data) do
     rows[i] = how.row(item)
+    breathe(0)
   end
   if #rows == 0 and how.empty then
     return ended(how.empty)
   end
-  return M.table(how.columns, rows, opts.color)
+  return M.table(how.columns, rows, opts.color, opts.pause)
 end
 
 -- Lines after the first are indented as far as the first one's text.

@@ -79,15 +79,17 @@ local function context(req, who, body)
       async.await(req.write, req, line .. "\n")
     end
   end
-  function ctx.out(text)
+  local function print_to(kind, text)
     for piece in pieces(text) do
-      send(encode("out", piece))
+      send(encode(kind, piece))
+      if #text > CHUNK then async.sleep(0) end -- a reader that is fast must not keep the others waiting
     end
   end
+  function ctx.out(text)
+    print_to("out", text)
+  end
   function ctx.err(text)
-    for piece in pieces(text) do
-      send(encode("err", piece))
-    end
+    print_to("err", text)
   end
   function ctx.confirm(question)
     if ctx.args.yes then

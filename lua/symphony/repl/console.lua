@@ -23,6 +23,8 @@ local function run(ctx, request)
     local text = message.out or message.out64 and require("sym.crypto").unbase64(message.out64) or message.result
     if text then
       ctx.out(text)
+    elseif message.note then
+      ctx.err(message.note .. "\n")
     elseif message.error and not seen.more then
       complain(ctx, message.error)
     end

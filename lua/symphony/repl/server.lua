@@ -2,6 +2,7 @@
 --- answer is a stream of lines of JSON:
 ---   {"session": id}      if `session` was "new": it may be named from now on
 ---   {"out": text}        what was printed; {"out64": base64} when it is not UTF-8
+---   {"note": text}       what goes beside the output
 ---   {"more": true}       the code is not finished
 ---   {"result": text}     the values, one below the other; with `json` as JSON
 ---   {"error": {code, message, hint, trace}}
@@ -111,6 +112,9 @@ local function eval(kept, body, send)
     args = body.args,
     print = function(text)
       send(encode("out", text .. "\n"))
+    end,
+    note = function(text)
+      send { note = json.clean(text) }
     end,
   })
   if results and (results.n > 0 or body.json) then

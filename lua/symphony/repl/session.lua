@@ -11,8 +11,9 @@ local HELP = [[
 The code runs in the daemon. What waits looks like a plain call.
   state.get(key)             an entry of the replicated state, as this manager has it
   state.list(prefix, opts)   the entries below a prefix; opts: after, limit
-  kv.get(key) kv.put(key, value) kv.rm(key) kv.ls(prefix)
+  kv.get(key) kv.put(key, value) kv.rm(key)
                              the users' own keys, as through the API
+  kv.ls(prefix, opts)        those below a prefix, at most 1000 and 1 MiB; opts: after, limit
   members()                  the managers, as in `symphony manager members`
   raft.status()              this manager's view of raft
   json.encode(v) json.decode(text)
@@ -50,7 +51,9 @@ local function users_key(key)
   return "/kv/" .. key
 end
 
-local function kv_functions()
+local LIST_MAX, LIST_BYTES = 1000, 1 << 20 -- a page of keys: what is printed in one turn
+
+local function kv_functions(session)
   local function state()
     return require "symphony.cluster.state"
   end
@@ -76,11 +79,22 @@ local function kv_functions()
     rm = function(key)
       return submit { delete = users_key(key) }
     end,
-    ls = function(prefix)
+    ls = function(prefix, opts)
+      prefix, opts = prefix or "", opts or {}
+      local limit = opts.limit or LIST_MAX
+      if math.type(limit) ~= "integer" or limit < 1 then
+        errors.raise("invalid", "limit is a whole number, 1 or more")
+      end
       must(state().read())
+      local rows, more = must(state().list_raw("/kv/" .. prefix, { bytes = LIST_BYTES,
+        limit = math.min(limit, LIST_MAX), after = opts.after and users_key(opts.after) }))
       local list = json.array()
-      for i, entry in ipairs(must(state().list_raw("/kv/" .. (prefix or "")))) do
+      for i, entry in ipairs(rows) do
         list[i] = strip(entry)
+      end
+      if more and #list > 0 then
+        session.note(("there are more keys than these %d: kv.ls(%s, { after = %s })"):format(#list, show.quote(prefix),
+          show.quote(list[#list].key)))
       end
       return list
     end,
@@ -154,7 +168,7 @@ local function environment(session)
     members = function()
       return must(require("symphony.cluster.members").list())
     end,
-    kv = kv_functions(),
+    kv = kv_functions(session),
     xpcall = bounded_xpcall,
     setmetatable = bounded_setmetatable,
     os = setmetatable({ exit = forbidden "os.exit", execute = forbidden "os.execute" }, { __index = os }),
@@ -163,7 +177,7 @@ local function environment(session)
   return setmetatable(env, { __index = _G })
 end
 
---- A session whose print goes to @print(text), one line without its end; may be replaced at every eval.
+--- A session; where it prints is said at every eval.
 function M.new()
   local session = {}
   session.env = environment(session)
@@ -193,10 +207,11 @@ local function handler(v)
   return { code = err.code, message = text, hint = err.hint, trace = trace }
 end
 
---- Runs @code in @session; @opts: name of the chunk, args for its `...`, print(text). Must be in a task. Returns
+--- Runs @code in @session; @opts: name of the chunk, args for its `...`, print(text) and note(text), for one line
+--- without its end; a note is not part of what the code prints. Must be in a task. Returns
 --- {n =, values...}; or nil, {code, message, trace}; or nil, err, true if more input could complete the code.
 function M.eval(session, code, opts)
-  session.print = opts.print
+  session.print, session.note = opts.print, opts.note or opts.print
   local fn, err, more = compile(code, opts.name or "=lua", session.env)
   if not fn then
     return nil, err, more

@@ -3,6 +3,8 @@ local errors = require "symphony.errors"
 local stale = require "symphony.cli.stale"
 
 local LIST_BYTES = 8 << 20   -- of keys and values in one answer
+local DEFAULT_LIMIT = 1000
+local PAUSE_BYTES = 1 << 20  -- looked at in one turn of the loop
 local BACKLOG_MAX = 16 << 20 -- of events that the reader has not taken
 
 -- A key for a URL: every byte but unreserved ones and inner slashes percent-encoded.
@@ -109,22 +111,41 @@ Example:
   end,
 }
 
+-- A word for a shell, which can be pasted whatever is in it.
+local function quote(text)
+  if text:find("^[%w%._/:@%%+=,-]+$") then return text end
+  if utf8.len(text) and not text:find("[%c\127]") then return "'" .. text:gsub("'", "'\\''") .. "'" end
+  return "$'" .. text:gsub("[^\32-\126]", function(c) return ("\\x%02x"):format(c:byte()) end)
+    :gsub("'", "\\'") .. "'"
+end
+
+-- The command that goes on behind @after.
+local function next_page(prefix, limit, after)
+  local words = { "symphony kv ls" }
+  if limit ~= DEFAULT_LIMIT then words[#words + 1] = "--limit " .. limit end
+  words[#words + 1] = (after:sub(1, 1) == "-" and "--after=" or "--after ") .. quote(after)
+  if prefix ~= "" then words[#words + 1] = (prefix:sub(1, 1) == "-" and "-- " or "") .. quote(prefix) end
+  return table.concat(words, " ")
+end
+
 local ls = {
   name = "ls list",
   summary = "List keys",
   description = [[
-Lists the keys that begin with PREFIX, in order.
+Lists the keys that begin with PREFIX, in order: at most --limit of them and 8 MiB. When there are
+more, a note on standard error has the command that goes on.
 
 Example:
   symphony kv ls
   symphony kv ls app/ --limit 10]],
   args = function(parser)
     parser:argument("prefix", "Their beginning (default: all)."):args("?"):argname("PREFIX")
-    parser:option("--limit", "At most so many (default 1000)."):argname("N"):default("1000"):convert(function(text)
-      local n = math.tointeger(tonumber(text))
-      if not n or n < 1 or n > 10000 then return nil, ("'%s' is no number from 1 to 10000"):format(text) end
-      return n
-    end)
+    parser:option("--limit", "At most so many (default 1000)."):argname("N"):default(tostring(DEFAULT_LIMIT))
+      :convert(function(text)
+        local n = math.tointeger(tonumber(text))
+        if not n or n < 1 or n > 10000 then return nil, ("'%s' is no number from 1 to 10000"):format(text) end
+        return n
+      end)
     parser:option("--after", "Go on behind this key."):argname("KEY")
   end,
   run = function(ctx)
@@ -136,20 +157,25 @@ Example:
       after = ctx.args.after and kv.PREFIX .. kv.check_key(ctx.args.after) or nil })
     if not rows then return nil, more end
     stale.note(ctx, fresh)
-    if more then
-      ctx.err(("there are more keys: --after %s shows them\n"):format(rows[#rows].key:sub(#kv.PREFIX + 1)))
-    end
-    local out, bytes = require("symphony.json").array {}, {}
+    local out, bytes, seen = require("symphony.json").array {}, {}, 0
     for i, row in ipairs(rows) do
       out[i] = mark(kv.shown(row), fresh)
       bytes[out[i]] = #row.value
+      seen = seen + #row.value + 256
+      if seen > PAUSE_BYTES then
+        ctx.pause()
+        seen = 0
+      end
     end
+    local note = more and ("there are more keys than these %d: %s\n"):format(#rows,
+      next_page(prefix, ctx.args.limit, rows[#rows].key:sub(#kv.PREFIX + 1)))
     return out, {
       columns = { "KEY", "BYTES", "CREATED", "MODIFIED" },
       row = function(item)
         return { item.key or "(base64) " .. item.key_base64, bytes[item], item.create_revision, item.mod_revision }
       end,
       empty = "There are no such keys.",
+      note = note,
     }
   end,
 }
