@@ -197,6 +197,20 @@ describe("kv", function()
     m:json("kv", "put", "ключ/…", "значение")
     assert.equal("значение", m:json("kv", "get", "ключ/…").value)
     assert.equal("", m:json("kv", "get", m:json("kv", "put", "empty", "").key or "empty").value)
+    -- Keys of any bytes, typed in a folder whose name is not UTF-8 either.
+    local odd = t:folder "\xff"
+    for _, key in ipairs { "\xff\xfe\n", "a b\n\27[31m", "'" } do
+      assert.equal(0, m:cli("kv", "put", key, "v" .. key, { cwd = odd }).code)
+      assert.equal("v" .. key, m:cli("kv", "get", key, { cwd = odd }).out)
+      local listed = m:cli("--json", "kv", "ls", key, { cwd = odd })
+      assert.equal(1, #listed.json, listed.err)
+      assert.equal(0, m:cli("kv", "rm", key, { cwd = odd }).code)
+      local gone = m:cli("kv", "get", key, { cwd = odd })
+      assert.truthy(gone.code == 1 and gone.err:find("there is no key", 1, true), gone.err)
+      assert.is_nil(gone.err:find("[\27\xff]"), gone.err)
+    end
+    local failure = m:fails("lua", "-e", "return '\xff'")
+    assert.equal("invalid", failure.code)
     assert.equal("--x", m:json("kv", "get", m:json("kv", "put", "dashes", "--", "--x").key or "dashes").value)
   end))
 

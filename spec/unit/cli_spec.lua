@@ -168,10 +168,10 @@ describe("the runner", function()
       ctx.err("b")
       return { key = ctx.args.key }
     end
-    local result, req = run({ "kv", "put", "k" }, { tty = true, width = 80, cwd = "/tmp" })
+    local result, req = run({ "kv", "put", "k" }, { tty = true, width = 80 })
     assert.same({ out = "akey  k\n", err = "b", exit = 0 }, result)
     assert.equal("application/x-ndjson", req.ctype)
-    assert.same({ true, 80, "/tmp", 0 }, { ran.client.tty, ran.client.width, ran.client.cwd, ran.client.uid })
+    assert.same({ true, 80, 0 }, { ran.client.tty, ran.client.width, ran.client.uid })
   end)
 
   it("gives JSON when asked to", function()
@@ -296,7 +296,7 @@ describe("the runner", function()
   end)
 
   it("refuses what is no command line", function()
-    for _, argv in ipairs { "x", 1, { 1 }, { { "x" } } } do
+    for _, argv in ipairs { "x", 1, { 1 }, { { "x" } }, { { base64 = 1 } } } do
       local req = start(argv)
       fake.loop()
       assert.equal(400, req.status)

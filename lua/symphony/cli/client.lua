@@ -63,7 +63,6 @@ local function terminal()
     color = tty and colors,
     color_err = sys.isatty(2) and colors,
     width = sys.winsize(),
-    cwd = require("luv").cwd(),
   }
 end
 
@@ -100,11 +99,18 @@ end
 function M.call(socket, method, path, body, opts, cb)
   opts = opts or {}
   local status, refused = nil, {}
+  if type(body) == "table" then
+    local ok, text = pcall(json.encode, body)
+    if not ok then
+      return cb(errors.new("invalid", "something in the command line is not UTF-8"))
+    end
+    body = text
+  end
   local handle, failed = http.request({
     unix = socket,
     method = method,
     path = path,
-    body = type(body) == "table" and json.encode(body) or body,
+    body = body,
     headers = { ["content-type"] = opts.ctype or "application/json" },
     timeout_ms = opts.timeout_ms,
     idle_ms = opts.idle_ms,
@@ -170,6 +176,15 @@ local function on_interrupt()
   return signal
 end
 
+-- Words that are not UTF-8, such as keys, go as {base64 = ...}.
+local function words(argv)
+  local list = {}
+  for i, word in ipairs(argv) do
+    list[i] = utf8.len(word) and word or { base64 = require("sym.crypto").base64(word) }
+  end
+  return json.array(list)
+end
+
 local function remote(argv, found, socket)
   local status, signal
 
@@ -200,7 +215,7 @@ local function remote(argv, found, socket)
   end)
 
   local request = found.terminal
-  request.argv = argv
+  request.argv = words(argv)
   M.call(socket, "POST", "/v1/command", request, {
     on_data = function(chunk)
       stream(chunk)
@@ -232,7 +247,7 @@ local function here(argv, found, socket)
   local async = require "symphony.async"
   async.spawn(function()
     local ctx = found.terminal
-    ctx.client = { tty = ctx.tty, interactive = ctx.interactive, width = ctx.width, cwd = ctx.cwd, uid = sys.uid() }
+    ctx.client = { tty = ctx.tty, interactive = ctx.interactive, width = ctx.width, uid = sys.uid() }
     ctx.socket = socket
     ctx.out, ctx.err = out, err_out
     function ctx.confirm(question)

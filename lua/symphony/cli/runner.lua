@@ -2,7 +2,8 @@
 ---   {"out": text} {"err": text}           for the two outputs; {"out64": base64} when it is not UTF-8
 ---   {"ask": question, "id": id}           wants POST /v1/command/answer {id, yes}
 ---   {"exit": status}                      the last one
---- An empty line says that it is still at work. When the client goes away, the command is canceled.
+--- A word of argv that is not UTF-8 is {"base64": ...}. An empty line says that it is still at work. When the client
+--- goes away, the command is canceled.
 local log = require "sym.log"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
@@ -18,16 +19,22 @@ local ARGS_MAX = 1024
 
 local questions = {} -- id -> {event, who, yes}
 
+-- The words of a command line: strings, and {"base64": ...} for one that is not UTF-8.
 local function check_argv(argv)
   if type(argv) ~= "table" or #argv > ARGS_MAX then
     errors.raise("invalid", "argv must be an array of strings")
   end
-  for _, arg in ipairs(argv) do
-    if type(arg) ~= "string" then
+  local words = {}
+  for i, word in ipairs(argv) do
+    if type(word) == "table" and type(word.base64) == "string" then
+      word = require("sym.crypto").unbase64(word.base64)
+    end
+    if type(word) ~= "string" then
       errors.raise("invalid", "argv must be an array of strings")
     end
+    words[i] = word
   end
-  return argv
+  return words
 end
 
 local function encode(kind, text)
@@ -67,7 +74,6 @@ local function context(req, who, body)
       uid = who.uid, gid = who.gid, pid = who.pid,
       tty = body.tty == true, interactive = body.interactive == true,
       width = math.type(body.width) == "integer" and body.width or nil,
-      cwd = type(body.cwd) == "string" and body.cwd or nil,
     },
     color = body.color == true,
     color_err = body.color_err == true,

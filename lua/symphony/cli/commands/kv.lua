@@ -141,6 +141,7 @@ Example:
   args = function(parser)
     parser:argument("prefix", "Their beginning (default: all)."):args("?"):argname("PREFIX")
     parser:option("--limit", "At most so many (default 1000)."):argname("N"):default(tostring(DEFAULT_LIMIT))
+      :show_default(false)
       :convert(function(text)
         local n = math.tointeger(tonumber(text))
         if not n or n < 1 or n > 10000 then return nil, ("'%s' is no number from 1 to 10000"):format(text) end

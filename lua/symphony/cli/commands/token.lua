@@ -42,6 +42,7 @@ Example:
   symphony token create --label zone=a --cidr 10.1.0.0/16]],
   args = function(parser)
     parser:option("--role", "manager or worker (default worker)."):argname("ROLE"):default("worker")
+      :show_default(false)
     add_options(parser)
   end,
   run = function(ctx)
