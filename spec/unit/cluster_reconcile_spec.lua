@@ -225,6 +225,7 @@ describe("remove.run", function()
     local ok, err = leave.run {}
     assert.is_nil(ok)
     assert.equal("no_quorum", err.code)
+    assert.truthy(err.hint:find("manager leave --force", 1, true), err.hint)
     assert.is_true(fake.started)
     assert(leave.run { force = true })
     assert.is_nil(identity.me)

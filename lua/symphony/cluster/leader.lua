@@ -28,7 +28,7 @@ end
 
 local function no_leader()
   return errors.new("no_quorum", "no leader is known: no majority of the managers is up and connected",
-    "`symphony manager members` shows who is missing")
+    state.QUORUM_HINT)
 end
 
 -- Was this request passed on to us already? Then we do not pass it on again.

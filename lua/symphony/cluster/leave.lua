@@ -45,7 +45,11 @@ function M.run(opts)
       local ok, why = remove.run(me.node_id, { force = opts.force })
       -- The answer may be lost with the connections of one who is out; and by force it goes without the others.
       local without = opts.force and why and (why.code == "no_quorum" or why.code == "conflict")
-      if not ok and not me.removed and not without then return nil, why end
+      if not ok and not me.removed and not without then
+        if why.code ~= "no_quorum" then return nil, why end
+        return nil, errors.new(why.code, why.message, (why.hint and why.hint .. "; " or "")
+          .. "`symphony manager leave --force` forgets the cluster without the others")
+      end
     end
     forget(me)
     return { cluster_id = me.cluster_id, node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name,

@@ -17,7 +17,7 @@ local LAST_MS = 500      -- what a txn gets at least, however late it is
 local PAUSE_MS, PAUSE_MAX_MS = 4, 200
 local PAGE = 256
 
-local QUORUM_HINT = "`symphony manager status` shows who is missing; the command works again by itself once a majority "
+M.QUORUM_HINT = "`symphony manager status` shows who is missing; the command works again by itself once a majority "
   .. "of the managers is back. If they are gone for good: `symphony manager recover`"
 
 -- True when there is a state to ask; else nil, err that says what this daemon is instead.
@@ -34,7 +34,7 @@ end
 -- An error of the store or of raft with the hint that fits it.
 local function explain(err)
   local code = err.code
-  if code == "no_quorum" then return errors.new(code, err.message or "no quorum", QUORUM_HINT) end
+  if code == "no_quorum" then return errors.new(code, err.message or "no quorum", M.QUORUM_HINT) end
   if code == "outcome_unknown" then
     return errors.new(code, err.message or "no answer in time", "it may or may not have been done: look, then repeat")
   end
