@@ -232,6 +232,16 @@ describe("the client", function()
     assert.same({ id = "q1", yes = true }, json.decode(calls[2].opts.body))
   end)
 
+  it("takes the end of the input for no, and ends the line of the question", function()
+    local read = io.read
+    rawset(io, "read", function() end)
+    local call = start("kv", "get", "k")
+    lines(call, { ask = "Really?", id = "q1" })
+    rawset(io, "read", read)
+    assert.truthy(err.text:find("Really? [y/N] \n", 1, true))
+    assert.is_false(json.decode(calls[2].opts.body).yes)
+  end)
+
   it("needs no daemon for help", function()
     for _, argv in ipairs { {}, { "help" }, { "--help" }, { "help", "kv", "get" }, { "kv", "get", "--help" },
       { "--version" } } do

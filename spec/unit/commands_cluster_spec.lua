@@ -142,6 +142,35 @@ describe("manager", function()
     assert.truthy(failure.hint:find("manager leave", 1, true))
   end))
 
+  it("status counts what is lost already", fake.task(function()
+    fake.make()
+    local servers = fake.status.servers
+    for id = 2, 5 do servers[id] = { id = id, address = "h:" .. id, role = "voter", up = true } end
+    local function tolerates()
+      return select(2, run { "manager", "status" }):match("tolerates  ([^\n]*)")
+    end
+    assert.equal("the loss of any 2", tolerates())
+    servers[5].up = false
+    assert.equal("the loss of any one now; with all voters up the loss of any 2", tolerates())
+    servers[4].up = false
+    assert.equal("no further failure now; with all voters up the loss of any 2", tolerates())
+    fake.read_error = { code = "no_quorum", message = "nobody answers" }
+    assert.equal("no further failure now; with all voters up the loss of any 2", tolerates())
+    assert.equal(2, json_of({ "manager", "status" }).tolerates)
+  end))
+
+  it("status of one that is ending says so", fake.task(function()
+    fake.make()
+    local real = package.loaded["sym.raft"].status
+    package.loaded["sym.raft"].status = function()
+      fake.started = false
+      return nil, { code = "closed", message = "the node is not started" }
+    end
+    local _, out = run { "manager", "status" }
+    package.loaded["sym.raft"].status, fake.started = real, true
+    assert.truthy(out:find("not serving: it is starting or ending", 1, true), out)
+  end))
+
   it("members marks a stale answer", fake.task(function()
     fake.make()
     local _, out, err = run { "manager", "members" }

@@ -48,6 +48,9 @@ local function ask(question)
   io.stderr:write(question, " [y/N] ")
   io.stderr:flush()
   local line = io.read("l")
+  if not line then
+    io.stderr:write("\n")
+  end
   local word = line and line:lower():match("^%s*(%l*)%s*$")
   return word == "y" or word == "yes"
 end

@@ -158,6 +158,10 @@ Example:
   end,
 }
 
+local function loss(n)
+  return n < 1 and "no failure" or n == 1 and "the loss of any one" or ("the loss of any %d"):format(n)
+end
+
 local function status_text(s)
   if not s.cluster_id or s.message then return s.message .. (s.hint and "\n" .. s.hint or "") end
   local lines = {}
@@ -170,10 +174,10 @@ local function status_text(s)
   line("leader", "%s", leader or "unknown")
   line("quorum", "%s: %d of %d voters reachable from here, %d managers", s.quorum and "yes" or "NO", s.voters_reachable,
     s.voters, s.members)
-  local away = s.voters - s.voters_reachable
-  line("tolerates", "%s%s", s.tolerates == 0 and "no failure" or s.tolerates == 1 and "the loss of any one"
-    or ("the loss of any %d"):format(s.tolerates), away > 0 and (", and %d %s away now"):format(away, away == 1 and "is"
-    or "are") or "")
+  -- Some are lost already, perhaps: how many more may be?
+  local left = s.quorum and math.min(s.tolerates, s.voters_reachable - s.voters // 2 - 1) or 0
+  line("tolerates", "%s", left < s.tolerates and ("%s now; with all voters up %s"):format(
+    left < 1 and "no further failure" or loss(left), loss(s.tolerates)) or loss(s.tolerates))
   line("state", "revision %d, %d keys, term %d", s.revision, s.keys, s.term)
   line("log", "ends at entry %d of term %d; applied %d, committed %d, snapshot %d, %.1f MiB in memory", s.last_index,
     s.last_term, s.applied_index, s.commit_index, s.snapshot_index, s.log_bytes / 1048576)
@@ -197,6 +201,8 @@ Example:
     local me, err = identity.member()
     local s
     if me then s, err = require("symphony.cluster.members").overview() end
+    -- It may just be ending; why, this manager knows better than raft.
+    if not s and err.code == "closed" then err = select(2, require("symphony.cluster.state").ready()) or err end
     if not s then
       local who, name = identity.me or {}, NO_MEMBER[err.code]
       if not name then return nil, err end
