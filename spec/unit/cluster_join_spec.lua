@@ -208,6 +208,13 @@ describe("join.run", function()
     assert.equal(2, answer.members)
   end))
 
+  it("says where to look when the CA is another, or the port that of raft", fake.task(function()
+    fake.answer = function() return { code = "unauthenticated", message = "not the pinned CA" } end
+    local _, err = run { address = "h", token = other_side().token }
+    assert.equal("unauthenticated", err.code)
+    assert.truthy(err.hint:find("token of that cluster", 1, true) and err.hint:find("raft port", 1, true), err.hint)
+  end))
+
   it("leaves everything as it was when it is refused", fake.task(function()
     local side = other_side()
     local cases = {

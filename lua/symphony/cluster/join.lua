@@ -86,7 +86,8 @@ local function trust(err, pinned)
   if err.code == "unauthenticated" and pinned then
     return errors.new("unauthenticated",
       "the manager there does not belong to the cluster of this token: " .. err.message,
-      "use a token of that cluster, or the address of a manager of the token's cluster")
+      "use a token of that cluster, or the address of a manager of the token's cluster: that of its remote port, not "
+      .. "of its raft port")
   end
   return err
 end

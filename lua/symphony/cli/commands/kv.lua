@@ -51,7 +51,9 @@ Example:
   run = function(ctx)
     local kv, values = require "symphony.cluster.kv", require "symphony.cluster.values"
     local args = ctx.args
-    if (args.value == nil) == (args.file == nil) then errors.raise("usage", "give one of VALUE, - and --file FILE") end
+    if (args.value == nil) == (args.file == nil) then
+      errors.raise("usage", "give one of VALUE, - and --file FILE", "symphony help kv put shows how it is used")
+    end
     kv.check_key(args.key)
     local value
     if args.file then

@@ -69,7 +69,9 @@ Example:
 -- The token of --token, --token-file or $SYMPHONY_TOKEN; nil if there is none. Raises.
 local function token_of(ctx, sys)
   local args = ctx.args
-  if args.token and args.token_file then errors.raise("usage", "give one of --token and --token-file") end
+  if args.token and args.token_file then
+    errors.raise("usage", "give one of --token and --token-file", "symphony help manager join shows how it is used")
+  end
   if args.token then return args.token end
   if args.token_file then
     local text, err = sys.read_file(args.token_file, 64 * 1024)
