@@ -153,6 +153,13 @@ describe("a session", function()
         if prefix == "/kv/many" then
           return { { key = "/kv/many1\n", value = "v", create_revision = 1, mod_revision = 2 } }, true
         end
+        if prefix == "/kv/large" then
+          local rows = {}
+          for i = 1, 4 do
+            rows[i] = { key = prefix .. i, value = ("x"):rep(400000), create_revision = 1, mod_revision = 2 }
+          end
+          return rows, false
+        end
         return { { key = prefix .. "1", value = "v", create_revision = 1, mod_revision = 2 } }
       end,
       submit = function(txn)
@@ -170,6 +177,8 @@ describe("a session", function()
     local many = eval(s, "kv.ls('many', { limit = 1, after = 'many0' })", { note = note })
     assert.same({ 1, 1, "/kv/many0" }, { #many[1], asked.limit, asked.after })
     assert.same({ [[there are more keys than these 1: kv.ls("many", { after = "many1\n" })]] }, notes)
+    assert.equal(2, #eval(s, "kv.ls('large')", { note = note })[1])
+    assert.equal([[there are more keys than these 2: kv.ls("large", { after = "large2" })]], notes[2])
     eval(s, "kv.ls('', { limit = 1 << 40 })")
     assert.equal(1000, asked.limit)
     for _, limit in ipairs { "0", "2.5", "'x'" } do

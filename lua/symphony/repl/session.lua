@@ -88,8 +88,13 @@ local function kv_functions(session)
       must(state().read())
       local rows, more = must(state().list_raw("/kv/" .. prefix, { bytes = LIST_BYTES,
         limit = math.min(limit, LIST_MAX), after = opts.after and users_key(opts.after) }))
-      local list = json.array()
+      local list, bytes = json.array(), 0
       for i, entry in ipairs(rows) do
+        bytes = bytes + #entry.key + #entry.value
+        if bytes > LIST_BYTES and i > 1 then
+          more = true
+          break
+        end
         list[i] = strip(entry)
       end
       if more and #list > 0 then
