@@ -6,6 +6,7 @@
  *
  *   put, get   throughput and latency; the connections (one for each client, at most 100, unless said otherwise) are
  *              spread over the addresses
+ *   fill       puts each of the N keys once, and ends then
  *   fanout     N watchers on one key, then puts one after the other: time until the last watcher has seen each
  *   gap        one client that puts without end, moving on to the next address after an error or 100 ms of
  *              silence; prints a line "ack <monotonic us at the start> <at the answer>" for each
@@ -20,7 +21,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-enum op { PUT, GET, FANOUT, GAP };
+enum op { PUT, GET, FILL, FANOUT, GAP };
 
 struct target {
     char host[256]; /* or, beginning with a slash, the path of a unix socket */
@@ -54,6 +55,7 @@ static struct conn *conns;
 static uint32_t *samples; /* microseconds */
 static size_t n_samples, max_samples;
 static uint64_t errors, counting_from, ends_at, sequence;
+static size_t n_sent, n_answered; /* of a fill */
 static unsigned n_open, n_seen;
 static uint64_t fanout_target, fanout_started;
 static char *value;
@@ -91,8 +93,16 @@ static void sample(uint64_t ns)
 static void send_request(struct conn *c)
 {
     static struct buf out;
-    unsigned long key = opt.op == FANOUT || opt.op == GAP ? 0 : (unsigned long)(next_random() % opt.keys);
+    unsigned long key = 0;
     int rv;
+    if (opt.op == FILL) {
+        if (n_sent == opt.keys) {
+            return;
+        }
+        key = (unsigned long)n_sent++;
+    } else if (opt.op == PUT || opt.op == GET) {
+        key = (unsigned long)(next_random() % opt.keys);
+    }
     buf_clear(&out);
     if (c->watching) {
         rv = buf_appendf(&out, "GET /v1/watch?prefix=bench/fan HTTP/1.1\r\nHost: s\r\n\r\n");
@@ -126,7 +136,8 @@ static void answered(struct conn *c, int status)
     } else if (opt.op != FANOUT && started >= counting_from) {
         sample(now - started);
     }
-    if (now >= ends_at) {
+    if (now >= ends_at || (opt.op == FILL && ++n_answered == opt.keys) ||
+        (opt.op == FANOUT && status != 200)) {
         uv_stop(&loop);
     } else if (opt.op == GAP && status != 200) {
         stream_close(c->stream, 0);
@@ -153,12 +164,28 @@ static size_t whole_answer(struct buf *in, int *status)
     return in->len >= head + body ? head + body : 0;
 }
 
+static uint64_t from_now(double seconds)
+{
+    return uv_hrtime() + (uint64_t)(seconds * 1e9);
+}
+
 static void fanout_next(void)
 {
     n_seen = 0;
     fanout_target = sequence;
     fanout_started = uv_hrtime();
     send_request(&conns[0]);
+}
+
+/* One more is there of the writer and the watchers; the time that is measured begins with the last of them. */
+static void fanout_ready(struct conn *c)
+{
+    c->seen = 1;
+    if (++n_open == opt.clients + 1) {
+        counting_from = uv_hrtime();
+        ends_at = from_now(opt.seconds);
+        fanout_next();
+    }
 }
 
 /* A watcher has seen a put once the value of its sequence number went by. */
@@ -171,11 +198,8 @@ static void watcher_data(struct conn *c)
     }
     snprintf(mark, sizeof mark, "%020llu", (unsigned long long)fanout_target);
     if (c->seen == 0 && memmem(text, c->in.len, "\"sync\"", 6) != NULL) {
-        c->seen = 1;
         buf_clear(&c->in);
-        if (++n_seen == opt.clients) {
-            fanout_next();
-        }
+        fanout_ready(c);
         return;
     }
     if (memmem(text, c->in.len, mark, 20) != NULL) {
@@ -222,6 +246,8 @@ static void on_open(struct stream *s)
     if (opt.op == FANOUT) {
         if (c->watching) {
             send_request(c);
+        } else {
+            fanout_ready(c);
         }
         return;
     }
@@ -231,8 +257,8 @@ static void on_open(struct stream *s)
     }
     if (++n_open == opt.connections) {
         /* The first fifth of the time warms up and is not counted. */
-        counting_from = uv_hrtime() + (uint64_t)(opt.seconds * 0.2e9);
-        ends_at = counting_from + (uint64_t)(opt.seconds * 1e9);
+        counting_from = opt.op == FILL ? uv_hrtime() : from_now(opt.seconds * 0.2);
+        ends_at = from_now(opt.seconds * 1.2);
         for (unsigned i = 0; i < opt.clients; i++) {
             send_request(&conns[i % opt.connections]);
         }
@@ -299,9 +325,9 @@ static char *read_file(const char *path)
 
 static void parse(int argc, char **argv)
 {
-    static const char *const ops[] = {"put", "get", "fanout", "gap"};
+    static const char *const ops[] = {"put", "get", "fill", "fanout", "gap"};
     bool known = false;
-    for (int i = 0; argc > 1 && i < 4; i++) {
+    for (int i = 0; argc > 1 && i < 5; i++) {
         if (strcmp(argv[1], ops[i]) == 0) {
             opt.op = (enum op)i;
             known = true;
@@ -346,8 +372,9 @@ static void parse(int argc, char **argv)
     }
     if (!known || opt.n_to == 0 || opt.clients > opt.connections * SHARE_MAX ||
         opt.connections > opt.clients || opt.clients == 0 || opt.value < 32 || opt.keys == 0) {
-        fprintf(stderr, "usage: bench_load put|get|fanout|gap --to HOST:PORT,... [--clients N] ... (value: "
-                        "at least 32)\n");
+        fprintf(stderr,
+            "usage: bench_load put|get|fill|fanout|gap --to HOST:PORT,... [--clients N] ... (value: "
+            "at least 32)\n");
         exit(2);
     }
 }
@@ -384,8 +411,8 @@ int main(int argc, char **argv)
         conns[i].watching = opt.op == FANOUT && i > 0;
         connect_one(&conns[i]);
     }
-    if (opt.op == FANOUT || opt.op == GAP) {
-        ends_at = uv_hrtime() + (uint64_t)(opt.seconds * 1e9);
+    if (opt.op == GAP) {
+        ends_at = from_now(opt.seconds);
     }
     /* However badly it goes, it ends. */
     uv_timer_start(&end, on_end,
@@ -394,7 +421,8 @@ int main(int argc, char **argv)
     uv_run(&loop, UV_RUN_DEFAULT);
 
     uint64_t now = uv_hrtime();
-    double took = (double)(now - (counting_from > 0 ? counting_from : began)) / 1e9;
+    double took = (double)(now - (counting_from > 0 && counting_from < now ? counting_from : began)) / 1e9;
+    errors += opt.op == FILL ? opt.keys - n_answered : 0;
     getrusage(RUSAGE_SELF, &usage);
     double cpu = (double)usage.ru_utime.tv_sec + (double)usage.ru_stime.tv_sec +
                  (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;

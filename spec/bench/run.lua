@@ -1,9 +1,14 @@
 -- The benchmark of scripts/bench: symphony beside etcd, three members each, on loopback and one disk, interleaved runs.
--- Prints a table of medians, spreads and ratios, and writes everything measured as JSON. Judges nothing.
+-- Prints a table of medians, spreads and ratios, and writes everything measured as JSON. Judges nothing; but a figure
+-- that could not be had, or came with errors, says so, and then it ends with status 1.
+--
+-- Besides what scripts/bench says: --keys N --rest S --load S, for the memory: keys in it, seconds until it is at rest,
+-- seconds of a load; --dir DIR, where the data goes.
 local uv = require "luv"
 local cjson = require "cjson"
 
-local opt = { runs = 5, seconds = 3, failovers = 20, bin = "build/bin", out = "build/bench.json", what = {} }
+local opt = { runs = 5, seconds = 3, failovers = 20, keys = 100000, rest = 10, load = 20, bin = "build/bin",
+  dir = "build", out = "build/bench.json", what = {} }
 do
   local i = 1
   while i <= #arg do
@@ -42,10 +47,23 @@ local function must(command)
   return text
 end
 
-local REST_MS = 10000 -- until a cluster is at rest
-
-local root = must("mktemp -d ${TMPDIR:-/tmp}/symphony-bench.XXXXXX"):gsub("%s+$", "")
+-- Where the data of both goes: a real disk, or the cost of making it durable would not show.
+local disk = must("df --output=fstype,source " .. opt.dir):match("\n(.-)%s*$"):gsub("%s+", " ")
+if disk:find("^tmpfs") or disk:find("^ramfs") then
+  print(opt.dir .. " is in memory (" .. disk .. "): give a folder on a disk with --dir")
+  os.exit(1)
+end
+local root = must("realpath $(mktemp -d " .. opt.dir .. "/bench-data.XXXXXX)"):gsub("%s+$", "")
 local running = {} -- pid -> true
+local n_folders = 0
+
+-- An empty folder for one member's data.
+local function folder(name)
+  n_folders = n_folders + 1
+  local path = ("%s/%s-%d"):format(root, name, n_folders)
+  must("mkdir " .. path)
+  return path
+end
 
 local function spawn(command, log)
   local pid = tonumber(must(string.format("sh -c 'exec %s >>%s 2>&1 </dev/null & echo $!'", command, log)))
@@ -104,6 +122,12 @@ local function memory_mib(pid)
   return (kib("Private_Clean") + kib("Private_Dirty")) / 1024, kib("Pss") / 1024
 end
 
+local results -- see below
+local function problem(text)
+  print("  !! " .. text)
+  results.problems[#results.problems + 1] = text
+end
+
 -- --- the two clusters -----------------------------------------------------------------------------------------------
 
 local symphony = { name = "symphony", members = {} }
@@ -143,7 +167,7 @@ end
 function symphony.start(n)
   for i = 1, n do
     symphony.members[i] = {
-      dir = root .. "/symphony-" .. i, raft = free_port(), remote = free_port(), gossip = free_port(),
+      dir = folder "symphony" .. "/config", raft = free_port(), remote = free_port(), gossip = free_port(),
     }
     symphony.launch(i)
   end
@@ -156,6 +180,20 @@ function symphony.start(n)
   end
   wait_until("three voters", 60, function() return symphony.voters() == n end)
   return (uv.hrtime() - began) / 1e9
+end
+
+-- Both: ends the cluster and removes its data.
+local function clear(cluster)
+  for _, m in ipairs(cluster.members) do
+    stop(m.pid)
+    must("rm -rf " .. m.dir .. " " .. m.dir .. ".log")
+  end
+  cluster.members = {}
+end
+
+-- How many keys member @i has.
+function symphony.keys(i)
+  return cjson.decode(symphony.cli(i, "--json manager status")).keys
 end
 
 function symphony.leader()
@@ -192,8 +230,7 @@ function symphony.load(op, args, tls, only)
 end
 
 local function certificates()
-  local dir = root .. "/pki"
-  must("mkdir " .. dir)
+  local dir = folder "pki"
   must(string.format([[cd %s && openssl ecparam -name prime256v1 -genkey -noout -out ca.key &&
     openssl req -x509 -new -key ca.key -subj /CN=bench -days 2 -out ca.crt &&
     openssl ecparam -name prime256v1 -genkey -noout -out node.key &&
@@ -224,8 +261,7 @@ function etcd.start(n, tls)
   etcd.pki = etcd.pki or certificates()
   etcd.members = {}
   for i = 1, n do
-    local dir = root .. "/etcd-" .. (tls and "tls-" or "") .. i
-    etcd.members[i] = { dir = dir, client = free_port(), peer = free_port() }
+    etcd.members[i] = { dir = folder "etcd" .. "/data", client = free_port(), peer = free_port() }
   end
   for i = 1, n do etcd.launch(i) end
   etcd.leader()
@@ -237,6 +273,11 @@ function etcd.ctl(i, args)
     etcd.pki) or ""
   return sh(string.format("ETCDCTL_API=3 etcdctl --command-timeout=2s --endpoints %s://127.0.0.1:%d %s %s",
     etcd.tls and "https" or "http", m.client, tls, args))
+end
+
+function etcd.keys(i)
+  local _, text = etcd.ctl(i, "get bench/ --prefix --keys-only --limit 1 -w json")
+  return tonumber(text:match('"count":(%d+)')) or 0
 end
 
 function etcd.leader()
@@ -270,38 +311,87 @@ end
 
 -- --- figures --------------------------------------------------------------------------------------------------------
 
-local results = { runs = opt.runs, seconds = opt.seconds, rows = {} }
+results = { runs = opt.runs, seconds = opt.seconds, disk = disk, rows = {}, problems = {} }
 
 local function median(list)
   local sorted = { table.unpack(list) }
   table.sort(sorted)
-  return sorted[(#sorted + 1) // 2], sorted[1], sorted[#sorted]
+  return (sorted[(#sorted + 1) // 2] + sorted[#sorted // 2 + 1]) / 2, sorted[1], sorted[#sorted]
+end
+
+-- Those of the figures that are some. (JSON has no others, and one of them must not lose all.)
+local function finite(list)
+  local out = {}
+  for _, v in ipairs(list or {}) do
+    if v == v and v > -math.huge and v < math.huge then out[#out + 1] = v end
+  end
+  return out
 end
 
 local function row(name, unit, ours, theirs, better)
-  local m, lo, hi = median(ours)
-  local entry = { name = name, unit = unit, symphony = ours, etcd = theirs, symphony_median = m }
-  local line = string.format("%-44s %10.4g  [%.4g .. %.4g]", name .. ", " .. unit, m, lo, hi)
-  if theirs and #theirs > 0 then
-    local tm, tlo, thi = median(theirs)
-    entry.etcd_median = tm
-    entry.ratio = better == "more" and m / tm or tm / m
-    line = line .. string.format("  etcd %10.4g  [%.4g .. %.4g]  %.2fx", tm, tlo, thi, entry.ratio)
+  ours, theirs = finite(ours), finite(theirs)
+  local entry = { name = name, unit = unit, symphony = ours, etcd = #theirs > 0 and theirs or nil }
+  local line = ("%-44s "):format(name .. ", " .. unit)
+  local function add(list)
+    local m, least, most = median(list)
+    local samples = #list == 1 and "one sample" or ("%.4g .. %.4g"):format(least, most)
+    line = line .. ("%10.4g  [%s]"):format(m, samples)
+    return m
+  end
+  if #ours > 0 then entry.symphony_median = add(ours) else line = line .. "no figure" end
+  if #theirs > 0 then
+    line = line .. "  etcd "
+    entry.etcd_median = add(theirs)
+    local m, tm = entry.symphony_median, entry.etcd_median
+    if m and m > 0 and tm > 0 then
+      entry.ratio = better == "more" and m / tm or tm / m
+      line = line .. ("  %.2fx"):format(entry.ratio)
+    end
   end
   print(line)
   io.stdout:flush()
   results.rows[#results.rows + 1] = entry
 end
 
+-- Ends whatever runs: the next phase begins with clusters of its own.
+local function phase(name, body)
+  local ok, err = xpcall(body, debug.traceback)
+  if not ok then
+    problem(name .. " came to an end: " .. err)
+    for _, cluster in ipairs { symphony, etcd } do
+      for _, m in ipairs(cluster.members) do
+        stop(m.pid)
+      end
+      cluster.members = {}
+    end
+    for pid in pairs(running) do stop(pid) end
+  end
+end
+
+-- Both clusters are there: those of the phase before if they are such.
+local function both(tls)
+  if #symphony.members ~= 3 then symphony.start(3) end
+  if #etcd.members ~= 3 or etcd.tls ~= tls then
+    clear(etcd)
+    etcd.start(3, tls)
+  end
+end
+
 local function run_load(cluster, op, args, tls)
   local before = cpu_seconds(pids(cluster))
   local text = must(cluster.load(op, args, tls))
   local figures = cjson.decode(text:match("(%b{})%s*$"))
+  -- The first fifth is not counted as operations.
   figures.server_cpu_us = (cpu_seconds(pids(cluster)) - before) * 1e6 / math.max(1, figures.ops * 1.2)
   figures.client_cpu_us = figures.client_cpu_seconds * 1e6 / math.max(1, figures.ops * 1.2)
-  if figures.errors > 0 then print(string.format("  (%s %s: %d errors)", cluster.name, op, figures.errors)) end
-  return figures
+  if figures.errors > 0 or figures.ops == 0 then
+    problem(("%s %s %s: %d operations, %d errors"):format(cluster.name, op, args, figures.ops, figures.errors))
+  end
+  return figures.ops > 0 and figures or {}
 end
+
+-- symphony has no plain TCP door: this is not like for like, and the name says so.
+local PLAIN = "control socket, raft keeps TLS; etcd: TCP, no TLS"
 
 local function throughput(op, clients, tls)
   local args = string.format("--clients %d --seconds %g", clients, opt.seconds)
@@ -316,7 +406,8 @@ local function throughput(op, clients, tls)
       end
     end
   end
-  local label = string.format("%s, %d client%s%s", op, clients, clients == 1 and "" or "s", tls and "" or ", no TLS")
+  local label = string.format("%s, %d client%s%s", op, clients, clients == 1 and "" or "s",
+    tls and "" or " (" .. PLAIN .. ")")
   row(label, "/s", figures.symphony.per_second, figures.etcd.per_second, "more")
   row(label .. " p50", "us", figures.symphony.p50_us, figures.etcd.p50_us, "less")
   row(label .. " p99", "us", figures.symphony.p99_us, figures.etcd.p99_us, "less")
@@ -372,34 +463,107 @@ local function maximum(list)
   return { math.max(table.unpack(list)) }
 end
 
--- Both anew, with nothing in them but 100,000 keys, and at rest: what a load has left behind is collected by then.
-local function memory_with_keys()
-  local args = "--clients 64 --keys 100000 --seconds 20"
-  local private, pss = {}, {}
-  for _, cluster in ipairs { symphony, etcd } do
-    for _, m in ipairs(cluster.members) do stop(m.pid) end
-    cluster.members = {}
-    root = root .. "/fresh"
-    must("mkdir " .. root)
-    cluster.start(3, true)
-    must(cluster.load("put", args, true))
-    local busy = memory_mib(cluster.members[1].pid)
-    uv.sleep(REST_MS)
-    private[cluster.name], pss[cluster.name] = memory_mib(cluster.members[1].pid)
-    row(cluster.name .. ", right after 20 s of puts to 100,000 keys, private", "MiB", { busy })
+-- @cluster's keys from 0 on, each put once; counted at every member.
+local function fill(cluster)
+  local before = cluster.keys(1)
+  local f = run_load(cluster, "fill", ("--clients 64 --keys %d --seconds 300"):format(opt.keys), true)
+  for i in ipairs(cluster.members) do
+    local added = cluster.keys(i) - before
+    if added ~= opt.keys then
+      problem(("%s has %d keys more at member %d, not %d"):format(cluster.name, added, i, opt.keys))
+    end
   end
-  row("with 100,000 keys of 256 bytes, private", "MiB", { private.symphony }, { private.etcd }, "less")
-  row("with 100,000 keys of 256 bytes, PSS", "MiB", { pss.symphony }, { pss.etcd }, "less")
+  return f
 end
 
-local function formed_cold_start()
-  for _, m in ipairs(symphony.members) do stop(m.pid, "sigterm") end
-  local began = uv.hrtime()
-  for i in ipairs(symphony.members) do symphony.launch(i) end
-  wait_until("a put", 30, function()
-    return (symphony.try(2, "kv put cold 1"))
-  end)
-  return (uv.hrtime() - began) / 1e6
+-- Adds to @into what the members of @cluster take: leader, the larger follower, and the largest of the three.
+local function sample_memory(cluster, into)
+  local leader = cluster.leader()
+  local now = {}
+  for i, m in ipairs(cluster.members) do
+    local private, pss = memory_mib(m.pid)
+    local role = i == leader and "leader" or "followers"
+    for name, value in pairs { [role] = private, largest = private, pss = pss } do
+      now[name] = math.max(now[name] or 0, value)
+    end
+  end
+  for name, value in pairs(now) do
+    into[name] = into[name] or {}
+    table.insert(into[name], value)
+  end
+end
+
+-- Clusters of their own in each run: idle; with the keys in them and nothing else, at rest (what a load has left behind
+-- is collected by then); and right after a load that puts the same keys again and again.
+local function memory()
+  local with_keys = ("with %d keys of 256 bytes"):format(opt.keys)
+  local states = {
+    { name = "idle", wait = 2000 },
+    { name = with_keys .. ", at rest", before = fill, wait = 1000 * opt.rest },
+    { name = ("%s, right after %g s of puts to them"):format(with_keys, opt.load), before = function(cluster)
+      run_load(cluster, "put", ("--clients 64 --keys %d --seconds %g"):format(opt.keys, opt.load), true)
+    end, wait = 0 },
+  }
+  for _ = 1, opt.runs do
+    for _, cluster in ipairs { symphony, etcd } do
+      clear(cluster)
+      cluster.start(3, true)
+      for _, state in ipairs(states) do
+        if state.before then state.before(cluster) end
+        uv.sleep(math.floor(state.wait))
+        state[cluster.name] = state[cluster.name] or {}
+        sample_memory(cluster, state[cluster.name])
+      end
+      clear(cluster)
+    end
+  end
+  for _, state in ipairs(states) do
+    local ours, theirs = state.symphony, state.etcd
+    row(state.name .. ", private, largest of the three", "MiB", ours.largest, theirs.largest, "less")
+    row(state.name .. ", private, leader", "MiB", ours.leader, theirs.leader, "less")
+    row(state.name .. ", private, larger follower", "MiB", ours.followers, theirs.followers, "less")
+    row(state.name .. ", PSS, largest of the three", "MiB", ours.pss, theirs.pss, "less")
+  end
+end
+
+-- Stops symphony's members in order and starts them again, some times: ms until a put is acknowledged.
+local function cold_starts()
+  local times = {}
+  for run = 1, opt.runs do
+    for _, m in ipairs(symphony.members) do stop(m.pid, "sigterm") end
+    local began = uv.hrtime()
+    for i in ipairs(symphony.members) do symphony.launch(i) end
+    wait_until("a put", 30, function()
+      return (symphony.try(#symphony.members > 1 and 2 or 1, "kv put cold 1"))
+    end)
+    times[run] = (uv.hrtime() - began) / 1e6
+  end
+  return times
+end
+
+local function fanout()
+  both(true)
+  local figures = { symphony = {}, etcd = {} }
+  for _ = 1, opt.runs do
+    for _, cluster in ipairs { symphony, etcd } do
+      local f = run_load(cluster, "fanout", "--clients 1000 --seconds " .. opt.seconds, true)
+      table.insert(figures[cluster.name], f.p50_us)
+    end
+  end
+  row("one put seen by 1,000 watchers", "us", figures.symphony, figures.etcd, "less")
+end
+
+local function start()
+  for _, members in ipairs { 3, 1 } do
+    local who = members == 1 and "one manager" or "three managers"
+    clear(symphony)
+    symphony.start(members)
+    row(("cold start of %s, a nearly empty state, to the first put"):format(who), "ms", cold_starts())
+    fill(symphony)
+    row(("cold start of %s, %d keys of 256 bytes in the state, to the first put"):format(who, opt.keys), "ms",
+      cold_starts())
+  end
+  clear(symphony)
 end
 
 -- On a virtual machine memory that was never touched costs ten times as much when it first is: that would be measured
@@ -412,73 +576,61 @@ end
 
 local function main()
   touch_memory()
-  if opt.tls ~= "only" then print(string.format("runs %d, %g s each; medians [least .. most]; ratio: how much better",
-    opt.runs, opt.seconds)) end
-  row("forming three managers: init to three voters", "s", { symphony.start(3) })
-  etcd.start(3, true)
-  if wanted "memory" then
-    uv.sleep(2000)
-    local ours, theirs = { memory_mib(symphony.members[1].pid) }, { memory_mib(etcd.members[1].pid) }
-    row("idle, private", "MiB", { ours[1] }, { theirs[1] }, "less")
-    row("idle, PSS", "MiB", { ours[2] }, { theirs[2] }, "less")
-  end
-  if wanted "put" then for _, n in ipairs { 1, 64, 512 } do throughput("put", n, true) end end
-  if wanted "get" then for _, n in ipairs { 64, 512 } do throughput("get", n, true) end end
-  if wanted "fanout" then
-    local figures = { symphony = {}, etcd = {} }
-    for _ = 1, opt.runs do
-      for _, cluster in ipairs { symphony, etcd } do
-        local f = run_load(cluster, "fanout", "--clients 1000 --seconds " .. opt.seconds, true)
-        table.insert(figures[cluster.name], f.p50_us)
-      end
+  print(("data on %s; runs %d, %g s each; medians [least .. most]; ratio: how much better"):format(disk, opt.runs,
+    opt.seconds))
+  phase("forming", function()
+    local times = {}
+    for run = 1, opt.runs do
+      clear(symphony)
+      times[run] = symphony.start(3)
     end
-    row("one put seen by 1,000 watchers", "us", figures.symphony, figures.etcd, "less")
+    row("forming three managers: init to three voters", "s", times)
+  end)
+  if wanted "put" then
+    phase("put", function()
+      both(true)
+      for _, n in ipairs { 1, 64, 512 } do throughput("put", n, true) end
+    end)
   end
+  if wanted "get" then
+    phase("get", function()
+      both(true)
+      for _, n in ipairs { 64, 512 } do throughput("get", n, true) end
+    end)
+  end
+  if wanted "fanout" then phase("fanout", fanout) end
   if wanted "failover" then
     for _, how in ipairs { { "sigkill", "kill -9" }, { "sigstop", "SIGSTOP" }, { "sigterm", "SIGTERM" } } do
-      local ours, theirs = failover(symphony, how[1], true), failover(etcd, how[1], true)
-      row(how[2] .. " of the leader, to the next put", "ms", ours, theirs, "less")
-      row(how[2] .. " of the leader, worst", "ms", maximum(ours), maximum(theirs), "less")
-    end
-  end
-  if wanted "memory" then memory_with_keys() end
-  if wanted "start" then
-    local times = {}
-    for i = 1, opt.runs do times[i] = formed_cold_start() end
-    row("cold start of three managers to the first put", "ms", times)
-  end
-  if wanted "plain" then
-    for _, m in ipairs(etcd.members) do stop(m.pid) end
-    etcd.start(3, false)
-    for _, n in ipairs { 1, 64, 512 } do throughput("put", n, false) end
-    for _, n in ipairs { 64, 512 } do throughput("get", n, false) end
-  end
-  if wanted "start" then
-    for _, cluster in ipairs { symphony, etcd } do for _, m in ipairs(cluster.members) do stop(m.pid) end end
-    symphony.members = {}
-    root = root .. "/single"
-    must("mkdir " .. root)
-    symphony.start(1)
-    local times = {}
-    for i = 1, opt.runs do
-      stop(symphony.members[1].pid, "sigterm")
-      local began = uv.hrtime()
-      symphony.launch(1)
-      wait_until("a put", 30, function()
-        return (symphony.try(1, "kv put cold 1"))
+      phase(how[2], function()
+        both(true)
+        local ours, theirs = failover(symphony, how[1], true), failover(etcd, how[1], true)
+        row(how[2] .. " of the leader, to the next put", "ms", ours, theirs, "less")
+        row(how[2] .. " of the leader, worst", "ms", maximum(ours), maximum(theirs), "less")
       end)
-      times[i] = (uv.hrtime() - began) / 1e6
     end
-    row("cold start of one manager to the first put", "ms", times)
+  end
+  if wanted "memory" then phase("memory", memory) end
+  if wanted "start" then phase("start", start) end
+  if wanted "plain" then
+    phase("plain", function()
+      both(false)
+      for _, n in ipairs { 1, 64, 512 } do throughput("put", n, false) end
+      for _, n in ipairs { 64, 512 } do throughput("get", n, false) end
+    end)
   end
 end
 
-local base = root
 local ok, err = xpcall(main, debug.traceback)
+if not ok then problem(err) end
 for pid in pairs(running) do stop(pid) end
-if ok then must("rm -rf " .. base) else print("kept for a look: " .. base) end
+local done = #results.problems == 0
+if done then must("rm -rf " .. root) else print("kept for a look: " .. root) end
+local problems = results.problems
+if done then results.problems = nil end -- cjson would write {}
+local text = cjson.encode(results)
 local f = assert(io.open(opt.out, "w"))
-f:write(cjson.encode(results), "\n")
+f:write(text, "\n")
 f:close()
 print("written: " .. opt.out)
-if not ok then print(err) os.exit(1) end
+for _, each in ipairs(problems) do print("problem: " .. each:match("[^\n]*")) end
+os.exit(done and 0 or 1)

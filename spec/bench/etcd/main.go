@@ -1,7 +1,7 @@
 // A closed-loop load generator for etcd's gRPC API: the counterpart of spec/bench/load.c, with the same operations,
 // the same output, and Debian's client packages.
 //
-//	etcd_load put|get|fanout|gap -to HOST:PORT,... [-cert F -key F -ca F] [-clients N] [-seconds S] [-value N] [-keys N]
+//	etcd_load put|get|fill|fanout|gap -to HOST:PORT,... [-cert F -key F -ca F] [-clients N] [-seconds S] [-value N] [-keys N]
 package main
 
 import (
@@ -118,6 +118,10 @@ func load(op string, endpoints []string) {
 	}
 	counting := time.Now().Add(time.Duration(*seconds * 0.2 * 1e9))
 	end := counting.Add(time.Duration(*seconds * 1e9))
+	if op == "fill" {
+		counting = time.Now()
+	}
+	var filled int64
 	results := make([][]int64, *clients)
 	var errors int64
 	var wg sync.WaitGroup
@@ -128,10 +132,17 @@ func load(op string, endpoints []string) {
 			random := rand.New(rand.NewSource(int64(i)))
 			c := pool[i%n]
 			for time.Now().Before(end) {
-				k := fmt.Sprintf("bench/%08d", random.Intn(*keys))
+				number := random.Intn(*keys)
+				if op == "fill" {
+					number = int(atomic.AddInt64(&filled, 1)) - 1
+					if number >= *keys {
+						return
+					}
+				}
+				k := fmt.Sprintf("bench/%08d", number)
 				began := time.Now()
 				var err error
-				if op == "put" {
+				if op != "get" {
 					_, err = c.Put(context.Background(), k, value(random.Uint64()))
 				} else {
 					_, err = c.Get(context.Background(), k)
@@ -148,6 +159,9 @@ func load(op string, endpoints []string) {
 	all := []int64{}
 	for _, r := range results {
 		all = append(all, r...)
+	}
+	if op == "fill" && filled < int64(*keys) {
+		errors += int64(*keys) - filled
 	}
 	report(all, errors, time.Since(counting).Seconds())
 }
@@ -222,14 +236,14 @@ func clientFor(endpoint string) *clientv3.Client {
 
 func main() {
 	if len(os.Args) < 2 {
-		fmt.Fprintln(os.Stderr, "usage: etcd_load put|get|fanout|gap -to HOST:PORT,...")
+		fmt.Fprintln(os.Stderr, "usage: etcd_load put|get|fill|fanout|gap -to HOST:PORT,...")
 		os.Exit(2)
 	}
 	check(flags.Parse(os.Args[2:]))
 	grpclog.SetLoggerV2(grpclog.NewLoggerV2(ioutil.Discard, ioutil.Discard, ioutil.Discard))
 	endpoints := strings.Split(*to, ",")
 	switch os.Args[1] {
-	case "put", "get":
+	case "put", "get", "fill":
 		load(os.Args[1], endpoints)
 	case "fanout":
 		fanout(endpoints)
