@@ -125,6 +125,14 @@ describe("an address to join", function()
       untouched(joiner)
     end
     for _, each in ipairs { ssh, web, mute } do each:close() end
+    -- The right cluster, but not the port for this: that is said, and which one it is.
+    for _, words in ipairs { { "--token", t.tokens.manager }, {} } do
+      local failure = joiner:fails("manager", "join", m:raft(), table.unpack(words))
+      assert.equal("protocol", failure.code, failure.message)
+      assert.truthy(failure.message:find("as a raft port does", 1, true), failure.message)
+      assert.truthy(failure.hint:find("27242", 1, true), failure.hint)
+      untouched(joiner)
+    end
     joiner:json("manager", "join", m:remote(), "--token", t.tokens.manager)
   end))
 end)

@@ -23,7 +23,7 @@ struct lcall {
     char *why;
     struct vm_cb done, on_head, on_data;
     /* What is asked of the peer. */
-    bool pinned, expired_ok;
+    bool pinned, expired_ok, ca_wanted;
     uint8_t pin[SHA256_LEN];
     char role[64];
     /* What was found out about it. */
@@ -76,15 +76,18 @@ static size_t next_cert(const char **at)
     return (size_t)(to - from) + sizeof end - 1;
 }
 
-/* Finds the CA that signed the peer's leaf among what the peer sent: the pinned one, or any. */
+/* Finds the CA that signed the peer's leaf among what the peer sent: the pinned one, or any. That none was sent at all
+ * is no matter of trust: it is another kind of port. */
 static int find_ca(struct lcall *c, const char *chain)
 {
     const char *leaf = chain, *at;
     size_t leaf_len = next_cert(&leaf), n;
+    bool shown = false;
     for (at = chain; (n = next_cert(&at)) > 0; at += n) {
         struct cert_info info;
-        if (cert_info(at, n, &info) != 0 || !info.is_ca ||
-            (c->pinned && !crypto_equal(info.digest, c->pin, sizeof c->pin)) ||
+        bool is_ca = cert_info(at, n, &info) == 0 && info.is_ca;
+        shown = shown || is_ca;
+        if (!is_ca || (c->pinned && !crypto_equal(info.digest, c->pin, sizeof c->pin)) ||
             cert_check_issuer(leaf, leaf_len, at, n) != 0) {
             continue;
         }
@@ -95,6 +98,9 @@ static int find_ca(struct lcall *c, const char *chain)
         memcpy(c->ca, at, n);
         c->ca[n] = '\n';
         return 0;
+    }
+    if (c->ca_wanted && !shown) {
+        return err_setf(SYM_EPROTO, "it shows no CA with its certificate, as a raft port does");
     }
     return c->pinned ? err_setf(SYM_EAUTH, "the certificate of the peer is not from the pinned CA") : 0;
 }
@@ -303,6 +309,7 @@ static void read_tls(lua_State *L, struct lcall *c, struct tls_opts *out)
     } else if (out->flags == 0) {
         luaL_error(L, "http.request: tls needs ca, pin or trust_any");
     }
+    c->ca_wanted = out->flags == TLS_PEER_ANY && out->ca == NULL;
     if (lua_getfield(L, tls, "cert") != LUA_TNIL) {
         out->cert = luaL_checkstring(L, -1);
         lua_getfield(L, tls, "key");

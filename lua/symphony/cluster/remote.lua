@@ -34,7 +34,8 @@ function M.explain(err, at)
       "is this the remote port of a manager (27242 unless it was changed)? Does a firewall drop the packets?")
   end
   if code == "protocol" or code == "closed" or code == "io" then
-    return errors.new("protocol", ("what answers at %s is no symphony manager: %s"):format(at, err.message),
+    return errors.new("protocol",
+      ("what answers at %s is no symphony manager's remote port: %s"):format(at, err.message),
       "the remote port of a manager is wanted, 27242 unless it was changed; its raft port is another one")
   end
   return errors.new(code, ("%s: %s"):format(at, err.message), err.hint)
