@@ -85,6 +85,33 @@ describe("symphony", function()
     assert.equal(0, proc.run({ cluster.symphonyd, "--help" }).code)
     assert.equal(2, proc.run({ cluster.symphonyd, "conductor" }).code)
   end)
+
+  it("refuses timeouts that do not go together, given or not", function()
+    for _, flags in ipairs { { "--election-ms", "60" }, { "--heartbeat-ms", "250" },
+      { "--election-ms", "100", "--heartbeat-ms", "60" } } do
+      local argv = { cluster.symphonyd, "manager", "--config-dir", "/nonexistent" }
+      local result = proc.run(table.move(flags, 1, #flags, #argv + 1, argv))
+      assert.equal(2, result.code, table.concat(flags, " ") .. ": " .. result.err)
+      assert.truthy(result.err:find("twice", 1, true), result.err)
+    end
+  end)
+
+  it("takes a name for what others are told, but not anything", cluster.scenario(function(t)
+    for _, text in ipairs { "", "a b", "-x", "host:1", "1.2.3", "999.1.1.1", "[::1]", ("a"):rep(300) } do
+      local result = proc.run { cluster.symphonyd, "manager", "--config-dir", t.root .. "/none", "--advertise-addr",
+        text }
+      assert.equal(2, result.code, text .. ": " .. result.err)
+    end
+    local m = t:cluster(3, { flags = { "--advertise-addr", "localhost" } })
+    for i, row in ipairs(m[2]:json("manager", "members")) do
+      assert.equal("localhost:" .. m[i].raft_port, row.raft_address)
+      assert.equal("localhost:" .. m[i].remote_port, row.remote_address)
+    end
+    for _, each in ipairs(m) do each:stop() end
+    for _, each in ipairs(m) do each:start("--advertise-addr", "localhost") end
+    t:wait_voters(3, m[1])
+    m[3]:json("kv", "put", "a", "1")
+  end))
 end)
 
 describe("--json", function()

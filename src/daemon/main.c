@@ -31,7 +31,7 @@ static const char usage[] =
     "      --listen-remote-port N    HTTPS API (default 27242; 0: a free one)\n"
     "      --listen-gossip-port N    reserved for gossip, UDP (default 37065)\n"
     "      --bind-addr IP            where to listen (default 0.0.0.0)\n"
-    "      --advertise-addr IP       what others are told (default: --bind-addr or the default route)\n"
+    "      --advertise-addr HOST     what others are told (default: --bind-addr or the default route)\n"
     "      --socket-group GROUP      who may use DIR/control.sock besides root and this user\n"
     "      --lua-dir DIR             the operator's own Lua modules; may be repeated\n"
     "      --election-ms N           election timeout (default 400)\n"
@@ -115,6 +115,20 @@ static int address(const char *name, const char *text)
                : err_setf(SYM_EINVAL, "--%s takes an IPv4 or IPv6 address, not '%s'", name, text);
 }
 
+/* What others are told may be a name, too. */
+static int host(const char *name, const char *text)
+{
+    char parsed[256];
+    uint16_t port = 0;
+    if (address(name, text) == 0) {
+        return 0;
+    }
+    bool is_name = strchr(text, ':') == NULL && strspn(text, "0123456789.") != strlen(text) &&
+                   addr_parse(text, 0, parsed, &port) == 0;
+    return is_name ? 0
+                   : err_setf(SYM_EINVAL, "--%s takes an IP address or a host name, not '%s'", name, text);
+}
+
 /* 0: go on; 1: answered (help, version); SYM_EINVAL. */
 static int parse(int argc, char **argv, struct options *opt)
 {
@@ -151,7 +165,7 @@ static int parse(int argc, char **argv, struct options *opt)
             opt->bind_addr = optarg;
             break;
         case OPT_ADVERTISE:
-            rv = address(name, optarg);
+            rv = host(name, optarg);
             opt->advertise_addr = optarg;
             break;
         case OPT_GROUP:
@@ -206,8 +220,11 @@ static int parse(int argc, char **argv, struct options *opt)
         return err_setf(SYM_EINVAL, "say which role: symphonyd manager [OPTION]..., see --help");
     }
     opt->role = argv[optind];
-    if (opt->election_ms != 0 && opt->heartbeat_ms != 0 && opt->election_ms < 2 * opt->heartbeat_ms) {
-        return err_setf(SYM_EINVAL, "--election-ms must be at least twice --heartbeat-ms");
+    unsigned election = opt->election_ms != 0 ? opt->election_ms : RNODE_ELECTION_MS;
+    unsigned heartbeat = opt->heartbeat_ms != 0 ? opt->heartbeat_ms : RNODE_HEARTBEAT_MS;
+    if (election < 2 * heartbeat) {
+        return err_setf(
+            SYM_EINVAL, "--election-ms (%u) must be at least twice --heartbeat-ms (%u)", election, heartbeat);
     }
     log_setup((enum log_level)level, json);
     return 0;
@@ -316,7 +333,8 @@ static void publish_options(lua_State *L, const struct options *opt)
         const char *name;
         lua_Integer value;
     } numbers[] = {{"raft_port", opt->raft_port}, {"remote_port", opt->remote_port},
-        {"gossip_port", opt->gossip_port}, {"election_ms", opt->election_ms != 0 ? opt->election_ms : 400}};
+        {"gossip_port", opt->gossip_port},
+        {"election_ms", opt->election_ms != 0 ? opt->election_ms : RNODE_ELECTION_MS}};
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         lua_pushinteger(L, numbers[i].value);
         lua_setfield(L, -2, numbers[i].name);

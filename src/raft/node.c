@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DEFAULT_ELECTION_MS = 400, DEFAULT_HEARTBEAT_MS = 50, IN_FLIGHT_ENTRIES = 4096 };
+enum { IN_FLIGHT_ENTRIES = 4096 };
 enum { INSTALL_MS = 5000, INSTALL_MS_MOST = 3600 * 1000, INSTALL_BYTES_PER_MS = (8 << 20) / 1000 };
 
 /* Rules 3 and 4: the supervisor starts us again, and what is on disk is what counts. */
@@ -550,8 +550,8 @@ static void open_handles(struct rnode *n)
 
 static void set_up_raft(struct rnode *n)
 {
-    unsigned election = n->cfg.election_ms == 0 ? DEFAULT_ELECTION_MS : n->cfg.election_ms;
-    unsigned heartbeat = n->cfg.heartbeat_ms == 0 ? DEFAULT_HEARTBEAT_MS : n->cfg.heartbeat_ms;
+    unsigned election = n->cfg.election_ms == 0 ? RNODE_ELECTION_MS : n->cfg.election_ms;
+    unsigned heartbeat = n->cfg.heartbeat_ms == 0 ? RNODE_HEARTBEAT_MS : n->cfg.heartbeat_ms;
     n->raft.tracer = NULL;
     raft_set_heartbeat_timeout(&n->raft, heartbeat);
     raft_set_election_timeout(&n->raft, election);

@@ -11,6 +11,8 @@
 #include "raft/peers.h"
 #include "store/store.h"
 
+enum { RNODE_ELECTION_MS = 400, RNODE_HEARTBEAT_MS = 50 };
+
 enum raft_role { ROLE_STANDBY, ROLE_VOTER, ROLE_SPARE };
 enum rnode_state { STATE_FOLLOWER, STATE_CANDIDATE, STATE_LEADER, STATE_DOWN };
 
@@ -31,8 +33,8 @@ struct rnode_config {
     const struct key *key;
     const char *ca;
     uint64_t starts;       /* see peers.h */
-    unsigned election_ms;  /* 0: 400 */
-    unsigned heartbeat_ms; /* 0: 50 */
+    unsigned election_ms;  /* 0: RNODE_ELECTION_MS */
+    unsigned heartbeat_ms; /* 0: RNODE_HEARTBEAT_MS */
     uint64_t
         disk_floor; /* free bytes below which writes are refused; 0: 64 MiB. Also a reserve file of 16 MiB */
     void *arg;
