@@ -1018,6 +1018,71 @@ static void new_certificates(void **state)
     stop(&b);
 }
 
+/* Lines of @text in the file @fd that has what was logged. */
+static unsigned said(int fd, const char *text)
+{
+    static char all[65536];
+    unsigned n = 0;
+    ssize_t len = pread(fd, all, sizeof all - 1, 0);
+    assert_true(len >= 0);
+    all[len] = '\0';
+    for (const char *at = all; (at = strstr(at, text)) != NULL; at++) {
+        n++;
+    }
+    return n;
+}
+
+/* What keeps two managers apart is said, and not at each attempt. */
+static void mistrust_is_logged(void **state)
+{
+    (void)state;
+    struct node a, b;
+    char path[] = "/tmp/sym-peers-XXXXXX", third[64];
+    int fd = mkstemp(path), saved = dup(STDERR_FILENO);
+    struct cert_spec spec = {.cn = "node-2",
+        .ou = "manager",
+        .o = "cluster",
+        .not_before = time(NULL) - HOUR,
+        .not_after = time(NULL) + DAY,
+        .server = true};
+    struct identity two = make_node(&stranger_ca, &spec);
+    assert_true(fd >= 0 && saved >= 0);
+    unlink(path);
+    dup2(fd, STDERR_FILENO);
+    log_setup(LOG_WARN, false);
+
+    start(&a, 1, 1);
+    b = (struct node){0};
+    struct peers_config cfg = config_of(&b, 2, 1);
+    start_as(&b, &cfg, &two);
+    OK(peers_set(a.peers, 2, b.address));
+    OK(peers_set(a.peers, 3, a.address)); /* 1 answers there */
+    struct peer *peer = peer_find(a.peers, 2), *other = peer_find(a.peers, 3);
+    snprintf(third, sizeof third, "raft peer 3 at %s: not its certificate", a.address);
+    UNTIL(peer->backoff > 2 * BACKOFF_MIN_MS && other->backoff > 2 * BACKOFF_MIN_MS);
+    unsigned first = said(fd, "raft peer 2 at"), wrong = said(fd, third), from = said(fd, "from 127.0.0.1");
+    for (unsigned i = 0; i < SAID_MAX; i++) {
+        peer->said[i].at -=
+            peer->said[i].at > 60000 ? 60000 : peer->said[i].at; /* as if a minute had gone by */
+    }
+    unsigned backoff = peer->backoff;
+    UNTIL(peer->backoff > backoff);
+    unsigned again = said(fd, "raft peer 2 at"), reason = said(fd, "certificate is not accepted");
+
+    log_setup(getenv("SYM_TEST_LOG") != NULL ? LOG_DEBUG : LOG_ERROR, false);
+    dup2(saved, STDERR_FILENO);
+    close(saved);
+    close(fd);
+    assert_int_equal(first, 1);
+    assert_int_equal(wrong, 1);
+    assert_in_range(from, 1, SAID_MAX);
+    assert_int_equal(again, 2);
+    assert_int_equal(reason, 2);
+    free_identity(&two);
+    stop(&a);
+    stop(&b);
+}
+
 /* ---- rogues ---- */
 
 struct rogue {
@@ -1584,6 +1649,7 @@ int main(void)
         TEST(not_dead),
         TEST(either_connection),
         TEST(new_certificates),
+        TEST(mistrust_is_logged),
         TEST(garbage),
         TEST(byte_at_a_time),
         TEST(crowd),

@@ -16,8 +16,9 @@ enum {
     FINISH_MS = 1000,   /* for a last word before we close */
     STRANGERS_MAX = 64, /* accepted connections without a valid hello */
     REFUSAL_LOG_MS = 1000,
-    HIGH_WATER = 256 << 10, /* low, so that urgent frames overtake what is behind it */
-    TURN_BYTES = 128 << 10, /* per peer and loop iteration: encryption takes the loop's time */
+    WARN_AGAIN_MS = 60 * 1000, /* what keeps a peer away, for each reason */
+    HIGH_WATER = 256 << 10,    /* low, so that urgent frames overtake what is behind it */
+    TURN_BYTES = 128 << 10,    /* per peer and loop iteration: encryption takes the loop's time */
     MAX_QUEUED = 4 << 20,
 };
 
@@ -50,6 +51,51 @@ void conn_cut(struct conn *c, int queued_status)
     conn_detach(c, queued_status);
     c->cut = true;
     stream_close(c->stream, 0);
+}
+
+/* Not @why again within a minute, nor more than a few reasons: strangers can cause as many as they like. */
+static bool may_say(struct said said[SAID_MAX], uint64_t now, const char *why)
+{
+    uint32_t what = 2166136261u;
+    struct said *oldest = said;
+
+    for (const char *s = why; *s != '\0'; s++) {
+        what = (what ^ (uint8_t)*s) * 16777619u;
+    }
+    for (unsigned i = 0; i < SAID_MAX; i++) {
+        if (said[i].at != 0 && said[i].what == what && now - said[i].at < WARN_AGAIN_MS) {
+            return false;
+        }
+        oldest = said[i].at < oldest->at ? &said[i] : oldest;
+    }
+    if (oldest->at != 0 && now - oldest->at < WARN_AGAIN_MS) {
+        return false;
+    }
+    *oldest = (struct said){.at = now != 0 ? now : 1, .what = what};
+    return true;
+}
+
+/* We do not come to @peer, and will not until somebody does something. */
+static void warn_of_peer(struct peer *peer, const char *why)
+{
+    if (may_say(peer->said, uv_now(peer->owner->cfg.loop), why)) {
+        log_warn("raft peer %" PRIu64 " at %s: %s", peer->id, peer->address, why);
+    }
+}
+
+/* The end of one that never got to its hello: a matter of trust is worth a word, a manager that is down is not. */
+static void warn_of_end(struct conn *c, int status)
+{
+    struct peers *p = c->owner;
+
+    if (c->ready || (status != SYM_EAUTH && status != SYM_EPROTO && status != SYM_ENOTFOUND)) {
+        return;
+    }
+    if (c->peer != NULL) {
+        warn_of_peer(c->peer, err_msg());
+    } else if (!c->outgoing && may_say(p->said, uv_now(p->cfg.loop), err_msg())) {
+        log_warn("raft connection from %s: %s", stream_peer_addr(c->stream)->host, err_msg());
+    }
 }
 
 static void log_end(const struct conn *c, const char *why)
@@ -126,6 +172,7 @@ static void on_close(struct stream *s, int status)
     struct peers *p = c->owner;
     struct peer *peer = c->peer;
     if (!c->closing) {
+        warn_of_end(c, status);
         log_end(c, status == 0 ? "closed" : err_msg());
         conn_detach(c, SYM_ECONNECT);
         if (c->outgoing) {
@@ -221,7 +268,7 @@ static void on_open_out(struct stream *s)
 
     int rv = p->cfg.authorize(p->cfg.arg, c->peer->id, stream_tls_peer(s));
     if (rv != 0) {
-        log_debug("raft peer %" PRIu64 " at %s: not its certificate", c->peer->id, c->peer->address);
+        warn_of_peer(c->peer, "not its certificate");
     }
     snprintf(hello.cluster_id, sizeof hello.cluster_id, "%s", p->cluster_id);
     snprintf(hello.address, sizeof hello.address, "%s", p->address);
@@ -321,7 +368,7 @@ void conn_open(struct peer *peer)
         rv = stream_connect_tcp(p->cfg.loop, host, port, &cfg, &c->stream);
     }
     if (rv != 0) {
-        log_debug("raft peer %" PRIu64 " at %s: %s", peer->id, peer->address, err_msg());
+        warn_of_peer(peer, err_msg());
         free(c);
         peer_connect_later(peer);
         return;

@@ -13,6 +13,14 @@ enum {
     PEERS_DEFAULT_PORT = 15760,
 };
 
+/* When it was that something was said in the log, so that it is not said at each attempt. */
+struct said {
+    uint64_t at; /* uv_now, 0: nothing */
+    uint32_t what;
+};
+
+enum { SAID_MAX = 4 };
+
 /* One connection. @peer is NULL on an accepted one before its hello, and on any that we are done with
  * (closing). */
 struct conn {
@@ -46,6 +54,7 @@ struct peer {
     uint64_t starts;   /* the highest seen */
     uint64_t nonce;    /* of that start */
     uint64_t last_heard;
+    struct said said[SAID_MAX];
     struct frame_queue queue;
 };
 
@@ -59,7 +68,8 @@ struct peers {
     LIST_HEAD(, conn) conns;
     unsigned strangers;
     uint64_t refusal_logged;
-    struct frame_list done; /* frames whose callback is owed */
+    struct said said[SAID_MAX]; /* of those that are no peer yet */
+    struct frame_list done;     /* frames whose callback is owed */
     struct {
         peers_sent sent;
         void *arg;
