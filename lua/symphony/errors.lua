@@ -1,4 +1,5 @@
---- Errors as values: {code, message, hint}. The codes are those of src/base/err.h and part of the API.
+--- Errors as values: {code, message, hint}. The codes are those of src/base/err.h and part of the API. One with stale =
+--- true comes from a state that may be behind.
 local M = {}
 
 -- code -> HTTP status, as in src/base/err.h (spec/unit/errors_spec.lua compares them); the last two lines are Lua's.
@@ -71,7 +72,8 @@ end
 --- What goes over the wire. The message may quote bytes from outside.
 function M.body(err)
   local clean = require("symphony.json").clean
-  return { error = { code = err.code, message = clean(err.message), hint = err.hint and clean(err.hint) } }
+  return { error = { code = err.code, message = clean(err.message), hint = err.hint and clean(err.hint),
+    stale = err.stale == true or nil } }
 end
 
 return M

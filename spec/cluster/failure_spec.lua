@@ -2,6 +2,7 @@
 local uv = require "luv"
 local cluster = require "spec.support.cluster"
 local http = require "spec.support.http"
+local json = require "spec.support.json"
 local load = require "spec.support.load"
 local proc = require "spec.support.proc"
 
@@ -211,6 +212,20 @@ describe("a cluster of three", function()
       for _, row in ipairs(alone:json("kv", "ls")) do stale(row) end
       local plain = alone:cli("kv", "get", "a")
       assert.truthy((plain.out .. plain.err):find("quorum"), plain.out .. plain.err)
+      local missing = alone:fails("kv", "get", "none")
+      assert.equal("not_found", missing.code, missing.message)
+      assert.is_true(missing.stale)
+      local failed, watch = alone:fails("kv", "watch", "w/")
+      assert.equal("no_quorum", failed.code, failed.message)
+      assert.equal(5, watch.code)
+      assert.truthy(failed.hint:find("--wait", 1, true), failed.hint)
+      assert.is_true(watch.seconds < 5 * cluster.patience, ("kv watch took %.1f s"):format(watch.seconds))
+      local waiting = proc.begin { cluster.symphony, "--socket", alone.socket, "--json", "kv", "watch", "w/", "--wait" }
+      local note = cluster.wait_for("the watch to say that it waits", 5, function()
+        return json.decode(waiting.out:match("^[^\n]+\n") or ""), waiting.out .. waiting.err
+      end)
+      assert.equal("stale", note.type)
+      assert.truthy(#note.reason > 5 and math.type(note.revision) == "integer", waiting.out)
       t.managers[alone == t.managers[1] and 2 or 1]:start()
       cluster.wait_for("the same commands to work", 20, function()
         local late = alone:cli("kv", "put", "a", tostring(round))
@@ -219,6 +234,13 @@ describe("a cluster of three", function()
       get = alone:json("kv", "get", "a")
       assert.equal(tostring(round), get.value)
       assert.is_nil(get.stale)
+      assert.is_nil(alone:fails("kv", "get", "none").stale)
+      alone:json("kv", "put", "w/a", "1")
+      cluster.wait_for("the watch to go on", 10, function()
+        return waiting.out:find('"w/a"', 1, true), waiting.out .. waiting.err
+      end)
+      waiting.process:kill("sigint")
+      assert.truthy(proc.pump(10, waiting.ended))
       for _, row in ipairs(alone:json("manager", "members")) do assert.is_nil(row.stale) end
       for _, m in ipairs(t.managers) do
         if not m:is_running() then m:start() end

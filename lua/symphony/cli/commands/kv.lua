@@ -101,8 +101,10 @@ Example:
           "this manager has not caught up with the cluster yet, and there is no quorum")
       end
       stale.note(ctx, fresh)
-      return nil, errors.new("not_found", ("there is no key %s"):format(ctx.args.key),
+      local missing = errors.new("not_found", ("there is no key %s"):format(ctx.args.key),
         fresh.stale and "this is this manager's own state: it may be behind" or nil)
+      missing.stale = fresh.stale
+      return nil, missing
     end
     stale.note(ctx, fresh)
     if not ctx.json then
@@ -242,7 +244,8 @@ local watch = {
   name = "watch",
   summary = "Show changes of keys as they happen",
   description = [[
-Prints each change below PREFIX until Ctrl-C; with --json one object a line.
+Prints each change below PREFIX until Ctrl-C; with --json one object a line. Without a quorum nothing changes: that is
+an error, or, with --wait, a note ({"type": "stale", ...} with --json), and the changes come when there is one again.
 
 Example:
   symphony kv watch app/
@@ -255,14 +258,21 @@ Example:
         if not n or n < 1 then return nil, ("'%s' is no revision"):format(text) end
         return n
       end)
+    parser:flag("--wait", "Also when there is no quorum now.")
   end,
   run = function(ctx)
     local follow, json, store = require "symphony.cluster.follow", require "symphony.json", require "sym.store"
     local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
     local prefix = kv.check_key(ctx.args.prefix or "", true)
-    local fresh, err = state.read { stale = true }
-    if not fresh then return nil, err end
+    local fresh, err = state.read { stale = ctx.args.wait }
+    if not fresh then
+      if err.code == "no_quorum" then err.hint = "`--wait` watches until there is one again; " .. err.hint end
+      return nil, err
+    end
     stale.note(ctx, fresh)
+    if fresh.stale and ctx.json then
+      ctx.out(json.encode { type = "stale", reason = fresh.reason, revision = fresh.revision } .. "\n")
+    end
     local f <close>, why = follow.open(kv.PREFIX .. prefix, ctx.args.from and ctx.args.from - 1 or store.revision(),
       BACKLOG_MAX, shown_event)
     if not f then
