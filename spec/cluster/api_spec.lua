@@ -34,6 +34,24 @@ local function certificate(t, m, spec)
   return { "--cert", base .. ".crt", "--key", base .. ".key" }
 end
 
+-- A certificate for the key of the manager @m itself, signed as its own is, that has expired: curl's words for it, and
+-- a request for a new one.
+local EXPIRED = [[
+local crypto, state = require "sym.crypto", require "symphony.cluster.state"
+local ca_key, ca = require("symphony.cluster.pki").load_ca()
+local n = state.get("/node/" .. %q)
+local csr = crypto.csr(crypto.key_load(require("sym.sys").read_file(%q)), "x")
+return { csr = csr, cert = crypto.cert_sign(ca_key, ca, csr, { cn = n.node_id, ou = n.role, raft_id = n.raft_node_id,
+  o = state.cluster().id, not_before = os.time() - 2000, not_after = os.time() - 1000, server = true }) }]]
+
+local function expired(t, m)
+  local key = m.dir .. "/tls/node.key"
+  local made = evaluate(m, EXPIRED:format(json.decode(proc.read_file(m.dir .. "/key.json")).node_id, key))
+  local file = ("%s/%s-expired.crt"):format(t.root, m.label)
+  proc.write_file(file, made.cert)
+  return { "--cert", file, "--key", key }, made.csr
+end
+
 -- The manager's own certificate, as a client.
 local function own(m)
   return { "--cert", m.dir .. "/tls/node.crt", "--key", m.dir .. "/tls/node.key" }
@@ -479,6 +497,53 @@ describe("a certificate", function()
       w.process:kill()
     end
     assert.is_true(#busy.lines() > 2, busy.out)
+  end))
+
+  it("that has expired is good for a new one, and for nothing else", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    put(m, "a", "v")
+    local old, csr = expired(t, m)
+    for _, case in ipairs(EVERY) do refused(assert(secure(m, old, table.unpack(case))), 403, "expired") end
+    for _, case in ipairs { { "GET", "/v1/status" }, { "GET", "/v1/members" }, { "GET", "/v1/nodes" },
+      { "POST", "/v1/txn", "{}" }, { "POST", "/v1/transfer", "{}" }, { "POST", "/v1/join", "{}" },
+      { "GET", "/v1/backup" }, { "POST", "/v1/restore/begin", "{}" }, { "POST", "/v1/nodes/1/remove", "{}" } } do
+      refused(assert(secure(m, old, table.unpack(case))), 403, "expired")
+    end
+    local answer = assert(secure(m, old, "POST", "/v1/renew", json.encode { csr = csr }))
+    assert.equal(200, answer.status, answer.body)
+    assert.is_true(answer.json.expires > os.time() + 80 * 86400, answer.body)
+    proc.write_file(old[2], answer.json.certificate)
+    assert.equal(200, secure(m, old, "GET", "/v1/kv/a").status)
+    -- Not for another's key, and not without a certificate.
+    local other = evaluate(m, "local c = require 'sym.crypto' return { csr = c.csr(c.key_generate(), 'x') }")
+    refused(assert(secure(m, old, "POST", "/v1/renew", json.encode(other))), 403, "denied")
+    refused(assert(secure(m, {}, "POST", "/v1/renew", json.encode { csr = csr })), 401, "unauthenticated")
+  end))
+
+  it("that has expired at every manager keeps none of them from the others: they renew", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    put(m[1], "a", "v")
+    local files = {}
+    for i, each in ipairs(m) do files[i] = proc.read_file(expired(t, each)[2]) end
+    for i, each in ipairs(m) do
+      each:stop()
+      proc.write_file(each.dir .. "/tls/node.crt", files[i])
+    end
+    for _, each in ipairs(m) do each:start() end
+    t:wait_voters(3, m[1])
+    for i, each in ipairs(m) do
+      assert.equal("v", each:json("kv", "get", "a").value)
+      cluster.wait_for(each.label .. " to renew its certificate", 20, function()
+        local file = each.dir .. "/tls/node.crt"
+        return proc.read_file(file) ~= files[i]
+          and proc.run({ "openssl", "x509", "-noout", "-checkend", "86400", "-in", file }).code == 0, each:log_tail(3)
+      end)
+      cluster.wait_for("it to serve with that", 10, function()
+        local answer, why = secure(each, own(each), "GET", "/v1/kv/a")
+        return answer and answer.status == 200, why or answer.body
+      end)
+    end
+    put(m[2], "a", "w")
   end))
 
   it("of a removed manager is worth nothing, at once and at every manager", cluster.scenario(function(t)

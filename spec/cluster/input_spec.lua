@@ -497,13 +497,13 @@ describe("a full disk", function()
 end)
 
 describe("hostile connections", function()
-  it("by the thousand, idle or a byte at a time, do not disturb the cluster", cluster.scenario(function(t)
-    local m = t:cluster(3)
+  -- @target(i): the manager on whose remote port connection i is.
+  local function thousand(t, m, target)
     local open, connected, refusals = {}, 0, 0
     for i = 1, 1000 do
       local tcp = uv.new_tcp()
       open[i] = tcp
-      tcp:connect("127.0.0.1", m[i % 3 + 1].remote_port, function(err)
+      tcp:connect("127.0.0.1", target(i).remote_port, function(err)
         if err then refusals = refusals + 1 return end
         connected = connected + 1
         tcp:read_start(function() end)
@@ -536,6 +536,16 @@ describe("hostile connections", function()
       if not tcp:is_closing() then tcp:close() end
     end
     proc.run_for(0.3)
+  end
+
+  it("by the thousand, idle or a byte at a time, do not disturb the cluster", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    thousand(t, m, function(i) return m[i % 3 + 1] end)
+  end))
+
+  it("by the thousand on one port do not, either", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    thousand(t, m, function() return m[1] end)
   end))
 
   it("with garbage on any port are dropped", cluster.scenario(function(t)
