@@ -292,8 +292,81 @@ static void told_for_what_it_waited(void **state)
     cluster_close(&c);
 }
 
-/* Rule 2: libraft holds in memory what is not in a snapshot yet; when that grows in spite of all, writes
- * wait for the snapshot. */
+/* A member that is there and takes nothing: it answers, but gets no entries and no snapshot. */
+enum { STARVED = 3 };
+
+static int send_but_to_starved(
+    struct raft_io *io, struct raft_io_send *req, const struct raft_message *m, raft_io_send_cb cb)
+{
+    if (m->server_id == STARVED && (m->type == RAFT_INSTALL_SNAPSHOT ||
+                                       (m->type == RAFT_APPEND_ENTRIES && m->append_entries.n_entries > 0))) {
+        cb(req, 0);
+        return 0;
+    }
+    return send_all(io, req, m, cb);
+}
+
+/* What such a one lacks is kept for it behind the snapshot, but not without end: it is in memory. */
+static void log_for_a_member_that_lags_is_bounded(void **state)
+{
+    (void)state;
+    enum { KEPT_MOST = 50 << 20, KEPT_LEAST = 24 << 20 };
+    struct cluster c;
+    struct rnode_status st;
+    cluster_open(&c);
+    c.quota = 128 << 20;
+    form(&c, 3);
+    struct manager *lead = &c.managers[0];
+    put_ok(lead, "a", "1");
+    send_all = lead->node->guard.inner.send;
+    lead->node->guard.inner.send = send_but_to_starved;
+    write_much(lead, 72, 1 << 20);
+    assert_ptr_equal(leader_of(&c), lead);
+    assert_true(sees_up(lead, STARVED));
+    uint64_t end = applied_of(lead);
+    rnode_snapshot(lead->node);
+    run_until(&c, 15000, snapshot_of(lead) >= end);
+    status(lead, &st);
+    print_message("%u KiB of log are kept\n", (unsigned)(st.log_bytes >> 10));
+    assert_in_range(st.log_bytes, KEPT_LEAST, KEPT_MOST);
+    lead->node->guard.inner.send = send_all;
+    run_until(&c, 30000, applied_of(&c.managers[STARVED - 1]) >= end);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* As much is written to the log as the state is large before there is a snapshot, but not without end. */
+static void snapshots_of_a_large_state(void **state)
+{
+    (void)state;
+    enum { STATE_MIB = 80, LEAST_MIB = 48, MOST_MIB = 68 };
+    struct cluster c;
+    cluster_open(&c);
+    c.quota = 256 << 20;
+    form(&c, 1);
+    struct manager *m = leader_of(&c);
+    char *value = malloc((1 << 20) + 1), key[16];
+    unsigned n;
+    memset(value, 'v', 1 << 20);
+    value[1 << 20] = '\0';
+    for (n = 0; n < STATE_MIB; n++) {
+        snprintf(key, sizeof key, "k%u", n);
+        put_ok(m, key, value);
+    }
+    uint64_t end = applied_of(m);
+    rnode_snapshot(m->node);
+    run_until(&c, 15000, snapshot_of(m) >= end);
+    run_until(&c, 5000, !guard_snapshotting(&m->node->guard));
+    for (n = 0; n < STATE_MIB + 20 && !guard_snapshotting(&m->node->guard); n++) {
+        put_ok(m, "k0", value);
+    }
+    print_message("a snapshot is begun after %u MiB of log\n", n);
+    assert_in_range(n, LEAST_MIB, MOST_MIB);
+    free(value);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 /* What is too little for a snapshot under load goes into one when nothing is written any more. */
 static void a_quiet_log_is_tidied(void **state)
 {
@@ -314,6 +387,8 @@ static void a_quiet_log_is_tidied(void **state)
     cluster_close(&c);
 }
 
+/* Rule 2: libraft holds in memory what is not in a snapshot yet; when that grows in spite of all, writes
+ * wait for the snapshot. */
 static void log_in_memory_is_bounded(void **state)
 {
     (void)state;
@@ -847,6 +922,8 @@ int main(void)
         cmocka_unit_test(time_to_install),
         cmocka_unit_test(snapshot_and_restart),
         cmocka_unit_test(log_is_bounded_and_catch_up_by_snapshot),
+        cmocka_unit_test(log_for_a_member_that_lags_is_bounded),
+        cmocka_unit_test(snapshots_of_a_large_state),
         cmocka_unit_test(a_quiet_log_is_tidied),
         cmocka_unit_test(log_in_memory_is_bounded),
         cmocka_unit_test(told_for_what_it_waited),
