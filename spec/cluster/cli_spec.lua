@@ -304,4 +304,28 @@ describe("lua", function()
     end
     m:json("kv", "put", "a", "1")
   end))
+
+  it("finds the operator's own modules, and says what is wrong with one", cluster.scenario(function(t)
+    local dir, second = t:folder "modules", t:folder "more"
+    proc.write_file(dir .. "/mine.lua", "return { answer = function(n) return n + 1 end }")
+    proc.write_file(dir .. "/broken.lua", "return {")
+    proc.write_file(dir .. "/raises.lua", "error('oops')")
+    proc.write_file(second .. "/mine.lua", "return 'the second folder'")
+    proc.write_file(second .. "/other.lua", "return 'the other'")
+    local m = t:manager():start("--lua-dir", dir, "--lua-dir", second)
+    m:json("manager", "init")
+    assert.equal("42\n", m:cli("lua", "-e", "require('mine').answer(41)").out)
+    assert.equal('"the other"\n', m:cli("--json", "lua", "-e", "(require 'other')").out)
+    for module, why in pairs {
+      broken = dir .. "/broken.lua:1: unexpected symbol", raises = dir .. "/raises.lua:1: oops",
+      none = "module 'none' not found" } do
+      local result = m:cli("lua", "-e", ("require '%s'"):format(module))
+      assert.equal(1, result.code)
+      assert.truthy(result.err:find(why, 1, true), result.err)
+      m:json("kv", "put", "a", module) -- the daemon goes on
+    end
+    -- Mended, it is found.
+    proc.write_file(dir .. "/broken.lua", "return 'mended'")
+    assert.equal('"mended"\n', m:cli("--json", "lua", "-e", "(require 'broken')").out)
+  end))
 end)
