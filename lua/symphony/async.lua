@@ -302,26 +302,64 @@ Mutex.__index = Mutex
 
 --- For what one task at a time may be in.
 function M.mutex()
-  return setmetatable({ freed = M.event() }, Mutex)
+  return setmetatable({ queue = {}, first = 1, last = 0 }, Mutex)
 end
 
---- Waits for its turn. Returns a lock, to be kept in a to-be-closed variable, which gives it back however the task
---- leaves; or nil, err ("timeout") after @timeout_ms (nil: never).
-function Mutex:lock(timeout_ms)
-  local deadline = timeout_ms and uv.hrtime() / 1e6 + timeout_ms
-  while self.held do
-    local ok, err = self.freed:wait(deadline and math.max(0, deadline - uv.hrtime() / 1e6))
-    if not ok then
-      return nil, err
+-- To the first that still waits: thousands that wait cost no more for being many.
+local function pass_on(self)
+  while self.first <= self.last do
+    local waiter = self.queue[self.first]
+    self.queue[self.first] = nil
+    self.first = self.first + 1
+    if waiter.enter then
+      return waiter.enter()
     end
   end
-  self.held = true
-  return setmetatable({}, {
+  self.first, self.last, self.held = 1, 0, false
+end
+
+--- Waits for its turn; who came first has it first. Returns a lock, to be kept in a to-be-closed variable, which gives
+--- it back however the task leaves; or nil, err ("timeout") after @timeout_ms (nil: never).
+function Mutex:lock(timeout_ms)
+  local lock = setmetatable({}, {
     __close = function()
-      self.held = false
-      self.freed:set()
+      pass_on(self)
     end,
   })
+  if not self.held then
+    self.held = true
+    return lock
+  end
+  local ok, err = M.await(function(done)
+    local waiter, clock = {}, nil
+    function waiter.cancel()
+      waiter.enter = nil
+      if clock then
+        clock:cancel()
+      end
+    end
+    function waiter.enter()
+      waiter.cancel()
+      done()
+    end
+    if timeout_ms then
+      local failed
+      clock, failed = timer(timeout_ms, function()
+        waiter.cancel()
+        done(errors.new("timeout", ("waited for %g s in vain"):format(timeout_ms / 1000)))
+      end)
+      if not clock then
+        return nil, failed
+      end
+    end
+    self.last = self.last + 1
+    self.queue[self.last] = waiter
+    return waiter
+  end)
+  if not ok then
+    return nil, err
+  end
+  return lock
 end
 
 --- fn(...)'s results, or nil, err ("timeout") once @ms have gone by: it is canceled then. What it raises is raised

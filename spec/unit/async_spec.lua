@@ -477,6 +477,49 @@ describe("mutex", function()
     assert.same({ 1, 2, 3, 4, 5 }, order)
   end)
 
+  it("goes on past those that were canceled, also when it had just come to one", function()
+    fake.run(function()
+      local mutex = async.mutex()
+      local entered, tasks = {}, {}
+      local lock = assert(mutex:lock())
+      for i = 1, 4 do
+        tasks[i] = async.spawn(function()
+          local _ <close> = assert(mutex:lock())
+          async.sleep(0)
+          entered[#entered + 1] = i
+        end)
+      end
+      async.sleep(0)
+      tasks[1]:cancel()
+      getmetatable(lock).__close()
+      tasks[2]:cancel() -- it has the lock, and does not know yet
+      assert.is_true((tasks[4]:wait()) == nil)
+      assert.same({ 3, 4 }, entered)
+      local _ <close> = assert(mutex:lock(0))
+    end)
+  end)
+
+  it("lets thousands wait, and each in once", function()
+    fake.run(function()
+      local mutex, n = async.mutex(), 0
+      local fns = {}
+      for i = 1, 3000 do
+        fns[i] = function()
+          local _ <close> = assert(mutex:lock(60000))
+          n = n + 1
+          return true
+        end
+      end
+      local lock = assert(mutex:lock())
+      async.spawn(function()
+        async.sleep(0)
+        getmetatable(lock).__close()
+      end)
+      async.gather(fns)
+      assert.equal(3000, n)
+    end)
+  end)
+
   it("is free again after an error, a cancellation and a wait in vain", function()
     fake.run(function()
       local mutex = async.mutex()
