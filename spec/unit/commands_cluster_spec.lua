@@ -341,7 +341,8 @@ describe("kv and txn", function()
   it("ls says how to go on so that it can be pasted, whatever the keys are", fake.task(function()
     fake.make()
     for key, line in pairs { ["a/b"] = "a/b", ["a b"] = "'a b'", ["it's"] = [['it'\''s']], ["-x"] = "-x",
-      ["\u{e9}"] = "'\u{e9}'", ["a\nb\27"] = [[$'a\x0ab\x1b']], ["\xff'"] = [[$'\xff\'']] } do
+      ["\u{e9}"] = "'\u{e9}'", ["a\nb\27"] = [[$'a\x0ab\x1b']], ["\xff'"] = [[$'\xff\x27']],
+      ["\1a\\nb"] = [[$'\x01a\x5cnb']] } do
       fake.apply { ops = { state.put("/kv/" .. key, "v"), state.put("/kv/" .. key .. "~", "v") } }
       local _, _, err = run { "kv", "ls", "--limit", "1", "--", key }
       local dash = key == "-x"

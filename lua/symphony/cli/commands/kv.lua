@@ -119,8 +119,7 @@ Example:
 local function quote(text)
   if text:find("^[%w%._/:@%%+=,-]+$") then return text end
   if utf8.len(text) and not text:find("[%c\127]") then return "'" .. text:gsub("'", "'\\''") .. "'" end
-  return "$'" .. text:gsub("[^\32-\126]", function(c) return ("\\x%02x"):format(c:byte()) end)
-    :gsub("'", "\\'") .. "'"
+  return "$'" .. text:gsub("[%c\127-\255'\\]", function(c) return ("\\x%02x"):format(c:byte()) end) .. "'"
 end
 
 -- The command that goes on behind @after.
