@@ -148,6 +148,80 @@ describe("a cluster of three", function()
     assert.is_nil(alone:json("manager", "status").behind)
   end))
 
+  -- As after a power cut: the boot id that the mark names is that of another boot.
+  local function lose_state(m)
+    local mark = assert(io.open(m.dir .. "/state/mark", "r+"))
+    mark:write("in use, boot 00000000-0000-0000-0000-000000000000")
+    mark:close()
+  end
+
+  it("recovers with one whose machine went down, from its log alone", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local alone = others[1]
+    for i = 1, 5 do leader:json("kv", "put", "a", tostring(i)) end
+    assert.equal("5", alone:json("kv", "get", "a").value)
+    for _, m in ipairs(t.managers) do m:crash() end
+    lose_state(alone)
+    alone:start()
+    assert.equal("state_unknown", alone:fails("kv", "get", "a").code)
+    local members = alone:json("manager", "members")
+    assert.equal(3, #members)
+    for _, m in ipairs(members) do assert.is_nil(m.leaving) end
+    alone:json("manager", "recover", "--yes")
+    assert.equal("5", alone:json("kv", "get", "a").value)
+    assert.equal(1, #alone:json("manager", "members"))
+  end))
+
+  it("recovers, and takes nobody for a new member whom the lost ones had let in", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local alone = others[1]
+    alone:crash()
+    local ghost = t:manager():start()
+    ghost:json("manager", "join", leader:remote(), "--token", t.tokens.manager)
+    local id = ghost:json("manager", "status").raft_node_id
+    leader:crash()
+    others[2]:crash()
+    alone:start()
+    alone:json("manager", "recover", "--yes")
+    cluster.wait_for("it to know that it is out", 20, function()
+      local s = ghost:json("manager", "status").state
+      return s == "removed", s
+    end)
+    local new = t:manager():start()
+    local joined = new:json("manager", "join", alone:remote(), "--token",
+      alone:json("token", "create", "--role", "manager").token)
+    assert.is_true(joined.raft_node_id > id, joined.raft_node_id)
+  end))
+
+  it("is behind only in what was committed", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    leader:json("kv", "put", "a", "1")
+    local before = leader:json("manager", "status").last_index
+    for _, m in ipairs(others) do m:kill("sigstop") end
+    -- These reach the leader's log alone.
+    local puts = {}
+    for i = 1, 6 do
+      puts[i] = proc.begin { cluster.symphony, "--socket", leader.socket, "kv", "put", "lost" .. i, ("x"):rep(99999) }
+    end
+    cluster.wait_for("entries in the leader's log", 5, function()
+      return leader:json("lua", "-e", "return require('sym.raft').status().last_index") > before
+    end)
+    leader:crash()
+    for _, m in ipairs(others) do m:crash() end
+    for _, put in ipairs(puts) do cluster.wait_for("the end of a put", 10, put.ended) end
+    for _, m in ipairs(others) do m:start() end
+    cluster.wait_for("a leader of the others", 15, function() return others[1]:json("manager", "status").quorum end)
+    lose_state(leader)
+    leader:start()
+    cluster.wait_for("nothing to be behind in", 15, function()
+      local s = leader:json("manager", "status")
+      return s.quorum and not s.behind and #s.warnings == 0, json.encode(s)
+    end)
+  end))
+
   it("brings back by a snapshot who was away for longer than the log reaches", cluster.scenario(function(t)
     t:cluster(3)
     local leader, others = t:leader()

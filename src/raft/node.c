@@ -133,9 +133,13 @@ void node_look(struct rnode *n)
         n->recovered = false;
         logdir_unmark_recovered(n->dir);
     }
+    /* What of the log was never committed, and so never served, another leader may have cut off. */
+    if (n->behind_until > raft_last_index(r)) {
+        n->behind_until = raft_last_index(r);
+    }
     /* Not while one is being taken: there would be another right behind it. */
     if (!guard_snapshotting(&n->guard) &&
-        (guard_fresh_bytes(&n->guard) >= (is_quiet(n) ? NODE_QUIET_BYTES : n->snapshot_bytes) ||
+        (guard_fresh_bytes(&n->guard) >= (is_quiet(n) ? n->quiet_bytes : n->snapshot_bytes) ||
             (n->recovered && r->commit_index >= n->recovered_at))) {
         raft_set_snapshot_threshold(r, 1);
     }
@@ -214,13 +218,15 @@ static void fsm_deliver(void *arg, uint64_t index, struct txn_result *results, u
     propose_deliver(&((struct rnode *)arg)->propose, index, results, n_results);
 }
 
-/* A snapshot costs as much as the state is large: under load no more than one byte is written to a snapshot for
- * each of the log. Until then that is in memory. */
+/* A snapshot costs as much as the state is large: under load one byte is written to a snapshot for each of the log,
+ * and more only where the state is larger than what of the log may be in memory. */
 static void set_snapshot_bytes(struct rnode *n)
 {
-    uint64_t bytes = store_bytes(n->cfg.store);
-    bytes = bytes > NODE_SNAPSHOT_BYTES ? bytes : NODE_SNAPSHOT_BYTES;
+    uint64_t state = store_bytes(n->cfg.store);
+    uint64_t bytes = state > NODE_SNAPSHOT_BYTES ? state : NODE_SNAPSHOT_BYTES;
     n->snapshot_bytes = bytes < NODE_SNAPSHOT_BYTES_MOST ? bytes : NODE_SNAPSHOT_BYTES_MOST;
+    bytes = state / 8 > NODE_QUIET_BYTES ? state / 8 : NODE_QUIET_BYTES;
+    n->quiet_bytes = bytes < n->snapshot_bytes ? bytes : n->snapshot_bytes;
 }
 
 /* Up to where every member that is there has the log, as far as this one knows. */
@@ -561,6 +567,7 @@ static void set_up_raft(struct rnode *n)
     raft_set_snapshot_threshold(&n->raft, NODE_SNAPSHOT_ENTRIES);
     raft_set_snapshot_trailing(&n->raft, NODE_TRAILING_ENTRIES);
     set_snapshot_bytes(n);
+    n->applied_at = uv_now(n->loop);
     n->io.send = sender_send;
     guard_wrap(&n->guard, &n->raft, &guard_ops, n);
     n->guard.witnessed = store_applied(n->cfg.store);

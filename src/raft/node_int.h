@@ -22,8 +22,9 @@ enum {
     NODE_SNAPSHOT_ENTRIES = 16384,  /* rule 14 */
     NODE_SNAPSHOT_BYTES = 16 << 20, /* or as much as the state has, up to the most */
     NODE_SNAPSHOT_BYTES_MOST = 64 << 20,
-    NODE_QUIET_MS =
-        2000, /* without an entry: then a snapshot costs nobody anything, and frees the log's memory */
+    /* When nothing was applied for so long a snapshot holds nobody up, and frees the log's memory: for so many bytes
+     * of it, or an eighth of the state. */
+    NODE_QUIET_MS = 2000,
     NODE_QUIET_BYTES = 4 << 20,
     NODE_TRAILING_ENTRIES = 8192,
     NODE_TRAILING_BYTES = 4 << 20,
@@ -128,7 +129,8 @@ struct rnode {
     uint64_t given_up;       /* snapshots, as last looked at */
     uint64_t snapshot_index; /* likewise */
     uint64_t snapshot_after; /* uv_now */
-    uint64_t snapshot_bytes; /* a snapshot is due with that many bytes of log since the last */
+    uint64_t snapshot_bytes; /* a snapshot is due with that many bytes of log since the last, */
+    uint64_t quiet_bytes;    /* and with these when it is quiet */
 
     enum { NODE_RUNNING, NODE_STOP_ASKED, NODE_HANDING_OVER, NODE_HANDED_OVER, NODE_CLOSING } phase;
     bool raft_open, peers_open, health_open, failed_start;

@@ -47,12 +47,14 @@ function M.rows(nodes, status)
       leaving = n.removing ~= nil or nil,
     }
   end
-  -- A server that the state does not know is on its way out.
+  -- A server that the state does not know is on its way out; or the state is behind, and knows hardly anybody.
+  local leaving = not status.behind or nil
   for _, s in ipairs(status.servers) do
     if not known[s.id] then
       out[#out + 1] = {
         raft_node_id = s.id, node_id = "", name = "", raft_role = s.role, leader = status.leader == s.id,
-        raft_address = s.address, remote_address = "", reachable = s.id == status.id or s.up or false, leaving = true,
+        raft_address = s.address, remote_address = "",
+        reachable = s.id == status.id or s.up or false, leaving = leaving,
       }
     end
   end
@@ -93,7 +95,8 @@ end
 -- What `manager status` and GET /v1/status say. Pure: @me is key.json, @cluster its record or nil, @nodes the managers'
 -- records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version}.
 function M.summary(me, cluster, nodes, status, fresh, more)
-  local name, n_members, n_voters, voters_up = {}, #nodes, 0, 0
+  local n_members = status.behind and math.max(#nodes, #status.servers) or #nodes
+  local name, n_voters, voters_up = {}, 0, 0
   for _, n in ipairs(nodes) do name[n.raft_node_id] = n.name end
   local role
   for _, s in ipairs(status.servers) do

@@ -10,6 +10,7 @@ local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local node = require "sym.node"
+local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
 
@@ -19,10 +20,16 @@ local M = {
 
 local FIRST_WRITE_MS = 15000
 
--- The txn that leaves @me alone in the state. Pure: @rows from members.planned, @kv of /cluster, its record.
-function M.cleanup(me, rows, cluster_kv, cluster)
+-- Raft ids that the lost majority may have given out, and this one never heard of.
+local LOST_IDS = 1000
+
+-- The txn that leaves @me alone in the state. Pure: @rows from members.planned, @kv of /cluster, its record; @next_kv
+-- of /cluster/next_raft_id.
+function M.cleanup(me, rows, cluster_kv, cluster, next_kv)
   cluster.epoch = (cluster.epoch or 1) + 1
-  local txn = { compare = { state.unchanged(cluster_kv) }, ops = { state.put("/cluster", cluster) } }
+  local next_id = math.tointeger(tonumber(next_kv.value)) + LOST_IDS
+  local txn = { compare = { state.unchanged(cluster_kv), state.unchanged(next_kv) },
+    ops = { state.put("/cluster", cluster), state.put("/cluster/next_raft_id", tostring(next_id)) } }
   local removed = {}
   for _, m in ipairs(rows) do
     local n = m.kv.value
@@ -51,12 +58,13 @@ function M.finish(doc)
   fresh, err = state.read { timeout_ms = FIRST_WRITE_MS }
   if not fresh then return nil, err end
   local cluster, kv = state.get("/cluster")
+  local _, next_kv = state.text("/cluster/next_raft_id")
   local rows
   rows, err = members.planned()
-  if not cluster or not rows then
+  if not cluster or not rows or not next_kv then
     return nil, err or errors.new("state_unknown", "the state of this manager does not hold the cluster")
   end
-  local txn, removed = M.cleanup(doc, rows, kv, cluster)
+  local txn, removed = M.cleanup(doc, rows, kv, cluster, next_kv)
   local result
   result, err = state.submit(txn, FIRST_WRITE_MS)
   if not result then return nil, err end
@@ -91,7 +99,16 @@ local function is_half_done()
   return identity.me ~= nil and identity.me.phase == "recover"
 end
 
--- Is there something to recover? Returns who would go; nil, err.
+-- The other members as raft has them: its configuration is in the log, which is what goes on.
+local function others_of_raft(status)
+  local out = {}
+  for _, s in ipairs(status.servers) do
+    if s.id ~= status.id then out[#out + 1] = { id = s.id, name = s.address } end
+  end
+  return out
+end
+
+-- Is there something to recover? Returns who would go, at least {id, name} each; nil, err.
 function M.check()
   local ok, err = true, nil
   if not is_half_done() then
@@ -99,6 +116,9 @@ function M.check()
     if ok then ok, err = quorum_lost(M.lost_for_ms) end
   end
   if not ok then return nil, err end
+  -- The state says nothing yet of what this manager knew: that is in its log, and comes back with it.
+  local status = raft.status()
+  if status and status.behind then return others_of_raft(status) end
   local cluster = state.cluster()
   local rows
   rows, err = members.planned()
