@@ -100,6 +100,7 @@ static void from_a_revision(void **state)
 
     struct watch *w;
     FAILS(SYM_EINVAL, watch_open(s, str(""), 7, see, &all, &w));
+    assert_non_null(strstr(err_msg(), "revision 8 lies ahead")); /* the first one that would be told */
     uint8_t long_prefix[KEY_MAX + 1] = {0};
     FAILS(SYM_ETOOBIG, watch_open(s, (struct slice){long_prefix, sizeof long_prefix}, 0, see, &all, &w));
     assert_false(store_pump(s));

@@ -247,8 +247,8 @@ int watch_open(
         return err_setf(SYM_ECLOSED, "the store is closing");
     }
     if (after > store_revision(s)) {
-        return err_setf(SYM_EINVAL, "revision %llu has not been reached: it is %llu",
-            (unsigned long long)after, (unsigned long long)store_revision(s));
+        return err_setf(SYM_EINVAL, "revision %llu lies ahead: the state is at %llu",
+            (unsigned long long)after + 1, (unsigned long long)store_revision(s));
     }
     if (after < h->ring.base) {
         return err_setf(
