@@ -303,6 +303,33 @@ describe("keys over HTTP", function()
     assert.same(want, seen)
   end))
 
+  it("tell their revision, and are not read behind one that the client has seen", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local seen = put(m, "a", "1")
+    for door, call in pairs(doors(m)) do
+      assert.equal(tostring(seen), call("GET", "/v1/kv/a").headers["x-revision"], door)
+      for _, target in ipairs { "/v1/kv/a?", "/v1/kv?prefix=a&", "/v1/kv/a?stale=ok&" } do
+        for _, revision in ipairs { 0, 1, seen } do
+          assert.equal(200, call("GET", target .. "min_revision=" .. revision).status, target)
+        end
+        assert.equal(503, call("GET", target .. "min_revision=" .. seen + 1).status, target)
+      end
+      for _, target in ipairs { "/v1/kv/a?", "/v1/kv/absent?", "/v1/kv?", "/v1/watch?", "/v1/watch?from=1&" } do
+        local answer = call("GET", target .. "min_revision=" .. seen + 1)
+        refused(answer, 503, "state_unknown")
+        assert.truthy(answer.json.error.message:find("has not reached revision " .. seen + 1, 1, true), answer.body)
+        refused(call("GET", target .. "min_revision=-1"), 400, "invalid")
+      end
+      -- One that begins in the future is told of the revision that was asked for.
+      local answer = call("GET", "/v1/watch?from=" .. seen + 99)
+      refused(answer, 400, "invalid")
+      assert.truthy(answer.json.error.message:find(("revision %d "):format(seen + 99), 1, true), answer.body)
+    end
+    local w = watch(m, own(m), ("/v1/watch?min_revision=%d"):format(seen))
+    assert.same({ type = "sync", revision = seen }, wait_lines(w, 1)[1])
+    w.process:kill()
+  end))
+
   it("have limits, and what is over them changes nothing", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     for door, call in pairs(doors(m)) do
@@ -737,7 +764,9 @@ describe("one manager of three", function()
     assert.equal(2, #rows)
     for _, row in ipairs(rows) do assert.is_true(row.stale) end
     refused(timed(2, "GET", "/v1/kv/c?stale=ok"), 404, "not_found")
-    refused(timed(5, "PUT", "/v1/kv/a", "2"), 503, "no_quorum")
+    local write = timed(5, "PUT", "/v1/kv/a", "2")
+    refused(write, 503, "no_quorum")
+    assert.truthy(write.json.error.hint:find("`symphony manager recover`", 1, true), write.body)
     refused(assert(secure(m, own(m), "GET", "/v1/kv/a")), 503, "no_quorum")
     assert.is_true(secure(m, own(m), "GET", "/v1/kv/a?stale=ok").json.stale)
     -- Also after a restart, when it does not know how old its state is.
@@ -753,7 +782,21 @@ describe("one manager of three", function()
       local answer = m:http("GET", "/v1/kv/a")
       return answer and answer.status == 200 and answer.json.stale == nil, answer and answer.body
     end)
-    put(m, "a", "3")
+    local seen = put(m, "a", "3")
+    -- One that was away lags: it says so to whoever has seen more.
+    m:crash()
+    list[2]:crash()
+    list[3]:start()
+    cluster.wait_for("an old state", 10, function()
+      local answer = list[3]:http("GET", "/v1/kv/a?stale=ok")
+      return answer and answer.status == 200 and answer.json.value == "1", answer and answer.body
+    end)
+    for _, target in ipairs { "/v1/kv/a?", "/v1/kv?", "/v1/kv/c?" } do
+      local answer = assert(list[3]:http("GET", target .. "stale=ok&min_revision=" .. seen))
+      refused(answer, 503, "state_unknown")
+      assert.truthy(answer.json.error.message:find("behind revision " .. seen, 1, true), answer.body)
+      assert.truthy(answer.json.error.hint:find("another manager", 1, true), answer.body)
+    end
   end))
 end)
 

@@ -357,6 +357,7 @@ M.started, M.starts, M.quits = false, {}, {}
 M.hooks = {}
 
 M.module("node", {
+  quorum_hint = "`symphony manager recover`",
   started = function() return M.started end,
   start = function(opts)
     if M.start_error then return nil, M.start_error end

@@ -39,6 +39,7 @@ struct call {
     bool paused;    /* watch: the client is slower than the changes */
     uint64_t after; /* watch: revisions up to here are known to the client; list: limit */
     bool has_after;
+    uint64_t min_revision; /* what the client has seen already */
     size_t key_len, start_len;
     uint8_t *start; /* list: the key to go on after; behind @key */
     uint8_t key[];  /* with the prefix */
@@ -94,12 +95,14 @@ static const char *hint_for(int code)
 {
     switch (code) {
     case SYM_ENOQUORUM:
-        return "a majority of the managers must be up and connected: see `symphony manager members`";
+        return API_QUORUM_HINT;
     case SYM_EUNKNOWN:
         return "it may or may not have been carried out: read the key, or repeat it with the same "
                "Idempotency-Key";
     case SYM_ENOSPACE:
         return "free disk space on the managers, or delete keys: see `symphony manager status`";
+    case SYM_ESTATE:
+        return "ask another manager, or this one again later";
     default:
         return NULL;
     }
@@ -131,10 +134,19 @@ static int put_stale(struct api *a, struct buf *out)
         (unsigned long long)store_revision(a->d->store), age);
 }
 
-/* A store that never caught up knows nothing: that is not the same as "absent". And nobody is to go back in time. */
-static int check_known(const struct api *a, bool stale)
+/* A store that never caught up knows nothing: that is not the same as "absent". And nobody is to go back in time:
+ * neither behind what this manager has served, nor behind what the client has seen elsewhere. */
+static int check_known(const struct call *c, bool stale)
 {
-    if (stale && store_revision(a->d->store) == 0) {
+    const struct api *a = c->api;
+    uint64_t revision = store_revision(a->d->store);
+    if (c->min_revision > revision) {
+        return err_setf(SYM_ESTATE,
+            stale ? "this manager is at revision %llu, behind revision %llu"
+                  : "the cluster is at revision %llu, and has not reached revision %llu",
+            (unsigned long long)revision, (unsigned long long)c->min_revision);
+    }
+    if (stale && revision == 0) {
         return err_setf(SYM_ESTATE, "this manager has not caught up with the cluster yet");
     }
     return stale && a->d->raft != NULL && rnode_is_behind(a->d->raft)
@@ -143,9 +155,12 @@ static int check_known(const struct api *a, bool stale)
                : 0;
 }
 
-static void respond_scratch(struct call *c, const char *extra)
+static void respond_scratch(struct call *c, bool more)
 {
     struct buf *out = &c->api->scratch;
+    char extra[96];
+    snprintf(extra, sizeof extra, "X-Revision: %llu\r\n%s",
+        (unsigned long long)store_revision(c->api->d->store), more ? "X-More: true\r\n" : "");
     http_respond(c->req, 200, NULL, extra, buf_data(out), out->len);
     if (out->cap > SCRATCH_KEEP) {
         buf_free(out);
@@ -156,10 +171,10 @@ static void answer_key(struct call *c, bool stale)
 {
     struct api *a = c->api;
     struct kv kv;
-    int rv = check_known(a, stale);
+    int rv = check_known(c, stale);
     rv = rv != 0 ? rv : store_get(a->d->store, c->key, c->key_len, &kv);
     if (rv != 0) {
-        fail(c->req, rv, NULL);
+        fail(c->req, rv, hint_for(rv));
         return;
     }
     struct buf *out = &a->scratch;
@@ -171,7 +186,7 @@ static void answer_key(struct call *c, bool stale)
         fail(c->req, rv, NULL);
         return;
     }
-    respond_scratch(c, NULL);
+    respond_scratch(c, false);
 }
 
 struct list_walk {
@@ -203,7 +218,7 @@ static void answer_list(struct call *c, bool stale)
     buf_clear(out);
     struct list_walk walk = {.api = a, .out = out, .left = c->after, .stale = stale};
     struct slice after = {c->start, c->start_len};
-    int rv = check_known(a, stale);
+    int rv = check_known(c, stale);
     rv = rv != 0 ? rv : buf_append(out, "[", 1);
     if (rv == 0) {
         rv = store_list(
@@ -211,13 +226,10 @@ static void answer_list(struct call *c, bool stale)
     }
     rv = rv < 0 ? rv : buf_append(out, "]\n", 2);
     if (rv < 0) {
-        fail(c->req, rv, NULL);
+        fail(c->req, rv, hint_for(rv));
         return;
     }
-    char extra[96];
-    snprintf(extra, sizeof extra, "X-Revision: %llu\r\n%s", (unsigned long long)store_revision(a->d->store),
-        walk.more ? "X-More: true\r\n" : "");
-    respond_scratch(c, extra);
+    respond_scratch(c, walk.more);
 }
 
 /* --- watches
@@ -312,10 +324,12 @@ static void answer_watch(struct call *c)
     struct api *a = c->api;
     uint64_t after = c->has_after ? c->after : store_revision(a->d->store);
     struct slice prefix = {c->key, c->key_len};
-    int rv = watch_open(a->d->store, prefix, after, watch_events, c, &c->watch);
+    int rv = check_known(c, false);
+    rv = rv != 0 ? rv : watch_open(a->d->store, prefix, after, watch_events, c, &c->watch);
     if (rv != 0) {
         fail(c->req, rv,
-            rv == SYM_ECOMPACTED ? "list the keys again and watch from the list's revision + 1" : NULL);
+            rv == SYM_ECOMPACTED ? "list the keys again and watch from the list's revision + 1"
+                                 : hint_for(rv));
         return;
     }
     a->n_unsynced++;
@@ -637,8 +651,14 @@ static int start_read(struct call *c)
 {
     char text[8];
     struct http_req *req = c->req;
-    c->stale_ok = (c->kind == GET_KEY || c->kind == LIST_KEYS) && *req->query != '\0' &&
-                  http_req_param(req, "stale", text, sizeof text) == 0 && strcmp(text, "ok") == 0;
+    if (*req->query != '\0' && needed_for(c) == READ) {
+        c->stale_ok = c->kind != WATCH_KEYS && http_req_param(req, "stale", text, sizeof text) == 0 &&
+                      strcmp(text, "ok") == 0;
+        int given = number_param(req, "min_revision", &c->min_revision);
+        if (given < 0) {
+            return given;
+        }
+    }
     c->pending = true;
     rnode_read(c->api->d->raft, READ_MS, on_read, c);
     return 0;

@@ -10,6 +10,11 @@
 
 #include "daemon/daemon.h"
 
+/* What to do without a quorum; in Lua it is sym.node's quorum_hint. */
+#define API_QUORUM_HINT                                                                                      \
+    "`symphony manager status` shows who is missing; it works again by itself once a majority of the "       \
+    "managers is back. If they are gone for good: `symphony manager recover`"
+
 int api_new(struct daemon *d, struct api **out);
 /* Ends every watch, so that the doors can close. */
 void api_shut(struct api *a);

@@ -9,8 +9,10 @@
  * drop_peer(cn): closes the remote connections of that certificate name
  * on_request(fn(err, req)), on_change(fn(err)), on_removed(fn(err, code, reason)): err is nil
  * quit(code): orderly end of the daemon
+ * quorum_hint: a text, what to do without a quorum
  */
 #include "base/err.h"
+#include "daemon/api.h"
 #include "daemon/daemon.h"
 #include "lua/bind_crypto.h"
 
@@ -199,5 +201,7 @@ int luaopen_sym_node(lua_State *L)
         {NULL, NULL},
     };
     luaL_newlib(L, functions);
+    lua_pushliteral(L, API_QUORUM_HINT);
+    lua_setfield(L, -2, "quorum_hint");
     return 1;
 }

@@ -17,8 +17,7 @@ local LAST_MS = 500      -- what a txn gets at least, however late it is
 local PAUSE_MS, PAUSE_MAX_MS = 4, 200
 local PAGE = 256
 
-M.QUORUM_HINT = "`symphony manager status` shows who is missing; the command works again by itself once a majority "
-  .. "of the managers is back. If they are gone for good: `symphony manager recover`"
+M.QUORUM_HINT = node.quorum_hint
 
 -- True when there is a state to ask; else nil, err that says what this daemon is instead.
 function M.ready()
