@@ -3,7 +3,14 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pty.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -51,6 +58,7 @@ static void levels(void **state)
     log_setup(LOG_ERROR, false);
     CAPTURE(log_warn("hidden"));
     assert_string_equal(line, "");
+    CAPTURE(errno = E2BIG; log_error("x"); assert_int_equal(errno, E2BIG));
 }
 
 static void text_is_one_line(void **state)
@@ -97,6 +105,144 @@ static void long_ones_are_cut(void **state)
     assert_memory_equal(line + line_len - 3, "\"}\n", 3);
 }
 
+enum { TERMINAL = 0 };
+
+/* What is read of a pipe, in pieces; whole lines are counted. */
+struct reader {
+    int fd, saved;
+    size_t len;
+    char text[16384];
+    unsigned long lines, lost;
+};
+
+/* A pipe with so much @room, or a terminal. */
+static void reader_open(struct reader *r, int room)
+{
+    int to[2];
+    memset(r, 0, sizeof *r);
+    r->saved = dup(STDERR_FILENO);
+    if (room == TERMINAL) {
+        assert_int_equal(openpty(&to[0], &to[1], NULL, NULL, NULL), 0);
+    } else {
+        assert_int_equal(pipe(to), 0);
+        assert_true(fcntl(to[1], F_SETPIPE_SZ, room) >= room);
+    }
+    dup2(to[1], STDERR_FILENO);
+    close(to[1]);
+    r->fd = to[0];
+}
+
+static void reader_close(struct reader *r)
+{
+    dup2(r->saved, STDERR_FILENO);
+    close(r->saved);
+    close(r->fd);
+}
+
+/* Reads at most @max bytes of what is there. Each line must be whole. */
+static void reader_read(struct reader *r, size_t max)
+{
+    struct pollfd fd = {.fd = r->fd, .events = POLLIN};
+    while (max > 0 && poll(&fd, 1, 0) == 1) {
+        size_t room = sizeof r->text - 1 - r->len;
+        ssize_t n = read(r->fd, r->text + r->len, room < max ? room : max);
+        assert_true(n > 0);
+        max -= (size_t)n;
+        r->len += (size_t)n;
+        r->text[r->len] = '\0';
+        for (char *end; (end = strchr(r->text, '\n')) != NULL;) {
+            *end = '\0';
+            if (end > r->text && end[-1] == '\r') { /* a terminal's */
+                end[-1] = '\0';
+            }
+            assert_memory_equal(r->text, "{\"time\":\"2", 10);
+            assert_string_equal(r->text + strlen(r->text) - 2, "\"}");
+            assert_null(strstr(r->text + 1, "{\"time"));
+            char *note = strstr(r->text, " lines of this log are lost");
+            if (note != NULL) {
+                r->lost += strtoul(strstr(r->text, "\"msg\":\"") + 7, NULL, 10);
+            } else {
+                r->lines++;
+            }
+            r->len -= (size_t)(end + 1 - r->text);
+            memmove(r->text, end + 1, r->len + 1);
+        }
+    }
+}
+
+static int64_t now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}
+
+static void check_nobody_is_waited_for(int room)
+{
+    static struct reader r;
+    enum { LINES = 1000 };
+    log_setup(LOG_INFO, true);
+    alarm(60); /* as it was: for ever */
+    reader_open(&r, room);
+    int64_t began = now_ms();
+    for (int i = 0; i < LINES; i++) {
+        log_error("%0*d", 800 + i % 100, i);
+    }
+    int64_t took = now_ms() - began;
+    reader_read(&r, SIZE_MAX);
+    unsigned long before = r.lines;
+    log_error("after");
+    reader_read(&r, SIZE_MAX);
+    reader_close(&r);
+    alarm(0);
+    print_message("%lu lines fit, %lu were lost, in %d ms\n", before, r.lost, (int)took);
+    assert_in_range(before, 5, 200);
+    assert_int_equal(r.lines + r.lost, LINES + 1);
+    assert_in_range(r.lines, before + 1, before + 2); /* one may have been written in part */
+    assert_true(took < 5000);                         /* 10 ms a line would be twice that */
+}
+
+static void nobody_is_waited_for(void **state)
+{
+    (void)state;
+    check_nobody_is_waited_for(65536);
+    check_nobody_is_waited_for(TERMINAL);
+    /* Others who have the same standard error are not surprised. */
+    assert_int_equal(fcntl(STDERR_FILENO, F_GETFL) & O_NONBLOCK, 0);
+}
+
+/* The reader takes a few bytes now and then: no line is cut, and none is missing without being counted. */
+static void lines_stay_whole(void **state)
+{
+    (void)state;
+    static struct reader r;
+    enum { LINES = 3000 };
+    char text[6000];
+    memset(text, 'x', sizeof text);
+    log_setup(LOG_INFO, true);
+    srand(7);
+    alarm(120);
+    reader_open(&r, 8192);
+    for (int i = 0; i < LINES; i++) {
+        log_error("%.*s", rand() % 10 == 0 ? rand() % 5500 : rand() % 300, text);
+        if (rand() % 4 == 0) {
+            reader_read(&r, (size_t)(rand() % 3000) + 1);
+        }
+    }
+    for (int i = 0; i < 2; i++) { /* the first takes along what is left of the last one, and the note */
+        reader_read(&r, SIZE_MAX);
+        log_error("end");
+    }
+    reader_read(&r, SIZE_MAX);
+    reader_close(&r);
+    alarm(0);
+    print_message("%lu lines were read, %lu lost\n", r.lines, r.lost);
+    assert_int_equal(r.len, 0);
+    assert_in_range(r.lost, 100, LINES);
+    assert_in_range(r.lines, 100, LINES);
+    assert_int_equal(r.lines + r.lost, LINES + 2);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -105,6 +251,8 @@ int main(void)
         cmocka_unit_test_teardown(json_is_escaped, restore),
         cmocka_unit_test_teardown(only_utf8_passes, restore),
         cmocka_unit_test_teardown(long_ones_are_cut, restore),
+        cmocka_unit_test_teardown(nobody_is_waited_for, restore),
+        cmocka_unit_test_teardown(lines_stay_whole, restore),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,13 +1,27 @@
 #include "base/log.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
+enum { LINE_MAX_BYTES = 5400, PATIENCE_MS = 10 };
+
 static enum log_level min_level = LOG_INFO;
 static bool as_json = false;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+/* Below it: where to write, what is due of a line that was written in part, and the lines that there was no room for since. */
+static int out;
+static char rest[LINE_MAX_BYTES];
+static size_t rest_len;
+static unsigned long lost;
 
 static const char *const names[] = {"debug", "info", "warn", "error"};
 
@@ -72,18 +86,9 @@ static size_t escape(char *to, size_t room, const char *from)
     return n;
 }
 
-void log_write(enum log_level level, const char *fmt, ...)
+static size_t format(char *line, enum log_level level, const char *text)
 {
-    if (!log_enabled(level)) {
-        return;
-    }
-    char text[4096];
     char safe[5120];
-    char line[5400];
-    va_list args;
-    va_start(args, fmt);
-    vsnprintf(text, sizeof text, fmt, args);
-    va_end(args);
     escape(safe, sizeof safe, text);
 
     struct timespec now;
@@ -94,13 +99,96 @@ void log_write(enum log_level level, const char *fmt, ...)
     size_t n = strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(stamp + n, sizeof stamp - n, ".%03ldZ", now.tv_nsec / 1000000);
 
-    int len = as_json ? snprintf(line, sizeof line, "{\"time\":\"%s\",\"level\":\"%s\",\"msg\":\"%s\"}\n",
+    int len = as_json ? snprintf(line, LINE_MAX_BYTES, "{\"time\":\"%s\",\"level\":\"%s\",\"msg\":\"%s\"}\n",
                             stamp, names[level], safe)
-                      : snprintf(line, sizeof line, "%s %-5s %s\n", stamp, names[level], safe);
-    if (len > 0) {
-        /* A log that cannot be written has nowhere to be reported to. */
-        ssize_t ignored =
-            write(STDERR_FILENO, line, (size_t)len < sizeof line ? (size_t)len : sizeof line - 1);
-        (void)ignored;
+                      : snprintf(line, LINE_MAX_BYTES, "%s %-5s %s\n", stamp, names[level], safe);
+    return len > 0 && len < LINE_MAX_BYTES ? (size_t)len : 0;
+}
+
+/* Standard error may be shared with other processes, so it is not made non-blocking. Where poll sees room a pipe
+ * takes PIPE_BUF bytes; but a terminal may have room for less than what is written, so that is opened anew, for us
+ * alone. */
+static void out_open(void)
+{
+    out = isatty(STDERR_FILENO) ? open("/proc/self/fd/2", O_WRONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC) : -1;
+    out = out < 0 ? STDERR_FILENO : out;
+}
+
+static void out_close(void)
+{
+    if (out != STDERR_FILENO) {
+        close(out);
     }
+}
+
+/* Writes as much as there is room for, and returns how much that was. A log that cannot be written at all has
+ * nowhere to be reported to: that is as if there were no room. */
+static size_t put(const char *data, size_t n, int patience)
+{
+    size_t done = 0;
+    while (done < n) {
+        struct pollfd fd = {.fd = out, .events = POLLOUT};
+        ssize_t wrote = poll(&fd, 1, patience);
+        if (wrote == 0) {
+            break;
+        }
+        if (wrote > 0) {
+            wrote = write(out, data + done, n - done < PIPE_BUF ? n - done : PIPE_BUF);
+        }
+        if (wrote < 0 && errno != EINTR) {
+            break;
+        }
+        done += wrote > 0 ? (size_t)wrote : 0;
+    }
+    return done;
+}
+
+/* False if there is no room. A line that fits in part counts as written: the next one waits for the rest of it. */
+static bool put_line(const char *line, size_t n, int patience)
+{
+    size_t done = put(rest, rest_len, patience);
+    rest_len -= done;
+    memmove(rest, rest + done, rest_len);
+    if (rest_len > 0) {
+        return false;
+    }
+    done = put(line, n, patience);
+    if (done > 0) {
+        rest_len = n - done;
+        memcpy(rest, line + done, rest_len);
+    }
+    return done > 0;
+}
+
+void log_write(enum log_level level, const char *fmt, ...)
+{
+    if (!log_enabled(level)) {
+        return;
+    }
+    int error = errno; /* the caller's, who may not be done with it */
+    char text[4096];
+    char line[LINE_MAX_BYTES];
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(text, sizeof text, fmt, args);
+    va_end(args);
+    size_t n = format(line, level, text);
+
+    pthread_mutex_lock(&lock);
+    out_open();
+    /* A reader is waited for once, not again at each line while he does not read. */
+    int patience = lost == 0 ? PATIENCE_MS : 0;
+    if (lost > 0) {
+        char note[LINE_MAX_BYTES];
+        snprintf(text, sizeof text, "%lu lines of this log are lost: they were not read in time", lost);
+        if (put_line(note, format(note, LOG_WARN, text), patience)) {
+            lost = 0;
+        }
+    }
+    if (lost > 0 || !put_line(line, n, patience)) {
+        lost++;
+    }
+    out_close();
+    pthread_mutex_unlock(&lock);
+    errno = error;
 }

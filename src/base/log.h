@@ -1,5 +1,6 @@
 /* The daemon's log: one line an event on standard error, as text for a person or JSON for a collector.
- * Thread-safe (one write(2) a line). Never log a token, a key or a value. */
+ * Thread-safe. It does not wait for a reader who is slow: what there is no room for is dropped, and a line says how
+ * many they were once there is room again. Never log a token, a key or a value. */
 #ifndef SYM_BASE_LOG_H
 #define SYM_BASE_LOG_H
 
