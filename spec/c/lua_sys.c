@@ -93,6 +93,9 @@ static void files(void **state)
     assert_non_null(strstr(run("sys.read_file('a\\0b')"), "not a path"));
     assert_non_null(strstr(run("sys.read_file('')"), "not a path"));
     assert_non_null(strstr(run("sys.write_file('a', 'b', 4096)"), "not a mode"));
+    /* What a person reads is the name that was given. */
+    assert_non_null(
+        strstr(run("return select(2, sys.write_file(dir .. '/none/a', 'x')).message"), "/none/a: "));
     /* A file that an earlier try left, or a link that somebody put there, is in nobody's way. */
     char path[256];
     snprintf(path, sizeof path, "%s/b.tmp", dir);

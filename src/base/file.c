@@ -91,11 +91,14 @@ int file_write(const char *path, const void *data, size_t n, mode_t mode)
      * not written. */
     int flags = O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
     int fd = open(tmp, flags, 0600);
-    if (fd < 0 && errno == EEXIST && unlink(tmp) == 0) {
+    if (fd < 0 && errno == EEXIST) {
+        if (unlink(tmp) != 0) {
+            return err_sysf(errno, "%s is in the way", tmp);
+        }
         fd = open(tmp, flags, 0600);
     }
     if (fd < 0) {
-        return err_sysf(errno, "%s", tmp);
+        return err_sysf(errno, "%s", path);
     }
     int rv = write_all(fd, data, n);
     if (rv == 0 && (fchmod(fd, mode) != 0 || fsync(fd) != 0)) {
