@@ -13,7 +13,7 @@ local http = {
 }
 
 -- code -> exit status of the command that ends with it; 1 for all others.
-local exit = { usage = 2, no_daemon = 3, denied = 4, unauthenticated = 4, no_quorum = 5, canceled = 130 }
+local exit = { usage = 2, no_daemon = 3, denied = 4, unauthenticated = 4, expired = 4, no_quorum = 5, canceled = 130 }
 
 local Error = { __name = "error" }
 Error.__tostring = function(err)

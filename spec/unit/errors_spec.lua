@@ -15,8 +15,8 @@ describe("errors", function()
   end)
 
   it("have the exit statuses of the command line", function()
-    local wanted = { usage = 2, no_daemon = 3, denied = 4, unauthenticated = 4, no_quorum = 5, canceled = 130,
-      conflict = 1, internal = 1, io = 1 }
+    local wanted = { usage = 2, no_daemon = 3, denied = 4, unauthenticated = 4, expired = 4, no_quorum = 5,
+      canceled = 130, conflict = 1, internal = 1, io = 1 }
     for code, status in pairs(wanted) do
       assert.equal(status, errors.exit_code { code = code }, code)
     end
