@@ -282,7 +282,11 @@ describe("a cluster of three", function()
       local put = alone:cli("--json", "kv", "put", "lost", "2")
       assert.equal(5, put.code, put.out .. put.err)
       assert.is_true(put.seconds < 5 * cluster.patience, ("kv put took %.1f s"):format(put.seconds))
-      assert.truthy(put.error and put.error.code and put.error.hint, put.err)
+      assert.truthy(put.error and put.error.code and put.error.hint:find("manager recover", 1, true), put.err)
+      for _, code in ipairs { "kv.get('a')", "kv.put('lost', 2)" } do
+        local prompt = alone:cli("lua", "-e", code)
+        assert.equal(5, prompt.code, prompt.out .. prompt.err)
+      end
       for _, row in ipairs(alone:json("kv", "ls")) do stale(row) end
       local plain = alone:cli("kv", "get", "a")
       assert.truthy((plain.out .. plain.err):find("quorum"), plain.out .. plain.err)

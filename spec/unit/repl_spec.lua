@@ -245,6 +245,9 @@ describe("POST /v1/lua", function()
     assert.same({ 1, true, "syntax" }, { seen.exit, seen.more, seen.error.code })
     seen = run { code = "print", json = true }
     assert.same({ 1, "invalid" }, { seen.exit, seen.error.code })
+    -- As a command with that error ends.
+    seen = run { code = "require('symphony.errors').raise('no_quorum', 'nobody answers')" }
+    assert.same({ 5, "no_quorum" }, { seen.exit, seen.error.code })
   end)
 
   it("keeps sessions apart, and forgets what has none", function()

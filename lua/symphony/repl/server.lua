@@ -6,7 +6,7 @@
 ---   {"more": true}       the code is not finished
 ---   {"result": text}     the values, one below the other; with `json` as JSON
 ---   {"error": {code, message, hint, trace}}
----   {"exit": status}     0, or 1 after an error; the last one
+---   {"exit": status}     0, or what a command with that error ends with; the last one
 local async = require "symphony.async"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
@@ -132,7 +132,7 @@ local function eval(kept, body, send)
     send { error = { code = err.code, message = json.clean(err.message), hint = err.hint and json.clean(err.hint),
       trace = err.trace and json.clean(err.trace) } }
   end
-  return results and 0 or 1
+  return results and 0 or errors.exit_code(err)
 end
 
 local function serve(router, req)

@@ -3,7 +3,7 @@ return {
   summary = "Lua at a prompt in the daemon, or a piece of code",
   description = [[
 Without arguments and at a terminal: a prompt. Else runs the code of -e, of a file, or from standard
-input; the exit status is 1 after an error. The code runs in the daemon: help() says what is there.
+input; after an error the exit status is that of other commands. The code runs in the daemon: help() says what is there.
 
 Example:
   symphony lua
