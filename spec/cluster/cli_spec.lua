@@ -1,4 +1,5 @@
 -- The client: every command's help, the JSON that others rely on, exit codes, watches, the prompt.
+local uv = require "luv"
 local cluster = require "spec.support.cluster"
 local proc = require "spec.support.proc"
 
@@ -111,6 +112,22 @@ describe("symphony", function()
     for _, each in ipairs(m) do each:start("--advertise-addr", "localhost") end
     t:wait_voters(3, m[1])
     m[3]:json("kv", "put", "a", "1")
+  end))
+
+  it("says who may use a socket that this user may not", cluster.scenario(function(t)
+    if uv.getuid() ~= 0 then return end -- only root can become somebody else
+    local m = t:manager():start()
+    assert(uv.fs_chmod(t.root, 493))
+    assert(uv.fs_chmod(m.dir, 493))
+    for _, line in ipairs { "version", "manager status", "kv put a b", "lua -e 1" } do
+      local argv = { cluster.symphony, "--socket", m.socket, table.unpack(words(line)) }
+      local result = proc.run(argv, { uid = 65534, gid = 65534 })
+      assert.equal(4, result.code, line .. ": " .. result.out .. result.err)
+      assert.truthy(result.err:find("this user may not use it", 1, true), result.err)
+      assert.truthy(result.err:find("--socket-group", 1, true), result.err)
+      assert.equal(line == "version", result.out:find("^symphony %d") ~= nil, result.out)
+      assert.is_nil(result.out:find("does not answer", 1, true), result.out)
+    end
   end))
 end)
 
