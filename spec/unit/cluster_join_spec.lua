@@ -328,6 +328,7 @@ describe("join.run", function()
     local answer, err = run { address = "h" }
     assert.is_nil(answer)
     assert.equal("busy", err.code)
+    assert.equal("wait until it has ended, or end it with Ctrl-C where it was typed", err.hint)
     task:cancel()
     task:wait()
     untouched()

@@ -12,12 +12,14 @@ local function release(lock)
 end
 Lock.__close = release
 
--- A lock to be kept in a to-be-closed variable; nil, err ("busy").
-function M.take(what)
+-- A lock to be kept in a to-be-closed variable; nil, err ("busy"). @way_out: how a person ends what takes it, until it
+-- is handed over.
+function M.take(what, way_out)
   if holder then
-    return nil, errors.new("busy", ("`%s` is under way on this daemon"):format(holder.what), "wait until it has ended")
+    return nil, errors.new("busy", ("`%s` is under way on this daemon"):format(holder.what),
+      "wait until it has ended" .. (holder.way_out and ", or " .. holder.way_out or ""))
   end
-  holder = setmetatable({ what = what }, Lock)
+  holder = setmetatable({ what = what, way_out = way_out }, Lock)
   return holder
 end
 

@@ -232,7 +232,7 @@ function M.run(opts, say)
   local ok
   ok, err = M.allowed(identity.me, ready.pin, own_ca())
   if not ok then return nil, err end
-  local lock <close>, held_by = busy.take("manager join")
+  local lock <close>, held_by = busy.take("manager join", "end it with Ctrl-C where it was typed")
   if not lock then return nil, held_by end
   if identity.me then
     ok, err = identity.wipe() -- an init that never came to its end
