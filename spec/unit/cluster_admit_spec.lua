@@ -260,6 +260,36 @@ describe("admit.serve", function()
     assert.equal("10.0.0.8:1", state.get("/node/" .. w.node_id).raft_address)
   end))
 
+  it("takes one that comes back at another raft address before raft knows it under a new id", with_cluster(plain,
+    function()
+    fake.change_error = { code = "busy" } -- raft does not take it in yet
+    local first = select(2, ask("j1", { token = good }))
+    assert.equal(1, #fake.status.servers)
+    local moved = { raft = "10.0.0.9:7", remote = "10.0.0.9:8", gossip = "10.0.0.9:9" }
+    local _, again = ask("j1", { addresses = moved })
+    assert.equal(first.node_id, again.node_id)
+    assert.equal(3, again.raft_node_id)
+    assert.same(moved, again.addresses)
+    assert.equal(3, crypto.cert_info(again.certificate).raft_id)
+    assert.equal("10.0.0.9:7", state.get("/node/" .. first.node_id).raft_address)
+    assert.is_nil(state.text("/raft/2"))
+    -- Said once more it is the same; back again it is not.
+    assert.equal(3, select(2, ask("j1", { addresses = moved })).raft_node_id)
+    assert.equal(4, select(2, ask("j1")).raft_node_id)
+  end))
+
+  it("refuses another member's raft address also to one that comes back", with_cluster(plain, function()
+    fake.change_error = { code = "busy" }
+    local theirs = select(2, ask("j2", { token = good })).addresses
+    local mine = select(2, ask("j1", { token = good }))
+    local before = fake.revision
+    refused("exists", "raft id 2", ask("j1", { addresses = theirs }))
+    fake.status.servers[2] = { id = 3, role = "voter", up = false, address = mine.addresses.raft }
+    refused("exists", "raft id 2", ask("j1", { addresses = theirs }))
+    assert.equal(before, fake.revision)
+    assert.equal(mine.addresses.raft, state.get("/node/" .. mine.node_id).raft_address)
+  end))
+
   it("lets a request without a token wait for an approval", with_cluster(plain, function()
     local status, answer = ask("j1")
     assert.equal(202, status)

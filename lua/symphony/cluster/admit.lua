@@ -78,29 +78,6 @@ function M.pick_name(wanted, named, taken)
   return nil, errors.new("exists", ("no free name like %s"):format(wanted), "choose one with --name")
 end
 
-local function existing(request, view)
-  local n = view.node
-  if n.removing then
-    return nil, errors.new("conflict", ("%s is being removed from the cluster"):format(n.name),
-      "wait until it is gone, then join again")
-  end
-  if n.role ~= request.role then
-    return nil, errors.new("exists", ("this key is that of %s %s already"):format(n.role, n.name),
-      "a node that is to have another role needs a folder of its own")
-  end
-  -- A manager that joins again says that it has no log. If raft knows its id as more than a newcomer's, that log is
-  -- lost, and an empty one must not vote under the same id; and raft's address for an id does not change either.
-  local server = view.server
-  if server and (server.role ~= "spare" or server.address ~= request.addresses.raft) then
-    if server.up then
-      return nil, errors.new("exists", ("a manager with this key is running: %s at %s"):format(n.name, server.address),
-        "a folder must not be copied: join with an empty one")
-    end
-    return { kind = "renumber", node = n }
-  end
-  return { kind = "existing", node = n }
-end
-
 -- Raft refuses an address that it has: a new member under one would never get in.
 local function check_address(request, view)
   local holder = view.holder
@@ -114,6 +91,32 @@ local function check_address(request, view)
     and "each manager needs an address, or a --listen-raft-port, of its own"
     or ("if that was this machine before it lost its folder: `symphony manager remove %d` on another manager, "
       .. "then join again"):format(holder.raft_node_id))
+end
+
+local function existing(request, view)
+  local n = view.node
+  if n.removing then
+    return nil, errors.new("conflict", ("%s is being removed from the cluster"):format(n.name),
+      "wait until it is gone, then join again")
+  end
+  if n.role ~= request.role then
+    return nil, errors.new("exists", ("this key is that of %s %s already"):format(n.role, n.name),
+      "a node that is to have another role needs a folder of its own")
+  end
+  -- A manager that joins again says that it has no log. If raft knows its id as more than a newcomer's, that log is
+  -- lost, and an empty one must not vote under the same id; and raft's address for an id does not change either, also
+  -- when raft is only about to have it.
+  local server, wanted = view.server, request.addresses.raft
+  local used = server and (server.role ~= "spare" or server.address ~= wanted)
+  if used and server.up then
+    return nil, errors.new("exists", ("a manager with this key is running: %s at %s"):format(n.name, server.address),
+      "a folder must not be copied: join with an empty one")
+  elseif used or (n.role == "manager" and n.raft_address ~= wanted) then
+    local free, taken = check_address(request, view)
+    if not free then return nil, taken end
+    return { kind = "renumber", node = n }
+  end
+  return { kind = "existing", node = n }
 end
 
 -- A cluster in development mode is on one machine.
