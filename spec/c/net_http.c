@@ -72,6 +72,11 @@ static void handle(struct http_req *req, void *arg)
         req->overlap = true;
         http_respond(later[0], 200, "text/plain", NULL, "one", 3);
         http_respond(req, 200, "text/plain", NULL, "two", 3);
+    } else if (strcmp(req->path, "/stream-behind") == 0) {
+        http_stream_start(req, 200, "text/plain");
+        assert_int_equal(http_stream_write(req, "one,", 4), SYM_EBUSY);
+        later[n_later++] = req;
+        respond(later[0], "first");
     } else if (strcmp(req->path, "/stream") == 0) {
         http_stream_start(req, 200, "text/plain");
         assert_int_equal(http_stream_write(req, "one,", 4), 0);
@@ -499,6 +504,37 @@ static void overlapping_stream(void **state)
     http_stream_end(later[1]);
     raw_until(fd, &s, "first");
     raw_until(fd, &s, "4\r\none,\r\n3\r\ntwo\r\n0\r\n\r\n");
+    seen_free(&s);
+    close(fd);
+}
+
+/* Whoever was told to wait hears when the answer's turn has come, without asking for it. */
+static void overlapping_drain(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/later") GET("/later"));
+    run_until(n_later == 2);
+    http_stream_start(later[1], 200, "text/plain");
+    assert_int_equal(http_stream_write(later[1], "one,", 4), SYM_EBUSY);
+    respond(later[0], "first");
+    raw_until(fd, &s, "4\r\none,\r\n");
+    run_until(drained);
+    assert_int_equal(http_stream_write(later[1], "two", 3), 0);
+    http_stream_end(later[1]);
+    raw_until(fd, &s, "3\r\ntwo\r\n0\r\n\r\n");
+
+    /* It comes inside its own handler. */
+    drained = false;
+    n_later = 0;
+    raw_text(fd, GET("/later") GET("/stream-behind"));
+    run_until(n_later == 2);
+    run_until(drained);
+    assert_int_equal(http_stream_write(later[1], "three", 5), 0);
+    http_stream_end(later[1]);
+    raw_until(fd, &s, "5\r\nthree\r\n0\r\n\r\n");
     seen_free(&s);
     close(fd);
 }
@@ -1121,6 +1157,7 @@ int main(void)
         TEST(overlapping_in_handler),
         TEST(overlapping_no_others),
         TEST(overlapping_stream),
+        TEST(overlapping_drain),
         TEST(overlapping_ends),
         TEST(overlapping_closed),
         TEST(large_answer),

@@ -275,7 +275,11 @@ int http_stream_write(struct http_req *req, const void *data, size_t n)
             return SYM_ECLOSED;
         }
     }
-    return conn_congested(x) ? SYM_EBUSY : 0;
+    if (!conn_congested(x)) {
+        return 0;
+    }
+    x->notify = true; /* also if all that it waits for is its turn */
+    return SYM_EBUSY;
 }
 
 void http_stream_end(struct http_req *req)

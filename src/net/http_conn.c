@@ -326,6 +326,10 @@ static void serve(struct http_conn *c)
     struct exchange *first = TAILQ_FIRST(&c->due);
     if (first != NULL && first->over) {
         answer(c);
+        first = TAILQ_FIRST(&c->due);
+        if (first != NULL && first->notify) {
+            conn_want_turn(c);
+        }
     }
 }
 
