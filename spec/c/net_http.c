@@ -946,6 +946,50 @@ static void does_not_read(void **state)
     close(b);
 }
 
+static void open_unix_door(char path[128])
+{
+    snprintf(path, 128, "%s/s", folder);
+    assert_int_equal(http_server_listen_unix(server, path, 0600, (gid_t)-1), 0);
+}
+
+static int unix_connect(const char *path)
+{
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    assert_true(fd >= 0);
+    memcpy(sun.sun_path, path, strlen(path) + 1);
+    assert_int_equal(connect(fd, (struct sockaddr *)&sun, sizeof sun), 0);
+    return fd;
+}
+
+/* Some of the next request makes no difference. */
+static void does_not_read_but_writes(void **state)
+{
+    (void)state;
+    static const struct http_limits cases[] = {
+        {.send_ms = 60, .head_ms = 60000, .body_ms = 60000},
+        {.max_memory = 300000, .head_ms = 60000, .body_ms = 60000},
+    };
+    static const char *const some[] = {"G", "PUT /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx"};
+    for (unsigned i = 0; i < 4; i++) {
+        char path[128], text[512];
+        limits = cases[i / 2];
+        start();
+        open_unix_door(path);
+        int a = unix_connect(path), b = unix_connect(path);
+        snprintf(text, sizeof text, "%s%s", GET("/big") GET("/big") GET("/big") GET("/big"), some[i % 2]);
+        raw_text(a, text); /* more than the socket takes, and not so much that no more is read */
+        raw_ask(b, GET("/hello"), "hello");
+        run_until(n_open() == 1);
+        raw_ask(b, GET("/hello"), "hello");
+        close(a);
+        close(b);
+        closed = false;
+        http_server_close(server, 0, on_server_closed, &closed);
+        run_until(closed);
+    }
+}
+
 static void bodies_are_bounded(void **state)
 {
     (void)state;
@@ -1000,13 +1044,9 @@ static void unix_door(void **state)
     char path[128];
     struct seen s = {0};
     struct stat st;
-    struct sockaddr_un sun = {.sun_family = AF_UNIX};
-    snprintf(path, sizeof path, "%s/s", folder);
-    memcpy(sun.sun_path, path, strlen(path) + 1);
     start();
-    assert_int_equal(http_server_listen_unix(server, path, 0600, (gid_t)-1), 0);
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    assert_int_equal(connect(fd, (struct sockaddr *)&sun, sizeof sun), 0);
+    open_unix_door(path);
+    int fd = unix_connect(path);
     raw_text(fd, GET("/who"));
     raw_until(fd, &s, "unix plain - x");
     seen_free(&s);
@@ -1171,6 +1211,7 @@ int main(void)
         TEST(one_address),
         TEST(all_busy),
         TEST(does_not_read),
+        TEST(does_not_read_but_writes),
         TEST(bodies_are_bounded),
         TEST(reads_ahead),
         TEST(unix_door),

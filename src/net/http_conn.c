@@ -528,7 +528,7 @@ void conn_opened(struct http_server *s, struct stream *stream, bool tls)
     c->tls = tls;
     TAILQ_INIT(&c->due);
     c->phase = PHASE_HEAD;
-    c->since = uv_now(s->loop);
+    c->since = c->stuck_since = uv_now(s->loop);
     TAILQ_INSERT_TAIL(&s->phases[PHASE_HEAD], c, link);
     s->alive++;
     s->stats.open++;

@@ -33,13 +33,12 @@ static void expire(struct http_server *s, enum http_phase phase, uint64_t ms)
  * cut, of those that are not trusted if there are any, and true is returned: look again. */
 static bool sweep_queues(struct http_server *s)
 {
-    static const enum http_phase sending[] = {PHASE_BUSY, PHASE_IDLE, PHASE_END};
     uint64_t now = uv_now(s->loop);
     size_t total = s->held, most[2] = {0};
     struct http_conn *worst[2] = {NULL}; /* by trust */
-    for (size_t i = 0; i < sizeof sending / sizeof sending[0]; i++) {
+    for (int i = 0; i < PHASE_GONE; i++) {
         struct http_conn *c, *next;
-        for (c = TAILQ_FIRST(&s->phases[sending[i]]); c != NULL; c = next) {
+        for (c = TAILQ_FIRST(&s->phases[i]); c != NULL; c = next) {
             next = TAILQ_NEXT(c, link);
             size_t queued = stream_queued(c->stream);
             uint64_t sent = stream_sent(c->stream);
