@@ -214,6 +214,38 @@ static void closes_what_is_open(void **state)
     vm_close(NULL);
 }
 
+/* Frees the state while luv has requests under way, of which libuv writes into the memory: alone, more than there
+ * are threads for, and beside lists of folders that stay behind. */
+static void closes_with_requests(void **state)
+{
+    (void)state;
+    static const char *const cases[] = {
+        "uv.fs_stat('/tmp', print_not)",
+        "uv.fs_scandir('/tmp', print_not)",
+        "uv.getaddrinfo('localhost', nil, nil, print_not)",
+        "for i = 1, 50 do uv.fs_stat('/tmp', print_not) uv.fs_scandir('/tmp', print_not) uv.fs_open('/', "
+        "'r', 0, "
+        "print_not) end",
+        "list = uv.fs_scandir('/tmp') uv.fs_scandir('/tmp')",
+        "list = uv.fs_scandir('/tmp') uv.fs_stat('/tmp', print_not) uv.new_timer():start(100000, 0, print)",
+        "local work = uv.new_work(function() local t = os.clock() while os.clock() - t < 0.02 do end end, "
+        "print_not) "
+        "for i = 1, 5 do work:queue() end uv.fs_stat('/tmp', print_not)",
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct vm_config cfg = {.loop = &loop, .lua_paths = no_folders, .modules = modules};
+        lua_State *other = L;
+        char code[512];
+        snprintf(code, sizeof code, "uv = require 'luv' function print_not() end %s", cases[i]);
+        assert_int_equal(vm_new(&cfg, &L), 0);
+        run(code);
+        vm_close(L);
+        L = other;
+        uv_run(&loop, UV_RUN_DEFAULT);
+        assert_int_equal(uv_loop_alive(&loop), 0);
+    }
+}
+
 static lua_State *to_close;
 
 static int l_close(lua_State *S)
@@ -389,6 +421,7 @@ int main(void)
         cmocka_unit_test(fails_as_nil_and_error),
         cmocka_unit_test(luv_errors_do_not_end_the_process),
         cmocka_unit_test(closes_what_is_open),
+        cmocka_unit_test(closes_with_requests),
         cmocka_unit_test(may_be_closed_from_inside),
         cmocka_unit_test(guarded_passes_on),
         cmocka_unit_test(guarded_stops),

@@ -12,8 +12,8 @@ struct vm {
     lua_State *L;
     uv_loop_t *loop;
     void *daemon;
-    unsigned depth;   /* protected calls under way */
-    uv_idle_t reaper; /* waits for luv's handles to close */
+    unsigned depth;    /* protected calls under way */
+    uv_timer_t reaper; /* waits for luv's handles to close and its requests to end */
 };
 
 static struct vm *vm_of(lua_State *L)
@@ -303,33 +303,78 @@ int vm_new(const struct vm_config *cfg, lua_State **out)
 
 /* --- closing --- */
 
-/* Calls close() on luv's handles that are not closing yet and answers whether there are any left. luv keeps
- * each of its handles in the registry until its close callback has run; freeing the state before that would
- * leave the loop with callbacks into freed memory. */
-static int close_handles(lua_State *L)
+enum { REAP_MS = 2 };
+
+enum luv_kind { OTHER, HANDLE, REQUEST, WORK };
+
+/* What the value at @idx is to luv, by its metatable. Work under way is a reference to its context. */
+static enum luv_kind kind_of(lua_State *L, int idx)
+{
+    static const char *const names[] = {"uv_req", "uv_fs", "luv_work_ctx"};
+    static const enum luv_kind kinds[] = {REQUEST, REQUEST, WORK};
+    enum luv_kind kind = OTHER;
+    int top = lua_gettop(L);
+    if (lua_type(L, idx) != LUA_TUSERDATA || !lua_getmetatable(L, idx)) {
+        return OTHER;
+    }
+    lua_getfield(L, LUA_REGISTRYINDEX, "uv_handle"); /* the set of all that handles have */
+    lua_pushvalue(L, top + 1);
+    if (lua_rawget(L, top + 2) != LUA_TNIL) {
+        kind = HANDLE;
+    }
+    for (size_t i = 0; kind == OTHER && i < sizeof names / sizeof *names; i++) {
+        luaL_getmetatable(L, names[i]);
+        kind = lua_rawequal(L, top + 1, -1) ? kinds[i] : OTHER;
+    }
+    lua_settop(L, top);
+    return kind;
+}
+
+static void close_handle(lua_State *L, int idx)
+{
+    lua_getfield(L, idx, "is_closing");
+    lua_pushvalue(L, idx);
+    lua_call(L, 1, 1);
+    if (!lua_toboolean(L, -1)) {
+        lua_getfield(L, idx, "close");
+        lua_pushvalue(L, idx);
+        lua_call(L, 1, 0);
+    }
+}
+
+/* What waits for a thread need not have one any more. A folder's list stays after it has come, and cannot be told
+ * from one that is on its way: it is let come. */
+static void cancel(uv_req_t *req)
+{
+    if (req->type != UV_FS || ((uv_fs_t *)req)->fs_type != UV_FS_SCANDIR) {
+        (void)uv_cancel(req);
+    }
+}
+
+/* Calls close() on luv's handles that are not closing yet, cancels its requests, and answers whether there are any
+ * left. luv keeps each of its handles in the registry until its close callback has run, and its requests while they
+ * are under way; freeing the state before that would leave the loop with callbacks into freed memory. */
+static int close_all(lua_State *L)
 {
     bool *left = lua_touserdata(L, 1);
+    bool requests =
+        vm_of(L)->loop->active_reqs.count > 0; /* or all that there are are lists that have come */
     if (lua_getfield(L, LUA_REGISTRYINDEX, "uv_handle") != LUA_TTABLE) {
         return 0; /* luv was never opened */
     }
     lua_Integer n = (lua_Integer)lua_rawlen(L, LUA_REGISTRYINDEX);
-    for (lua_Integer i = 1; i <= n; i++, lua_settop(L, 2)) {
-        if (lua_rawgeti(L, LUA_REGISTRYINDEX, i) != LUA_TUSERDATA || !lua_getmetatable(L, -1)) {
-            continue;
-        }
-        lua_rawget(L, 2);
-        if (!lua_toboolean(L, -1)) {
-            continue;
-        }
-        *left = true;
-        lua_settop(L, 3);
-        lua_getfield(L, 3, "is_closing");
-        lua_pushvalue(L, 3);
-        lua_call(L, 1, 1);
-        if (!lua_toboolean(L, -1)) {
-            lua_getfield(L, 3, "close");
-            lua_pushvalue(L, 3);
-            lua_call(L, 1, 0);
+    for (lua_Integer i = 1; i <= n; i++) {
+        lua_settop(L, 1);
+        lua_rawgeti(L, LUA_REGISTRYINDEX, i);
+        enum luv_kind kind = kind_of(L, 2);
+        if (kind == HANDLE) {
+            *left = true;
+            close_handle(L, 2);
+        } else if (kind != OTHER && requests) {
+            *left = true;
+            if (kind == REQUEST) {
+                cancel(lua_touserdata(L, 2));
+            }
         }
     }
     return 0;
@@ -341,7 +386,7 @@ static bool busy(struct vm *vm)
     if (vm->depth > 0) {
         return true;
     }
-    lua_pushcfunction(vm->L, close_handles);
+    lua_pushcfunction(vm->L, close_all);
     lua_pushlightuserdata(vm->L, &left);
     return vm_call(vm->L, 1, 0) != 0 || left;
 }
@@ -351,7 +396,7 @@ static void on_reaper_closed(uv_handle_t *handle)
     free(handle->data);
 }
 
-static void on_reap(uv_idle_t *reaper)
+static void on_reap(uv_timer_t *reaper)
 {
     struct vm *vm = reaper->data;
     if (!busy(vm)) {
@@ -371,7 +416,7 @@ void vm_close(lua_State *L)
         free(vm);
         return;
     }
-    uv_idle_init(vm->loop, &vm->reaper);
+    uv_timer_init(vm->loop, &vm->reaper);
     vm->reaper.data = vm;
-    uv_idle_start(&vm->reaper, on_reap);
+    uv_timer_start(&vm->reaper, on_reap, 0, REAP_MS);
 }

@@ -34,9 +34,9 @@ struct vm_config {
 
 /* A state with the standard library, luv on @loop, @modules and the search path. SYM_E* with err_msg(). */
 int vm_new(const struct vm_config *cfg, lua_State **out);
-/* Closes what Lua itself has on the loop (luv's handles) and then frees the state: at once if there is
- * nothing, else from the loop, which the caller runs on. No callback may be fired into it afterwards. NULL is
- * nothing to do. */
+/* Closes what Lua itself has on the loop (luv's handles and requests) and then frees the state: at once if
+ * there is nothing, else from the loop, which the caller runs on; a request that is under way is waited for. No
+ * callback may be fired into it afterwards. NULL is nothing to do. */
 void vm_close(lua_State *L);
 void *vm_daemon(lua_State *L);
 uv_loop_t *vm_loop(lua_State *L);
