@@ -780,11 +780,13 @@ bool api_handle(struct api *a, struct http_req *req)
     c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
-    req->overlap = one; /* changes go into one queue, and from there into the log, as they come */
+    bool unsure = (may & UNSURE) != 0;
+    /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read. */
+    req->overlap = one && !unsure;
     if (watch) {
         TAILQ_INSERT_TAIL(&a->watches, c, link);
     }
-    int rv = start_call(c, (may & UNSURE) != 0);
+    int rv = start_call(c, unsure);
     if (rv != 0) {
         fail(req, rv, NULL);
     }
