@@ -197,8 +197,7 @@ static void spawn(struct cluster *c, struct manager *m, struct proc *p)
     int fds[2];
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
     m->starts++; /* the child counts its own copy */
-    fflush(NULL);
-    pid_t pid = fork();
+    pid_t pid = fork_alone();
     assert_true(pid >= 0);
     if (pid == 0) {
         static const int crashes[] = {SIGSEGV, SIGABRT, SIGBUS, SIGILL, SIGFPE};

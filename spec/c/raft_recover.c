@@ -277,8 +277,7 @@ static void killed_while_recovering(void **state)
             at++;
             copy_tree(raft, m->raft_dir);
             copy_tree(store, m->state_dir);
-            fflush(NULL);
-            pid_t pid = fork();
+            pid_t pid = fork_alone();
             assert_true(pid >= 0);
             if (pid == 0) {
                 die_at = at;
