@@ -598,7 +598,20 @@ static uint64_t revision(void *arg)
     return 0;
 }
 
-static const struct propose_ops propose_ops = {.fatal = on_fatal, .may = may, .revision = revision};
+static uint64_t visits_each, visits_per_put;
+
+static int cost(void *arg, const uint8_t *txn, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out)
+{
+    (void)arg;
+    (void)txn;
+    (void)n;
+    expect(most == PROPOSE_VISITS_MAX);
+    *out = (struct txn_cost){.now = visits_each, .then = visits_each + visits_per_put * puts};
+    return 0;
+}
+
+static const struct propose_ops propose_ops = {
+    .fatal = on_fatal, .may = may, .revision = revision, .cost = cost};
 
 static struct buf txn_of(size_t value)
 {
@@ -665,6 +678,102 @@ static void large_txns_stay_below_the_limit(void)
     guard_free(&s.guard);
     buf_free(&big);
     buf_free(&small);
+}
+
+static unsigned too_big;
+
+static void on_counted(void *arg, int status, const struct txn_result *r)
+{
+    too_big += status == SYM_ETOOBIG;
+    on_prop(arg, status, r);
+}
+
+static void submit(const struct buf *t, unsigned n)
+{
+    struct prop *prop;
+    for (unsigned i = 0; i < n; i++) {
+        expect(propose_submit(&propose, buf_data(t), t->len, true, on_counted, NULL, &prop) == 0);
+    }
+}
+
+/* What the txns of an entry go through is bounded together; what is more goes into the next. */
+static void compares_end_a_pack(void)
+{
+    boot(1, 0, NULL);
+    propose_init(&propose, &s.raft, &propose_ops, NULL);
+    struct buf t = txn_of(PROPOSE_WORTH);
+    visits_each = PROPOSE_VISITS_MAX / 2;
+    submit(&t, 5);
+    expect(propose_flush(&propose)); /* enough for one turn of the loop, and there is more */
+    expect(s.n_appends == 1 && propose.pack_txns == 2 && propose.n_waiting == 3);
+    expect(propose_flush(&propose));
+    expect(s.n_appends == 2 && propose.pack_txns == 4 && propose.n_waiting == 1);
+    visits_each = PROPOSE_VISITS_MAX;
+    submit(&t, 1);
+    expect(propose_flush(&propose));
+    expect(s.n_appends == 3 && propose.pack_txns == 5 && propose.n_waiting == 1);
+    expect(!propose_flush(&propose));
+    expect(s.n_appends == 4 && propose.pack_txns == 6 && propose.n_waiting == 0);
+    raft_close(&s.raft, on_close);
+    expect(propose.ops_in_flight == 0 && too_big == 0);
+    propose_close(&propose);
+    guard_free(&s.guard);
+    buf_free(&t);
+}
+
+/* Too much alone: refused, a few a turn, and the others go their way. */
+static void compares_too_big(void)
+{
+    boot(1, 0, NULL);
+    propose_init(&propose, &s.raft, &propose_ops, NULL);
+    struct buf t = txn_of(13);
+    visits_each = PROPOSE_VISITS_MAX + 1;
+    submit(&t, 3);
+    for (unsigned i = 1; i <= 3; i++) {
+        expect(propose_flush(&propose) == (i < 3));
+        expect(too_big == i && s.n_appends == 0);
+    }
+    visits_each = PROPOSE_VISITS_MAX;
+    submit(&t, 1);
+    expect(!propose_flush(&propose));
+    expect(s.n_appends == 1 && propose.n_waiting == 0);
+    raft_close(&s.raft, on_close);
+    propose_close(&propose);
+    expect(too_big == 3 && answered == 4);
+    guard_free(&s.guard);
+    buf_free(&t);
+}
+
+/* Keys that come before it count as well, in its entry and in those in flight: it waits for them. */
+static void compares_wait(void)
+{
+    boot(1, 0, NULL);
+    propose_init(&propose, &s.raft, &propose_ops, NULL);
+    struct buf t = txn_of(PROPOSE_WORTH);
+    visits_each = 1;
+    visits_per_put = PROPOSE_VISITS_MAX / 2;
+    submit(&t, 4);
+    for (int i = 0; i < 3; i++) {
+        expect(!propose_flush(&propose));
+        expect(s.n_appends == 1 && propose.pack_txns == 2 && propose.n_waiting == 2);
+        expect(propose_waits_for(&propose) == SYM_ENOQUORUM);
+    }
+    visits_per_put = 0;
+    propose_flush(&propose);
+    expect(s.n_appends == 2 && propose.pack_txns == 4 && propose.n_waiting == 0);
+    raft_close(&s.raft, on_close);
+    propose_close(&propose);
+    expect(propose.ops_in_flight == 0 && too_big == 0);
+    guard_free(&s.guard);
+    buf_free(&t);
+}
+
+static void compares_of_prefixes(void **state)
+{
+    (void)state;
+    assert_int_equal(run(compares_end_a_pack, 0), 0);
+    assert_int_equal(run(compares_too_big, 0), 0);
+    assert_int_equal(run(compares_wait, 0), 0);
 }
 
 static void rule_1_and_2(void **state)
@@ -1475,6 +1584,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rule_1_and_2),
+        cmocka_unit_test(compares_of_prefixes),
         cmocka_unit_test(rule_3),
         cmocka_unit_test(rule_4),
         cmocka_unit_test(rule_5),

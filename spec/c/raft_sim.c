@@ -322,7 +322,13 @@ static uint64_t on_revision(void *arg)
     return store_revision(((struct server *)arg)->store);
 }
 
-static const struct propose_ops propose_ops = {on_fatal, on_may, on_revision};
+static int on_cost(
+    void *arg, const uint8_t *txn, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out)
+{
+    return store_txn_cost(((struct server *)arg)->store, txn, n, puts, most, out);
+}
+
+static const struct propose_ops propose_ops = {on_fatal, on_may, on_revision, on_cost};
 
 static uint64_t on_now(void *arg)
 {

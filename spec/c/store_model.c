@@ -462,12 +462,79 @@ static void bad_pack(void **state)
     free(t);
 }
 
+/* What a txn's compares of prefixes go through, counted no further than is asked for. */
+static void costs(void **state)
+{
+    struct store_config cfg = {.dir = in_folder(state, "state"), .quota = 4 << 20};
+    struct store *s = open_store(&cfg);
+    struct txn *t = calloc(1, sizeof *t);
+    struct buf bytes = {0};
+    struct txn_cost cost;
+    char key[8];
+    for (int i = 0; i < 20; i++) {
+        snprintf(key, sizeof key, "%s%02d", i < 15 ? "a/" : "b/", i);
+        put(s, key, "v");
+    }
+    const struct {
+        struct txn_cmp cmp;
+        uint64_t now, then; /* with 4 more */
+    } each[] = {
+        {cmp_number(CMP_ABSENT, "a/01", 0), 0, 0},
+        {cmp_value("a/", "v"), 0, 0},
+        {cmp_number(CMP_MOD_REVISION, "a/01", 2), 0, 0},
+        {cmp_number(CMP_PREFIX_REVISION, "a/", 0), 16, 20}, /* though the first key ends it */
+        {cmp_number(CMP_PREFIX_REVISION, "b/", UINT64_MAX), 6, 10},
+        {cmp_number(CMP_PREFIX_REVISION, "c/", 9), 1, 5},
+        {cmp_number(CMP_PREFIX_COUNT, "a/", 15), 16, 17},
+        {cmp_number(CMP_PREFIX_COUNT, "", 100), 21, 25},
+        {cmp_number(CMP_PREFIX_COUNT, "", UINT64_MAX), 21, 25},
+        {cmp_number(CMP_PREFIX_COUNT, "", 2), 4, 4},
+        {cmp_number(CMP_PREFIX_COUNT, "", 0), 2, 2},
+    };
+    uint64_t now = 0, then = 0;
+    for (unsigned i = 0; i < sizeof each / sizeof *each; i++) {
+        t->n_cmps = 1;
+        t->cmps[0] = each[i].cmp;
+        buf_clear(&bytes);
+        OK(txn_encode(t, &bytes));
+        OK(store_txn_cost(s, buf_data(&bytes), bytes.len, 4, 1000, &cost));
+        assert_int_equal(cost.now, each[i].now);
+        assert_int_equal(cost.then, each[i].then);
+        now += each[i].now;
+        then += each[i].then;
+    }
+    for (t->n_cmps = 0; t->n_cmps < sizeof each / sizeof *each; t->n_cmps++) {
+        t->cmps[t->n_cmps] = each[t->n_cmps].cmp;
+    }
+    buf_clear(&bytes);
+    OK(txn_encode(t, &bytes));
+    OK(store_txn_cost(s, buf_data(&bytes), bytes.len, 4, 1000, &cost));
+    assert_int_equal(cost.now, now);
+    assert_int_equal(cost.then, then);
+    for (uint64_t most = 0; most <= now; most++) {
+        OK(store_txn_cost(s, buf_data(&bytes), bytes.len, 4, most, &cost));
+        assert_true(most == now ? cost.now == now : cost.now > most && cost.now <= most + 2);
+    }
+    /* What an earlier txn of the pack or one in flight puts is what is counted for it. */
+    for (int i = 0; i < 4; i++) {
+        snprintf(key, sizeof key, "a/%02d", 90 + i);
+        put(s, key, "v");
+    }
+    OK(store_txn_cost(s, buf_data(&bytes), bytes.len, 0, 1000, &cost));
+    assert_true(cost.now <= then);
+    FAILS(SYM_EPROTO, store_txn_cost(s, buf_data(&bytes), bytes.len - 1, 0, 1000, &cost));
+    store_close(s);
+    buf_free(&bytes);
+    free(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(random_packs, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(revisions, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(bad_pack, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(costs, make_folder, remove_folder),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -377,6 +377,46 @@ describe("keys over HTTP", function()
     end
   end))
 
+  it("are gone through by a txn's compares of prefixes only so far", cluster.scenario(function(t)
+    local managers = t:cluster(3)
+    local ops, compares = {}, {}
+    for i = 1, 100 do ops[i] = ('{"put":"many/%03d","value":"v"}'):format(i) end
+    for i = 1, 128 do compares[i] = '{"prefix":"many/","revision":1000000000}' end
+    local function body(n, last)
+      local list = table.move(compares, 1, n, 1, {})
+      list[#list + 1] = last
+      return ('{"compare":[%s],"ops":[{"put":"done","value":"x"}]}'):format(table.concat(list, ","))
+    end
+    local function txn(m, n, last)
+      return assert(m:http("POST", "/v1/txn", body(n, last), { timeout = 20 * cluster.patience }))
+    end
+    local filled = assert(managers[1]:http("POST", "/v1/txn", ('{"ops":[%s]}'):format(table.concat(ops, ","))))
+    assert.equal(200, filled.status, filled.body)
+    -- At the leader and at those that pass it on.
+    for _, m in ipairs(managers) do
+      local answer = txn(m, 128)
+      refused(answer, 413, "too_big")
+      assert.truthy(answer.json.error.message:find("10000 keys", 1, true), answer.body)
+      assert.truthy(answer.json.error.hint, answer.body)
+      refused(txn(m, 99, '{"prefix":"many/","count":1}'), 413, "too_big")
+      assert.equal(404, m:http("GET", "/v1/kv/done").status)
+      assert.equal(200, txn(m, 99).status) -- each of them, and its 100 keys: 9,999
+      refused(txn(m, 98, '{"prefix":"many/","count":99}'), 409, "conflict")
+      assert.equal(200, m:http("DELETE", "/v1/kv/done").status)
+    end
+    -- Many at once are each refused as one is, and do not stop the others.
+    local attackers, text = {}, body(128)
+    for i = 1, 40 do
+      attackers[i] = raw(managers[i % 3 + 1].socket)
+      attackers[i]:send(("POST /v1/txn HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"):format(#text) .. text)
+    end
+    for _, m in ipairs(managers) do put(m, "between", "x") end
+    for _, c in ipairs(attackers) do
+      c:wait("a refusal", '"code":"too_big"')
+      c:close()
+    end
+  end))
+
   it("change only as a condition allows", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     for _, call in pairs(doors(m)) do

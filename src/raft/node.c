@@ -345,7 +345,9 @@ static void flush(struct rnode *n)
         wiring_look_for_room(n);
         n->may = wiring_may_propose(n);
         submit_flush(&n->submit);
-        propose_flush(&n->propose);
+        if (propose_flush(&n->propose)) {
+            node_kick(n);
+        }
         member_flush(n);
         reads_flush(&n->reads);
         if (n->applied != n->raft.last_applied) {

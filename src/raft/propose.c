@@ -12,6 +12,8 @@ struct pack {
     struct raft_buffer data;
     struct txn_result *results; /* from the state machine, before libraft's callback */
     unsigned n, n_results;
+    uint64_t ops;    /* of its txns */
+    uint64_t visits; /* see afford */
     raft_term term;
     bool delivered;
 };
@@ -127,6 +129,7 @@ static void applied(struct raft_apply *req, int status, void *result)
         p->in_flight.last = at;
     }
     p->n_in_flight--;
+    p->ops_in_flight -= pack->ops;
     /* RAFT_LEADERSHIPLOST, and our own end: it may be committed by the next leader, or not. */
     answer_pack(pack, status == 0 ? 0 : SYM_EUNKNOWN);
 }
@@ -158,6 +161,33 @@ void propose_deliver(struct propose *p, uint64_t index, struct txn_result *resul
     pack->delivered = true;
 }
 
+/* Applying must be quick on every member, and again whenever the log is gone through. Bytes bound most of it, but not
+ * the keys that compares of prefixes go through: these are counted against the entry as the bytes are. What is there
+ * when it is applied is at most what is there now and one key for each operation that comes before it: of the entries
+ * in flight (those of earlier terms are applied before this leader proposes) and of this one. That is the same state
+ * on every member, so what holds here holds there.
+ *
+ * 0; SYM_ETOOBIG when the txn alone is too much; SYM_EBUSY when it is for a later entry: with none in flight and in an
+ * empty pack it fits. Or what the store says. */
+static int afford(struct propose *p, struct pack *pack, const struct prop *prop)
+{
+    struct txn_cost cost;
+    int rv =
+        p->ops->cost(p->arg, prop->txn, prop->n, p->ops_in_flight + pack->ops, PROPOSE_VISITS_MAX, &cost);
+    if (rv != 0) {
+        return rv;
+    }
+    p->visits += cost.now;
+    if (cost.now > PROPOSE_VISITS_MAX) {
+        return SYM_ETOOBIG;
+    }
+    if (cost.then > 0 && pack->visits + cost.then > PROPOSE_VISITS_MAX) {
+        return SYM_EBUSY;
+    }
+    pack->visits += cost.then;
+    return 0;
+}
+
 /* Takes from the queue what fits into one entry. NULL when nothing may go, or without memory. */
 static struct pack *build(struct propose *p)
 {
@@ -174,7 +204,7 @@ static struct pack *build(struct propose *p)
     TAILQ_INIT(&pack->props);
     struct prop *prop;
     while ((prop = TAILQ_FIRST(&p->waiting)) != NULL) {
-        if (pack->n > 0 && bytes.len + prop->n > PACK_TARGET) {
+        if ((pack->n > 0 && bytes.len + prop->n > PACK_TARGET) || p->visits > PROPOSE_VISITS_MAX) {
             break;
         }
         int rv = p->ops->may(p->arg, prop->txn, prop->n);
@@ -186,6 +216,15 @@ static struct pack *build(struct propose *p)
         if (rv != 0) {
             p->waits_for = rv;
             break;
+        }
+        rv = afford(p, pack, prop);
+        if (rv == SYM_EBUSY) {
+            break;
+        }
+        if (rv != 0) {
+            unqueue(p, prop);
+            answer(prop, rv, NULL);
+            continue;
         }
         struct txn_id id;
         if (prop->fresh && txn_peek_id(prop->txn, prop->n, &id) == 0) {
@@ -199,6 +238,7 @@ static struct pack *build(struct propose *p)
         prop->pack = pack;
         TAILQ_INSERT_TAIL(&pack->props, prop, link);
         pack->n++;
+        pack->ops += txn_peek_ops(prop->txn, prop->n);
     }
     if (pack->n == 0) {
         goto fail;
@@ -231,6 +271,7 @@ static int propose(struct propose *p, struct pack *pack)
     *p->in_flight.last = pack;
     p->in_flight.last = &pack->next;
     p->n_in_flight++;
+    p->ops_in_flight += pack->ops;
     p->packs++;
     p->pack_txns += pack->n;
     return 0;
@@ -243,9 +284,8 @@ static void unbuild(struct pack *pack, int status)
     answer_pack(pack, status);
 }
 
-void propose_flush(struct propose *p)
+static void flush(struct propose *p)
 {
-    p->waits_for = SYM_ENOQUORUM;
     while (!p->closing && p->raft->state == RAFT_LEADER && raft_transferee(p->raft) == 0 &&
            p->n_in_flight < p->max_in_flight) {
         if (p->stalled == NULL && p->n_in_flight > 0 && p->bytes_waiting < PROPOSE_WORTH) {
@@ -275,6 +315,14 @@ void propose_flush(struct propose *p)
             return;
         }
     }
+}
+
+bool propose_flush(struct propose *p)
+{
+    p->waits_for = SYM_ENOQUORUM;
+    p->visits = 0;
+    flush(p);
+    return p->visits > PROPOSE_VISITS_MAX && p->n_waiting > 0;
 }
 
 static void answer_waiting(struct propose *p, int status)

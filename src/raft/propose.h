@@ -8,7 +8,7 @@
 #define SYM_RAFT_PROPOSE_H
 
 #include "raft/guard.h"
-#include "store/txn.h"
+#include "store/store.h"
 
 #include <sys/queue.h>
 
@@ -16,6 +16,9 @@ enum {
     PROPOSE_TXNS_MAX = 65536,     /* waiting, more are SYM_EBUSY */
     PROPOSE_BYTES_MAX = 64 << 20, /* the same in bytes */
     PROPOSE_IN_FLIGHT = 4,        /* entries */
+    /* Keys that the compares of prefixes of one entry may go through when it is applied, and so those of one txn
+     * (more is SYM_ETOOBIG): some milliseconds of every member's loop, of which the election timeout has hundreds. */
+    PROPOSE_VISITS_MAX = 10000,
     PROPOSE_WORTH =
         64 << 10, /* bytes that must wait for a further entry to go while one is in flight: the disk writes
                                      one after the other anyway, so a small one gains nothing by not waiting */
@@ -28,11 +31,13 @@ struct propose_ops {
      * it wait, and is what propose_waits_for says. */
     int (*may)(void *arg, const uint8_t *txn, size_t n);
     uint64_t (*revision)(void *arg);
+    /* store_txn_cost in the leader's state. */
+    int (*cost)(void *arg, const uint8_t *txn, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out);
 };
 
 struct prop;
 /* 0 with the result; SYM_ENOTLEADER: surely not proposed; SYM_EUNKNOWN: it was, and leadership was lost;
- * SYM_ENOSPACE and SYM_ECANCELED: not proposed. From propose_flush, propose_lost or libraft's callbacks. The
+ * SYM_ENOSPACE, SYM_ECANCELED and SYM_ETOOBIG (compares of prefixes with too many keys): not proposed. From propose_flush, propose_lost or libraft's callbacks. The
  * prop is freed after it. */
 typedef void (*prop_cb)(void *arg, int status, const struct txn_result *result);
 
@@ -58,8 +63,10 @@ struct propose {
         struct pack *first, **last;
     } in_flight;
     unsigned n_in_flight, max_in_flight;
-    struct pack *stalled; /* built, but not taken by libraft for want of a segment */
-    int waits_for;        /* see propose_waits_for */
+    uint64_t ops_in_flight; /* operations of these */
+    uint64_t visits;        /* keys that were counted in this flush */
+    struct pack *stalled;   /* built, but not taken by libraft for want of a segment */
+    int waits_for;          /* see propose_waits_for */
     bool closing;
     uint64_t packs, pack_txns;
 };
@@ -73,8 +80,9 @@ bool propose_cancel(struct propose *p, struct prop *prop);
 /* Why what waits is not proposed, as of the last flush: what may() said; SYM_ENOSPACE, no segment of the log has
  * room for it; SYM_ENOQUORUM, what went before is not committed. */
 int propose_waits_for(const struct propose *p);
-/* Builds and proposes what may go now. */
-void propose_flush(struct propose *p);
+/* Builds and proposes what may go now. True when more might, but enough was counted for one turn of the loop: to be
+ * called again soon. */
+bool propose_flush(struct propose *p);
 /* Not the leader (any more): what has not been proposed is answered SYM_ENOTLEADER. What has been is answered
  * by libraft. */
 void propose_lost(struct propose *p);

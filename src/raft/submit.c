@@ -101,6 +101,11 @@ static void finish(struct submit *s, struct call *c, int status, const struct tx
     case SYM_ENOMEM:
         err_setf(status, "out of memory");
         break;
+    case SYM_ETOOBIG:
+        err_setf(status,
+            "the compares of prefixes have more than %d keys to go through; at most so many fit in a txn",
+            PROPOSE_VISITS_MAX);
+        break;
     default:
         break;
     }

@@ -89,10 +89,17 @@ static uint64_t store_revision_of(void *arg)
     return store_revision(((struct rnode *)arg)->cfg.store);
 }
 
+static int store_cost(
+    void *arg, const uint8_t *txn, size_t len, uint64_t puts, uint64_t most, struct txn_cost *out)
+{
+    return store_txn_cost(((struct rnode *)arg)->cfg.store, txn, len, puts, most, out);
+}
+
 const struct propose_ops wiring_propose = {
     .fatal = node_fatal,
     .may = propose_may,
     .revision = store_revision_of,
+    .cost = store_cost,
 };
 
 static uint64_t ops_now(void *arg)

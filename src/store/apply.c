@@ -34,6 +34,11 @@ static int count_txn(void *arg, const uint8_t *txn, size_t len)
 
 /* --- compares --- */
 
+static bool is_prefix(const struct txn_cmp *c)
+{
+    return c->kind == CMP_PREFIX_REVISION || c->kind == CMP_PREFIX_COUNT;
+}
+
 /* 1 when it holds, 0 when not. */
 static int prefix_holds(struct db_tx *tx, const struct txn_cmp *c)
 {
@@ -57,7 +62,7 @@ static int prefix_holds(struct db_tx *tx, const struct txn_cmp *c)
 static int holds(struct db_tx *tx, const struct txn_cmp *c)
 {
     struct kv kv;
-    if (c->kind == CMP_PREFIX_REVISION || c->kind == CMP_PREFIX_COUNT) {
+    if (is_prefix(c)) {
         return prefix_holds(tx, c);
     }
     int rv = ks_get(tx, c->key, &kv);
@@ -74,6 +79,47 @@ static int holds(struct db_tx *tx, const struct txn_cmp *c)
     default:
         return 0;
     }
+}
+
+/* Keys below a prefix; the counting ends at @most. */
+static int count_below(struct db_tx *tx, struct slice prefix, uint64_t most, uint64_t *n)
+{
+    struct ks_iter it;
+    struct kv kv;
+    int rv = ks_seek(&it, tx, prefix, &kv);
+    for (*n = 0; rv == 0 && *n < most && slice_begins(kv.key, prefix); ++*n) {
+        rv = ks_next(&it, &kv);
+    }
+    ks_end(&it);
+    return rv < 0 ? rv : 0;
+}
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+int state_cost(
+    struct state *st, const uint8_t *bytes, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out)
+{
+    struct txn t;
+    struct db_tx *tx = NULL;
+    int rv = txn_decode(bytes, n, &t);
+    *out = (struct txn_cost){0};
+    for (unsigned i = 0; rv == 0 && i < t.n_cmps && out->now <= most; i++) {
+        const struct txn_cmp *c = &t.cmps[i];
+        if (!is_prefix(c)) {
+            continue;
+        }
+        /* A count is known to be another one at the first key too many. */
+        uint64_t end = c->kind == CMP_PREFIX_COUNT && c->number < UINT64_MAX ? c->number + 1 : UINT64_MAX;
+        uint64_t present = 0;
+        rv = tx != NULL ? 0 : state_read(st, &tx);
+        rv = rv != 0 ? rv : count_below(tx, c->key, least(end, most + 1 - out->now), &present);
+        out->now += 1 + present;
+        out->then += 1 + least(end, present + puts);
+    }
+    return rv;
 }
 
 /* --- changes --- */

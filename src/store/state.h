@@ -55,6 +55,9 @@ struct applied {
 int state_apply(
     struct state *st, uint64_t index, unsigned window, const uint8_t *pack, size_t n, struct applied *out);
 void applied_free(struct applied *out);
+/* See store_txn_cost. */
+int state_cost(
+    struct state *st, const uint8_t *bytes, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out);
 
 int meta_get(struct db_tx *tx, struct meta *meta);
 int meta_put(struct db_tx *tx, const struct meta *meta);

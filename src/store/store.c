@@ -126,6 +126,12 @@ int store_apply(struct store *s, uint64_t index, const uint8_t *pack, size_t n, 
     return rv;
 }
 
+int store_txn_cost(
+    struct store *s, const uint8_t *txn, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out)
+{
+    return state_cost(s->state, txn, n, puts, most, out);
+}
+
 uint64_t store_applied(const struct store *s)
 {
     return s->state->meta.applied;

@@ -43,6 +43,16 @@ void store_close(struct store *s);
 int store_apply(struct store *s, uint64_t index, const uint8_t *pack, size_t n, struct txn_result **results,
     unsigned *n_results);
 
+/* What applying a txn costs beyond its bytes: the keys that its compares of prefixes go through, and one for
+ * each of these compares. Each counts whatever the others say, and all keys below its prefix, whichever of them
+ * would end it: so only keys that are put before the txn is applied can add to it. */
+struct txn_cost {
+    uint64_t now;  /* in the present state; the counting ends above @most */
+    uint64_t then; /* at most, when @puts more keys are there */
+};
+int store_txn_cost(
+    struct store *s, const uint8_t *txn, size_t n, uint64_t puts, uint64_t most, struct txn_cost *out);
+
 uint64_t store_applied(const struct store *s);  /* raft index of the last applied entry */
 uint64_t store_revision(const struct store *s); /* +1 for each txn that changed something */
 /* Bytes of the file that have ever been in use: an upper bound of the state's size. Cheap. */

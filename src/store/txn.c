@@ -45,6 +45,11 @@ int txn_set_id(uint8_t *data, size_t n, const struct txn_id *id)
     return 0;
 }
 
+unsigned txn_peek_ops(const uint8_t *data, size_t n)
+{
+    return n < TXN_HEAD ? 0 : data[ID_LEN + 1];
+}
+
 /* --- encoding --- */
 
 static int check_key(struct slice key, size_t least)

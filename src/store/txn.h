@@ -74,6 +74,8 @@ bool txn_has_id(const struct txn_id *id);
  * cannot hold it. */
 int txn_peek_id(const uint8_t *data, size_t n, struct txn_id *id);
 int txn_set_id(uint8_t *data, size_t n, const struct txn_id *id);
+/* How many operations an encoded txn says that it has; 0 when @n bytes cannot hold that. */
+unsigned txn_peek_ops(const uint8_t *data, size_t n);
 
 /* Appends the encoding of @t. SYM_EINVAL or SYM_ETOOBIG (says which limit), SYM_ENOMEM. */
 int txn_encode(const struct txn *t, struct buf *out);

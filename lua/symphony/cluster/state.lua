@@ -40,6 +40,9 @@ local function explain(err)
   if code == "no_space" then
     return errors.new(code, err.message or "no space", "make room on the managers' disks; writes resume by themselves")
   end
+  if code == "too_big" then
+    return errors.new(code, err.message, "compare a longer prefix, fewer of them, or one key that every change puts")
+  end
   return errors.new(code or "io", err.message or tostring(err), err.hint)
 end
 M.explain = explain
