@@ -20,6 +20,7 @@ struct apply {
 
 struct count {
     unsigned txns, with_id;
+    size_t ops;
 };
 
 static int count_txn(void *arg, const uint8_t *txn, size_t len)
@@ -28,6 +29,7 @@ static int count_txn(void *arg, const uint8_t *txn, size_t len)
     struct txn_id id;
     int rv = txn_peek_id(txn, len, &id);
     c->txns++;
+    c->ops += txn_peek_ops(txn, len);
     c->with_id += rv == 0 && txn_has_id(&id);
     return rv;
 }
@@ -303,7 +305,8 @@ int state_apply(
     }
     /* Our own reader must not keep pages from being used again. */
     state_let_go(st);
-    rv = db_begin(st->db, true, &a.writer.tx);
+    /* A long key has a record for every 500 bytes of it (keyspace.h). */
+    rv = db_begin_write(st->db, count.ops + n / 500, n, &a.writer.tx);
     if (rv == 0) {
         rv = run_pack(&a, index, window, pack, n);
     }

@@ -21,7 +21,7 @@ struct db {
     char path[];        /* of data.mdb, as it was opened */
 };
 
-enum { ROOM_LEAST = 16 << 20, ROOM_STEP = 16 << 20 }; /* for what one transaction writes */
+enum { ROOM_LEAST = 16 << 20, ROOM_STEP = 16 << 20 }; /* see make_room */
 
 static int fail(int rc, const char *what)
 {
@@ -176,24 +176,62 @@ static int check_length(struct db *db, uint64_t length)
     return rc;
 }
 
-/* A page of the map that finds no room on the disk when it is first written is a bus error too: room for what
- * the next transaction may write is taken before it begins. */
-static int make_room(struct db *db)
+static size_t least(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Pages that a change of so many records writes, at most. A record is put into a leaf, which may be split, or taken
+ * out of one, which may be merged with its neighbour: two pages, of which one was there. The branches above are
+ * written and split in the same way: all that there are, or those on the way to each record. */
+static int count_pages(MDB_txn *t, const MDB_dbi dbi[DB_TABLES], size_t records, size_t *n)
+{
+    size_t leaves = 0, branches = 0, depth = 0;
+    for (int i = DB_KEYS; i <= DB_TAILS; i++) {
+        MDB_stat stat;
+        int rc = mdb_stat(t, dbi[i], &stat);
+        if (rc != 0) {
+            return rc;
+        }
+        leaves += stat.ms_leaf_pages;
+        branches += stat.ms_branch_pages;
+        depth += stat.ms_depth;
+    }
+    *n = records + least(records, leaves) + least(2 * records * depth, 2 * branches + depth);
+    return 0;
+}
+
+/* A page of the map that finds no room on the disk when it is first written is a bus error too: room for what the
+ * transaction may write is taken before it writes. Besides the records and their values that is the list of the pages
+ * that are free, old and new, which holds each in 8 bytes.
+ *
+ * Whoever proposes sees to it that this does not fail: health.h's floor is 64 MiB and the size of the state, and an
+ * entry needs less than that but for the most spiteful ones. When it does fail, because the disk has become full since
+ * it was last looked at, nothing has been written: the process ends, and applies the entry when it is started again
+ * and there is room. */
+static int make_room(struct db *db, MDB_txn *t, size_t records, size_t bytes)
 {
     mdb_filehandle_t fd;
     MDB_envinfo info;
-    uint64_t needed = db_used_at_most(db) + ROOM_LEAST;
-    if (needed <= db->allocated) {
-        return 0;
-    }
+    MDB_stat stat;
+    size_t used = db_used_at_most(db), pages = 0;
     int rc = mdb_env_info(db->env, &info);
+    rc = rc != 0 ? rc : mdb_env_stat(db->env, &stat);
     rc = rc != 0 ? rc : mdb_env_get_fd(db->env, &fd);
+    rc = rc != 0 ? rc : count_pages(t, db->dbi, records, &pages);
     if (rc != 0) {
         return fail(rc, "cannot make room");
     }
+    size_t list = used / stat.ms_psize * 2 * sizeof(size_t);
+    /* Behind the map's end nothing is written. */
+    uint64_t needed = least(used + ROOM_LEAST + bytes + pages * stat.ms_psize + list, info.me_mapsize);
+    if (needed <= db->allocated) {
+        return 0;
+    }
     for (uint64_t step = ROOM_STEP;; step = 0) {
-        uint64_t end = needed + step < info.me_mapsize ? needed + step : info.me_mapsize;
-        if (fallocate(fd, 0, 0, (off_t)end) == 0) {
+        uint64_t end = least(needed + step, info.me_mapsize);
+        /* Not from the start again: where it fails, some file systems give back what they had given before. */
+        if (fallocate(fd, 0, (off_t)db->allocated, (off_t)(end - db->allocated)) == 0) {
             db->allocated = end;
             return 0;
         }
@@ -320,16 +358,28 @@ int db_used(struct db *db, const struct db_tx *pin, size_t *used)
 
 /* --- transactions --- */
 
-int db_begin(struct db *db, bool write, struct db_tx **out)
+int db_begin(struct db *db, struct db_tx **out)
 {
     MDB_txn *t;
-    int rc = write && db->write_map ? make_room(db) : 0;
-    if (rc != 0) {
-        return rc;
-    }
-    rc = mdb_txn_begin(db->env, NULL, write ? 0 : MDB_RDONLY, &t);
+    int rc = mdb_txn_begin(db->env, NULL, MDB_RDONLY, &t);
     if (rc != 0) {
         return fail(rc, "cannot begin a transaction");
+    }
+    *out = (struct db_tx *)t;
+    return 0;
+}
+
+int db_begin_write(struct db *db, size_t records, size_t bytes, struct db_tx **out)
+{
+    MDB_txn *t;
+    int rc = mdb_txn_begin(db->env, NULL, 0, &t);
+    if (rc != 0) {
+        return fail(rc, "cannot begin a transaction");
+    }
+    rc = db->write_map ? make_room(db, t, records, bytes) : 0;
+    if (rc != 0) {
+        mdb_txn_abort(t);
+        return rc;
     }
     *out = (struct db_tx *)t;
     return 0;

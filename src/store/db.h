@@ -37,7 +37,10 @@ int db_used(struct db *db, const struct db_tx *pin, size_t *used);
 /* Bytes of pages ever used: at least db_used, and cheap. */
 size_t db_used_at_most(const struct db *db);
 
-int db_begin(struct db *db, bool write, struct db_tx **out);
+int db_begin(struct db *db, struct db_tx **out); /* to read */
+/* @records: how many it will put or delete, at most, besides a few; @bytes: of what it will put. With @write_map the
+ * room for that is taken first: SYM_ENOSPACE when the disk has not got it. */
+int db_begin_write(struct db *db, size_t records, size_t bytes, struct db_tx **out);
 int db_commit(struct db_tx *tx); /* ends it, also when it fails; its cursors are closed with it */
 void db_abort(struct db_tx *tx); /* NULL is fine */
 /* A read transaction that is kept for later: reset lets go of what it sees, renew sees the present. */

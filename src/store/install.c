@@ -86,7 +86,7 @@ static int next_slice(struct build *b)
     int rv = b->writer.tx != NULL ? db_commit(b->writer.tx) : 0;
     b->writer = (struct ks_writer){.append = true};
     b->bytes = 0;
-    return rv != 0 ? rv : db_begin(b->db, true, &b->writer.tx);
+    return rv != 0 ? rv : db_begin_write(b->db, 0, 2 * SLICE_BYTES, &b->writer.tx);
 }
 
 static int build_key(void *arg, const struct kv *kv)
@@ -103,10 +103,12 @@ static int build_key(void *arg, const struct kv *kv)
 static int build_entry(void *arg, uint64_t index, struct slice entry)
 {
     struct build *b = arg;
-    int rv = dedup_read(&b->dedup, index, entry.p, entry.n);
+    int rv = b->bytes < SLICE_BYTES ? 0 : next_slice(b);
+    rv = rv != 0 ? rv : dedup_read(&b->dedup, index, entry.p, entry.n);
     if (rv != 0) {
         return rv;
     }
+    b->bytes += entry.n + 64;
     const struct dedup_entry *e = TAILQ_LAST(&b->dedup.entries, dedup_list);
     return e->revision <= b->revision ? dedup_put(b->writer.tx, e)
                                       : err_setf(SYM_ECORRUPT, "snapshot: impossible revisions");

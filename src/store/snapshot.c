@@ -43,7 +43,7 @@ int snap_begin(struct store *s, struct snap **out)
     if (sn == NULL) {
         return err_setf(SYM_ENOMEM, "snapshot");
     }
-    int rv = db_begin(s->state->db, false, &sn->tx);
+    int rv = db_begin(s->state->db, &sn->tx);
     if (rv != 0) {
         free(sn);
         return rv;

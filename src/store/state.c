@@ -106,7 +106,7 @@ static int load_dedup(struct state *st, struct db_tx *tx)
 static int make(struct state *st)
 {
     struct db_tx *tx;
-    int rv = db_begin(st->db, true, &tx);
+    int rv = db_begin_write(st->db, 0, 0, &tx);
     if (rv != 0) {
         return rv;
     }
@@ -140,7 +140,7 @@ int state_open(const struct store_config *cfg, const char *dir, struct state **o
     if (db_is_new(st->db) && (rv = make(st)) != 0) {
         goto close_db;
     }
-    rv = db_begin(st->db, false, &st->reader);
+    rv = db_begin(st->db, &st->reader);
     if (rv != 0) {
         goto close_db;
     }

@@ -110,7 +110,7 @@ int store_apply(struct store *s, uint64_t index, const uint8_t *pack, size_t n, 
         if (rv != SYM_ENOSPACE || s->snap == NULL) {
             break;
         }
-        log_warn("a snapshot kept an entry from fitting into the quota: given up");
+        log_warn("%s: a snapshot that is being taken is given up for it", err_msg());
         snap_cut(s->snap);
         applied_free(&out);
     }
