@@ -10,7 +10,7 @@
 int mark_open(const char *dir, int *fd, bool *trusted);
 /* Says, on the disk, that the state is in use from now on; before it is written to. */
 int mark_in_use(int fd);
-/* Says that it is on the disk as a whole. */
+/* Says that it is on the disk as a whole, with its name. */
 int mark_clean(int fd);
 
 #endif

@@ -1,6 +1,7 @@
 #include "store/store.h"
 
 #include "base/err.h"
+#include "base/file.h"
 #include "base/log.h"
 #include "store/internal.h"
 #include "store/mark.h"
@@ -73,7 +74,9 @@ void store_close(struct store *s)
     if (s->snap != NULL) {
         snap_cut(s->snap);
     }
-    bool synced = db_sync(s->state->db) == 0;
+    /* The folder too: an installed snapshot's file may have its name in memory only, and after a power loss the mark
+     * would vouch for the one that it replaced. */
+    bool synced = db_sync(s->state->db) == 0 && file_sync_dir(s->dir) == 0;
     state_close(s->state);
     if (!synced || mark_clean(s->mark) != 0) {
         log_warn(

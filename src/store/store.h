@@ -30,7 +30,7 @@ struct store_config {
  * folder's contents are discarded and the store is empty, at index 0, to be rebuilt from raft: LMDB runs with
  * MDB_NOSYNC. SYM_ECORRUPT when the file is not an environment of ours. */
 int store_open(const struct store_config *cfg, struct store **out);
-/* Syncs, leaves the clean-shutdown mark, frees. Watches that are still open are closed with status
+/* Syncs, leaves the clean-shutdown mark (unless syncing fails), frees. Watches that are still open are closed with status
  * SYM_ECLOSED; a snapshot that is being encoded is cut off (SYM_ECANCELED) and is still to be ended. */
 void store_close(struct store *s);
 
