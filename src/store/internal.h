@@ -16,8 +16,8 @@ struct store {
     struct hub hub;
 };
 
-/* Lets go of what the snapshot pins: waits for the record that it is copying, at most. What is left of it
- * answers SYM_ECANCELED. */
+/* Lets go of what the snapshot pins: waits for the record that it is copying, or for the few MiB of memory that it is
+ * fetching, at most. What is left of it answers SYM_ECANCELED. */
 void snap_cut(struct snap *sn);
 /* Seconds since it was taken. */
 uint64_t snap_age(const struct snap *sn);

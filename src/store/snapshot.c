@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 static const uint8_t MAGIC[8] = "SYMSNAP\1";
-enum { HEAD_LEN = 8 + 6 * 8, LEAST_LEN = HEAD_LEN + SHA256_LEN };
+enum { HEAD_LEN = 8 + 6 * 8, LEAST_LEN = HEAD_LEN + SHA256_LEN, POPULATE_STEP = 8 << 20 };
 
 /* --- taking one --- */
 
@@ -159,12 +159,21 @@ static int encode_dedup(struct snap *sn, struct wr *w, size_t *size, uint64_t *n
 }
 
 /* Fetches the memory of what is reserved at once: page by page, as it is written, takes several times as long,
- * and so long the snapshot keeps pages of the state from being used again. That it may fail does not matter. */
-static void populate(uint8_t *p, size_t n)
+ * and so long the snapshot keeps pages of the state from being used again. That it may fail does not matter. In
+ * steps, as who cuts the snapshot off waits for one. */
+static void populate(const struct snap *sn, uint8_t *p, size_t n)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE), skip = -(uintptr_t)p % page;
-    if (n > skip) {
-        (void)madvise(p + skip, (n - skip) & -page, MADV_POPULATE_WRITE);
+    if (n <= skip) {
+        return;
+    }
+    p += skip;
+    n = (n - skip) & -page;
+    while (n > 0 && !atomic_load_explicit(&sn->cut, memory_order_relaxed)) {
+        size_t step = n < POPULATE_STEP ? n : POPULATE_STEP;
+        (void)madvise(p, step, MADV_POPULATE_WRITE);
+        p += step;
+        n -= step;
     }
 }
 
@@ -185,7 +194,7 @@ static int encode(struct snap *sn, struct buf *out)
     if (room == NULL) {
         return SYM_ENOMEM;
     }
-    populate(room, size);
+    populate(sn, room, size);
     wr_bytes(&w, MAGIC, sizeof MAGIC);
     wr_u64(&w, sn->meta.applied);
     wr_u64(&w, sn->meta.revision);
