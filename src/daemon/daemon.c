@@ -104,11 +104,6 @@ static void on_watch(void *arg)
     daemon_pump(arg);
 }
 
-static void wake_pump(void *arg)
-{
-    daemon_pump(arg);
-}
-
 static bool on_node_event(void *arg, int status, struct event **events, unsigned n);
 
 static void watch_nodes(struct daemon *d)
@@ -245,7 +240,6 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
     store_on_watch(d->store, on_watch, d);
     d->applied = store_applied(d->store);
     d->fresh_ms = 0;
-    store_on_watch(d->store, wake_pump, d);
     if (cfg->bootstrap) {
         rv = rnode_bootstrap(raft, cfg->raft_id, cfg->raft_address);
         if (rv != 0) {
