@@ -3,7 +3,10 @@
 #include "crypto/crypto.h"
 #include "store_support.h"
 
+#include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
 
 static struct store_config config(void **state, const char *name)
 {
@@ -409,6 +412,67 @@ static void leftovers(void **state)
     buf_free(&snapshot);
 }
 
+/* Takes all but one of the entries of every branch page of an environment that is open. */
+static unsigned damage_branches(const char *path)
+{
+    struct {
+        uint64_t number;
+        uint16_t pad, flags, lower, upper;
+    } head; /* LMDB's, of a page */
+    unsigned n = 0;
+    int fd = open(path, O_RDWR);
+    assert_true(fd >= 0);
+    for (off_t at = 0; pread(fd, &head, sizeof head, at) == sizeof head; at += sysconf(_SC_PAGESIZE)) {
+        if (head.flags == 1) {
+            head.lower = 16 + 2;
+            assert_int_equal(pwrite(fd, &head, sizeof head, at), sizeof head);
+            n++;
+        }
+    }
+    close(fd);
+    return n;
+}
+
+/* Once it is in its place, an installed state is called by the name it has there. */
+static void name_when_damaged(void **state)
+{
+    struct store_config a_cfg = config(state, "a"), b_cfg = config(state, "b");
+    struct store *a = open_store(&a_cfg), *b = open_store(&b_cfg);
+    struct buf snapshot = {0};
+    char value[1001], key[8], said[1024] = "";
+    memset(value, 'v', 1000);
+    value[1000] = '\0';
+    for (int i = 0; i < 100; i++) {
+        snprintf(key, sizeof key, "%d", i);
+        put(a, key, value);
+    }
+    take_snapshot(a, &snapshot);
+    install(&b_cfg, b, &snapshot);
+    int ends[2], status;
+    assert_int_equal(pipe(ends), 0);
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct kv kv;
+        signal(SIGABRT, SIG_DFL);
+        dup2(ends[1], STDERR_FILENO);
+        damage_branches(in_folder(state, "b/data.mdb"));
+        store_get(b, "1", 1, &kv);
+        _exit(0);
+    }
+    close(ends[1]);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(read(ends[0], said, sizeof said - 1) >= 0);
+    close(ends[0]);
+    char want[300];
+    snprintf(want, sizeof want, "%s is damaged", in_folder(state, "b/data.mdb"));
+    if (strstr(said, want) == NULL) {
+        fail_msg("it said '%s'", said);
+    }
+    store_close(a);
+    store_close(b);
+    buf_free(&snapshot);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -419,6 +483,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(cut_off, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(gives_way, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(in_a_thread, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(name_when_damaged, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(hostile, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(leftovers, make_folder, remove_folder),
     };

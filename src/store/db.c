@@ -18,7 +18,7 @@ struct db {
     bool is_new;
     bool write_map;
     uint64_t allocated; /* bytes of the file that have room on the disk for sure, with @write_map */
-    char path[];        /* of data.mdb, as it was opened */
+    char path[];        /* of data.mdb */
 };
 
 enum { ROOM_LEAST = 16 << 20, ROOM_STEP = 16 << 20 }; /* see make_room */
@@ -301,6 +301,11 @@ void db_close(struct db *db)
 {
     mdb_env_close(db->env);
     free(db);
+}
+
+void db_moved(struct db *db, const char *dir)
+{
+    snprintf(db->path, strlen(db->path) + 1, "%s/data.mdb", dir);
 }
 
 int db_sync(struct db *db)

@@ -28,6 +28,8 @@ struct db_cur;
  * struct store_config. SYM_ECORRUPT when it is not an LMDB environment or has been cut off. */
 int db_open(const char *dir, size_t map, bool write_map, struct db **out);
 void db_close(struct db *db);
+/* Its file was renamed into @dir, whose path is no longer than that which it was opened with. */
+void db_moved(struct db *db, const char *dir);
 int db_sync(struct db *db); /* to the disk */
 /* True when nothing was ever put. */
 bool db_is_new(const struct db *db);

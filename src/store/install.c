@@ -247,6 +247,7 @@ int store_install(struct store *s, struct install *in)
     }
     state_close(s->state);
     s->state = in->state;
+    db_moved(s->state->db, s->dir);
     hub_reset(&s->hub, s->state->meta.revision);
     install_free(in);
     return 0;
