@@ -171,11 +171,17 @@ static void halves_that_do_not_match(void **state)
 
 /* -- requests -- */
 
-static char *pem_of_csr(EVP_PKEY *pkey)
+/* A request that says each of @cns, which a NULL ends. */
+static char *pem_of_csr(EVP_PKEY *pkey, const char **cns)
 {
     char *data, *text;
     BIO *bio = BIO_new(BIO_s_mem());
     X509_REQ *req = X509_REQ_new();
+    for (; *cns != NULL; cns++) {
+        assert_int_equal(X509_NAME_add_entry_by_txt(X509_REQ_get_subject_name(req), "CN", MBSTRING_UTF8,
+                             (const unsigned char *)*cns, -1, -1, 0),
+            1);
+    }
     X509_REQ_set_pubkey(req, pkey);
     assert_true(X509_REQ_sign(req, pkey, EVP_sha256()) > 0);
     assert_int_equal(PEM_write_bio_X509_REQ(bio, req), 1);
@@ -192,21 +198,24 @@ static void csr_round_trip(void **state)
     struct key *k;
     struct buf csr = {0};
     uint8_t of_key[SHA256_LEN], of_csr[SHA256_LEN];
+    char cn[64];
     OK(key_generate(&k));
     OK(csr_new(k, "node1", &csr));
-    OK(csr_check((char *)buf_data(&csr), csr.len, of_csr));
+    OK(csr_check((char *)buf_data(&csr), csr.len, of_csr, cn));
     OK(key_fingerprint(k, of_key));
     assert_memory_equal(of_key, of_csr, SHA256_LEN);
+    assert_string_equal(cn, "node1");
     for (size_t n = 0; n + 1 < csr.len; n += 5) {
-        FAILS(SYM_EINVAL, csr_check((char *)buf_data(&csr), n, of_csr));
+        FAILS(SYM_EINVAL, csr_check((char *)buf_data(&csr), n, of_csr, cn));
     }
-    /* Whatever letter is changed: refused, or the same request still. */
+    /* Whatever letter is changed: refused, or the same request still, in what it says too. */
     char *text = text_of(&csr);
     for (size_t i = 0; text[i] != '\0'; i++) {
         char was = text[i];
         text[i] = was == 'A' ? 'B' : 'A';
-        if (csr_check(text, strlen(text), of_csr) == 0) {
+        if (csr_check(text, strlen(text), of_csr, cn) == 0) {
             assert_memory_equal(of_key, of_csr, SHA256_LEN);
+            assert_string_equal(cn, "node1");
         }
         text[i] = was;
     }
@@ -224,22 +233,36 @@ static void requests_that_are_refused(void **state)
 {
     (void)state;
     uint8_t out[SHA256_LEN];
+    char cn[64];
     EVP_PKEY *keys[] = {EVP_EC_gen("P-384"), EVP_EC_gen("secp256k1"), EVP_RSA_gen(2048), EVP_EC_gen("P-256")};
     for (size_t i = 0; i < 4; i++) {
-        char *pem = pem_of_csr(keys[i]);
-        FAILS(i < 3 ? SYM_EINVAL : 0, csr_check(pem, strlen(pem), out));
+        char *pem = pem_of_csr(keys[i], (const char *[]){NULL});
+        FAILS(i < 3 ? SYM_EINVAL : 0, csr_check(pem, strlen(pem), out, cn));
         free(pem);
-        EVP_PKEY_free(keys[i]);
+        if (i < 3) {
+            EVP_PKEY_free(keys[i]);
+        }
     }
-    FAILS(SYM_EINVAL, csr_check("", 0, out));
-    FAILS(SYM_EINVAL, csr_check(garbage, sizeof garbage - 1, out));
+    assert_string_equal(cn, "");
+    /* What says two things says nothing. */
+    const char *subjects[][3] = {{"a", "b", NULL}, {"a\nb", NULL},
+        {"0123456789012345678901234567890123456789012345678901234567890123", NULL}, {"a", NULL}};
+    for (size_t i = 0; i < 4; i++) {
+        char *pem = pem_of_csr(keys[3], subjects[i]);
+        FAILS(i < 3 ? SYM_EINVAL : 0, csr_check(pem, strlen(pem), out, cn));
+        free(pem);
+    }
+    assert_string_equal(cn, "a");
+    EVP_PKEY_free(keys[3]);
+    FAILS(SYM_EINVAL, csr_check("", 0, out, cn));
+    FAILS(SYM_EINVAL, csr_check(garbage, sizeof garbage - 1, out, cn));
     static const char encrypted[] = "-----BEGIN CERTIFICATE REQUEST-----\nProc-Type: 4,ENCRYPTED\n"
                                     "DEK-Info: AES-128-CBC,00112233445566778899AABBCCDDEEFF\n\n"
                                     "AAAA\n-----END CERTIFICATE REQUEST-----\n";
-    FAILS(SYM_EINVAL, csr_check(encrypted, sizeof encrypted - 1, out));
+    FAILS(SYM_EINVAL, csr_check(encrypted, sizeof encrypted - 1, out, cn));
     char *big = malloc(100000);
     memset(big, 'A', 100000);
-    FAILS(SYM_EINVAL, csr_check(big, 100000, out));
+    FAILS(SYM_EINVAL, csr_check(big, 100000, out, cn));
     assert_non_null(strstr(err_msg(), "100000"));
     free(big);
 }

@@ -128,7 +128,8 @@ static int new_csr(void)
 static int check_csr(void)
 {
     uint8_t out[SHA256_LEN];
-    return csr_check(w.csr, strlen(w.csr), out);
+    char cn[64];
+    return csr_check(w.csr, strlen(w.csr), out, cn);
 }
 
 static int new_ca(void)

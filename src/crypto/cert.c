@@ -70,35 +70,6 @@ static int cert_read(const char *pem, size_t n, X509 **out)
     return 0;
 }
 
-/* The one value of a field of the subject, "" if it has none. Whoever is two names at once is nobody. */
-static int read_name(X509 *x, int nid, char out[NAME_MAX_BYTES + 1])
-{
-    const X509_NAME *subject = X509_get_subject_name(x);
-    int at = X509_NAME_get_index_by_NID(subject, nid, -1);
-    out[0] = '\0';
-    if (at < 0) {
-        return 0;
-    }
-    if (X509_NAME_get_index_by_NID(subject, nid, at) >= 0) {
-        return err_setf(SYM_EINVAL, "certificate: more than one %s", OBJ_nid2sn(nid));
-    }
-    unsigned char *text = NULL;
-    int n = ASN1_STRING_to_UTF8(&text, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(subject, at)));
-    if (n < 0) {
-        return ossl_errf(SYM_EINVAL, "certificate: %s", OBJ_nid2sn(nid));
-    }
-    int err = 0;
-    if (n > NAME_MAX_BYTES || memchr(text, '\0', (size_t)n) != NULL) {
-        err = err_setf(SYM_EINVAL, "certificate: %s is too long or not text", OBJ_nid2sn(nid));
-    } else {
-        memcpy(out, text, (size_t)n);
-        out[n] = '\0';
-        err = n == 0 ? 0 : name_check(OBJ_nid2sn(nid), out);
-    }
-    OPENSSL_free(text);
-    return err;
-}
-
 static int read_time(const ASN1_TIME *at, int64_t *out)
 {
     struct tm tm;
@@ -174,10 +145,11 @@ static int read_raft_id(X509 *x, uint64_t *out)
 int cert_describe(X509 *x, struct cert_info *out)
 {
     struct cert_info info = {0};
+    const X509_NAME *subject = X509_get_subject_name(x);
     int err;
-    if ((err = read_name(x, NID_commonName, info.cn)) != 0 ||
-        (err = read_name(x, NID_organizationalUnitName, info.ou)) != 0 ||
-        (err = read_name(x, NID_organizationName, info.o)) != 0 ||
+    if ((err = name_read("certificate", subject, NID_commonName, info.cn)) != 0 ||
+        (err = name_read("certificate", subject, NID_organizationalUnitName, info.ou)) != 0 ||
+        (err = name_read("certificate", subject, NID_organizationName, info.o)) != 0 ||
         (err = read_serial(x, info.serial, sizeof info.serial)) != 0 ||
         (err = read_time(X509_get0_notBefore(x), &info.not_before)) != 0 ||
         (err = read_time(X509_get0_notAfter(x), &info.not_after)) != 0 ||

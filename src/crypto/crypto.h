@@ -39,8 +39,9 @@ int key_fingerprint(const struct key *k, uint8_t out[SHA256_LEN]);
 
 /* A request signed by @k for itself, subject CN=@cn. */
 int csr_new(const struct key *k, const char *cn, struct buf *out);
-/* Checks the request's own signature; the fingerprint is that of its key. Refuses keys that are not P-256. */
-int csr_check(const char *pem, size_t n, uint8_t fingerprint[SHA256_LEN]);
+/* Checks the request's own signature; the fingerprint is that of its key, @cn what its subject says ("": nothing).
+ * Refuses keys that are not P-256. */
+int csr_check(const char *pem, size_t n, uint8_t fingerprint[SHA256_LEN], char cn[64]);
 
 /* What a certificate says: at most 63 characters a name. */
 struct cert_spec {

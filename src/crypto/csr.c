@@ -58,7 +58,7 @@ int csr_read(const char *pem, size_t n, X509_REQ **out)
     return 0;
 }
 
-int csr_check(const char *pem, size_t n, uint8_t fingerprint[SHA256_LEN])
+int csr_check(const char *pem, size_t n, uint8_t fingerprint[SHA256_LEN], char cn[64])
 {
     X509_REQ *req = NULL;
     int err = csr_read(pem, n, &req);
@@ -66,6 +66,9 @@ int csr_check(const char *pem, size_t n, uint8_t fingerprint[SHA256_LEN])
         return err;
     }
     err = p256_fingerprint(X509_REQ_get0_pubkey(req), fingerprint);
+    if (err == 0) {
+        err = name_read("certificate request", X509_REQ_get_subject_name(req), NID_commonName, cn);
+    }
     X509_REQ_free(req);
     return err;
 }

@@ -80,3 +80,30 @@ int name_add(X509_NAME *to, const char *field, const char *value)
     }
     return 0;
 }
+
+int name_read(const char *what, const X509_NAME *from, int nid, char out[NAME_MAX_BYTES + 1])
+{
+    int at = X509_NAME_get_index_by_NID(from, nid, -1);
+    out[0] = '\0';
+    if (at < 0) {
+        return 0;
+    }
+    if (X509_NAME_get_index_by_NID(from, nid, at) >= 0) {
+        return err_setf(SYM_EINVAL, "%s: more than one %s", what, OBJ_nid2sn(nid));
+    }
+    unsigned char *text = NULL;
+    int n = ASN1_STRING_to_UTF8(&text, X509_NAME_ENTRY_get_data(X509_NAME_get_entry(from, at)));
+    if (n < 0) {
+        return ossl_errf(SYM_EINVAL, "%s: %s", what, OBJ_nid2sn(nid));
+    }
+    int err = 0;
+    if (n > NAME_MAX_BYTES || memchr(text, '\0', (size_t)n) != NULL) {
+        err = err_setf(SYM_EINVAL, "%s: %s is too long or not text", what, OBJ_nid2sn(nid));
+    } else {
+        memcpy(out, text, (size_t)n);
+        out[n] = '\0';
+        err = n == 0 ? 0 : name_check(OBJ_nid2sn(nid), out);
+    }
+    OPENSSL_free(text);
+    return err;
+}

@@ -44,5 +44,7 @@ int p256_fingerprint(EVP_PKEY *pkey, uint8_t out[SHA256_LEN]);
 /* A name that may stand in a subject: 1 to 63 bytes, no control characters. */
 int name_check(const char *what, const char *name);
 int name_add(X509_NAME *to, const char *field, const char *value);
+/* The one value of a field of a subject, "" if it has none. Whoever is two names at once is nobody. */
+int name_read(const char *what, const X509_NAME *from, int nid, char out[NAME_MAX_BYTES + 1]);
 
 #endif

@@ -256,12 +256,14 @@ static int l_csr_check(lua_State *L)
     size_t n;
     const char *pem = luaL_checklstring(L, 1, &n);
     uint8_t out[SHA256_LEN];
-    int err = csr_check(pem, n, out);
+    char cn[64];
+    int err = csr_check(pem, n, out, cn);
     if (err != 0) {
         return vm_fail(L, err);
     }
     push_digest(L, out);
-    return 1;
+    lua_pushstring(L, cn);
+    return 2;
 }
 
 static int l_ca_new(lua_State *L)
