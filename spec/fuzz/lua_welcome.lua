@@ -9,7 +9,8 @@ local NOW = 1700000000
 local key = crypto.key_generate()
 local ca_key, ca = pki.new_ca("0cluster", NOW)
 local pin = crypto.unhex(crypto.cert_info(ca).digest)
-local certificate = pki.sign(ca_key, ca, crypto.csr(key, "m-02"), "0node", "manager", "0cluster", NOW)
+local certificate = pki.sign(ca_key, ca, crypto.csr(key, "m-02"),
+  { node_id = "0node", role = "manager", raft_node_id = 2 }, "0cluster", NOW)
 
 -- The certificates are these in every run, or hardly anything would get past them: the text has names for them.
 local NAMES = { ["$ca"] = ca, ["$certificate"] = certificate }
