@@ -638,6 +638,52 @@ describe("a certificate", function()
   end))
 end)
 
+-- Certificate requests that the key of the daemon has signed: one that says nothing, and some that say when and where.
+local REQUESTS = [[
+local crypto, tls = require "sym.crypto", require "symphony.cluster.identity".tls
+local function says(seconds, ca)
+  return crypto.csr(tls.key, ("%010d-%s"):format(os.time() + seconds, crypto.base36(ca)))
+end
+local ca = crypto.unhex(crypto.cert_info(tls.ca).digest)
+return { nothing = crypto.csr(tls.key, "host"), old = says(-3700, ca), early = says(3700, ca), fresh = says(0, ca),
+  other = says(0, crypto.sha256("x")), fingerprint = tls.key:fingerprint() }]]
+
+describe("a request to join with the key of a member", function()
+  it("takes nothing from it while it is down, and gets no secret, unless it has a token", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local leader, others = t:leader()
+    local victim = others[1]
+    local id = victim:member().raft_node_id
+    local csr = evaluate(victim, REQUESTS)
+    victim:crash()
+    cluster.wait_for("it to be missed", 15, function() return leader:member(victim).reachable == false end)
+    local function ask(at, which, token)
+      local answer = assert(secure(at, nil, "POST", "/v1/join", json.encode { role = "manager", csr = csr[which],
+        name = "other", addresses = { raft = "127.0.0.1:1", remote = "127.0.0.1:2", gossip = "127.0.0.1:3" },
+        token = token }))
+      assert.is_nil(answer.json.gossip_keys, which)
+      return answer.status, answer.json.error and answer.json.error.code or answer.json.pending.fingerprint
+    end
+    for _, at in ipairs { leader, others[2] } do
+      assert.same({ 400, "invalid" }, { ask(at, "nothing") })
+      for _, which in ipairs { "old", "early", "other" } do assert.same({ 403, "denied" }, { ask(at, which) }) end
+      assert.same({ 403, "denied" }, { ask(at, "fresh", t.tokens.worker) })
+      assert.same({ 202, csr.fingerprint }, { ask(at, "fresh") })
+      assert.same({ 403, "denied" }, { ask(at, "old", t.tokens.manager) })
+    end
+    local waiting = leader:json("node", "pending")
+    assert.equal(1, #waiting)
+    assert.equal(id, waiting[1].replaces)
+    leader:json("node", "reject", waiting[1].id)
+    victim:start()
+    cluster.wait_for("it to be back as what it was", 20, function()
+      local row = leader:member(victim)
+      return row and row.raft_node_id == id and row.raft_role == "voter" and row.reachable, row
+    end)
+    assert.equal(3, #m[1]:json("manager", "members"))
+  end))
+end)
+
 -- Watches -----------------------------------------------------------------------------------------------------------
 
 local function types(lines)

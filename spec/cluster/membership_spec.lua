@@ -310,4 +310,33 @@ describe("manager join", function()
     back:json("manager", "transfer", tostring(now.raft_node_id))
     back:json("kv", "put", "a", "1")
   end))
+
+  it("gives it one also without a token, when somebody approves it", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local back = others[1]
+    local old = back:member()
+    back:crash()
+    for _, name in ipairs { "key.json", "raft", "state", "tls/node.crt" } do
+      proc.run { "rm", "-rf", "--", back.dir .. "/" .. name }
+    end
+    cluster.wait_for("it to be missed", 15, function()
+      return leader:member(back).reachable == false
+    end)
+    back:start()
+    local join = proc.begin { cluster.symphony, "--socket", back.socket, "--json", "manager", "join", leader:remote() }
+    local request = cluster.wait_for("the request", 20, function()
+      proc.pump(1, function() return join.ended() or join.err:find("fingerprint", 1, true) end)
+      return leader:json("node", "pending")[1], join.err
+    end)
+    assert.same({ old.name, old.raft_node_id }, { request.name, request.replaces })
+    assert.equal(old.raft_node_id, leader:member(back).raft_node_id)
+    leader:json("node", "approve", request.id, "--fingerprint", request.fingerprint)
+    assert.truthy(proc.pump(30 * cluster.patience, join.ended), "the join hangs: " .. join.out .. join.err)
+    assert.equal(0, join.process.code, join.out .. join.err)
+    settled(leader, t.managers, 3)
+    assert.same({ old.node_id, old.name }, { back:member().node_id, back:member().name })
+    assert.is_true(back:member().raft_node_id > old.raft_node_id)
+    assert.equal(0, #leader:json("node", "pending"))
+  end))
 end)

@@ -11,7 +11,7 @@ local tokens = require "symphony.cluster.tokens"
 -- Each key on a machine of its own.
 local function body(name, fields)
   local host = "10.0.0." .. (name == "j1" and 9 or name:byte(-1))
-  local b = { role = "manager", csr = ("CSR %s x"):format(name), name = "host", named = false, version = "1",
+  local b = { role = "manager", csr = fake.csr(name), name = "host", named = false, version = "1",
     addresses = { raft = host .. ":1", remote = host .. ":2", gossip = host .. ":3" } }
   for k, v in pairs(fields or {}) do b[k] = v end
   return b
@@ -242,9 +242,9 @@ describe("admit.serve", function()
     assert.equal(2, select(2, ask("j1")).raft_node_id)
     fake.status.servers[2].role = "voter"
     fake.status.servers[2].up = true
-    refused("exists", "running", ask("j1"))
+    refused("exists", "running", ask("j1", { token = good }))
     fake.status.servers[2].up = false
-    local _, again = ask("j1")
+    local _, again = ask("j1", { token = good })
     assert.equal(w.node_id, again.node_id)
     assert.equal(3, again.raft_node_id)
     -- And its certificate is for the new one.
@@ -255,9 +255,103 @@ describe("admit.serve", function()
     assert.equal(w.node_id, state.text("/raft/3"))
     -- Another address cannot be told to raft for the same id.
     fake.status.servers[2] = { id = 3, role = "spare", up = false, address = "10.0.0.9:1" }
-    assert.equal(4, select(2, ask("j1", { addresses = { raft = "10.0.0.8:1", remote = "10.0.0.8:2", gossip = "h:3" } }))
-      .raft_node_id)
+    assert.equal(4, select(2, ask("j1", { token = good, addresses = { raft = "10.0.0.8:1", remote = "10.0.0.8:2",
+      gossip = "h:3" } })).raft_node_id)
     assert.equal("10.0.0.8:1", state.get("/node/" .. w.node_id).raft_address)
+  end))
+
+  -- Its first request, seen by somebody else, or a fresh one of a stolen key.
+  it("takes no member's raft id away for a request without a good token", with_cluster(plain, function()
+    local seen = fake.csr("j1")
+    local once = assert(tokens.create { role = "manager", ttl = 100, uses = 1 }).token
+    local _, w = ask("j1", { token = once })
+    fake.status.servers[2] = { id = 2, role = "voter", up = false, address = "10.0.0.9:1" }
+    local elsewhere = { raft = "10.6.6.6:1", remote = "10.6.6.6:2", gossip = "10.6.6.6:3" }
+    local before = fake.revision
+    local function hinted(status, err)
+      assert.truthy(err.hint:find("symphony token create", 1, true), err.hint)
+      assert.truthy(err.hint:find(w.name, 1, true), err.hint)
+      return status, err
+    end
+    refused("denied", "used up", hinted(ask("j1", { csr = seen, addresses = elsewhere, token = once })))
+    fake.now = fake.now + 3601
+    refused("denied", "here it is", ask("j1", { csr = seen, addresses = elsewhere, token = good }))
+    refused("expired", "expired", hinted(ask("j1", { addresses = elsewhere, token = good })))
+    refused("denied", "here it is", ask("j1", { csr = seen, addresses = elsewhere }))
+    assert.equal(before, fake.revision)
+    -- Without one it waits for a person.
+    local status, answer = ask("j1", { addresses = elsewhere }, "10.6.6.6")
+    assert.equal(202, status)
+    assert.is_nil(answer.gossip_keys)
+    assert.equal(w.node_id, state.text("/raft/2"))
+    assert.equal("10.0.0.9:1", state.get("/node/" .. w.node_id).raft_address)
+  end))
+
+  it("uses a token up for a new raft id as for a new node, and once", with_cluster(plain, function()
+    ask("j1", { token = good })
+    fake.status.servers[2] = { id = 2, role = "voter", up = false, address = "10.0.0.9:1" }
+    local once = assert(tokens.create { role = "manager", ttl = 100, uses = 1 }).token
+    assert.equal(202, (ask("j1", nil, "10.0.7.1")))
+    local _, again = ask("j1", { token = once })
+    assert.equal(3, again.raft_node_id)
+    assert.equal(0, count("/pending/"))
+    -- The answer was lost: it is said again.
+    assert.same({ 3, again.certificate }, { select(2, ask("j1", { token = once })).raft_node_id, again.certificate })
+    refused("denied", "used up", ask("j2", { token = once }))
+  end))
+
+  it("gives a new raft id for an approval", with_cluster(plain, function()
+    local _, w = ask("j1", { token = good, name = "m" })
+    fake.status.servers[2] = { id = 2, role = "voter", up = false, address = "10.0.0.9:1" }
+    local _, answer = ask("j1", nil, "10.0.7.1")
+    local record = state.get("/pending/" .. answer.pending.id)
+    assert.same({ "m", 2 }, { record.name, record.replaces })
+    local opts = { fingerprint = answer.pending.fingerprint, name = "n" }
+    local _, err = admit.approve(answer.pending.id, opts)
+    assert.equal("invalid", err.code)
+    opts.name, opts.labels = nil, { a = "b" }
+    _, err = admit.approve(answer.pending.id, opts)
+    assert.truthy(err.message:find("m is a node already", 1, true), err.message)
+    opts.labels = {}
+    -- It has come up meanwhile.
+    fake.status.servers[2].up = true
+    _, err = admit.approve(answer.pending.id, opts)
+    assert.equal("exists", err.code)
+    fake.status.servers[2].up = false
+    local approved = assert(admit.approve(answer.pending.id, opts))
+    assert.same({ w.node_id, 3, "m" }, { approved.node_id, approved.raft_node_id, approved.name })
+    assert.equal(0, count("/pending/"))
+    assert.equal(2, count("/node/"))
+    assert.is_nil(state.text("/raft/2"))
+    assert.equal(3, crypto.cert_info(select(2, ask("j1")).certificate).raft_id)
+  end))
+
+  it("wants a request that is fresh and of this cluster, from everybody", with_cluster(plain, function()
+    local other = require("symphony.cluster.statement").make(crypto.sha256("other"), fake.now)
+    local seen, before = fake.csr("j1"), fake.revision
+    refused("invalid", "does not say", ask("j1", { token = good, csr = "CSR j1 host" }))
+    refused("denied", "another CA", ask("j1", { token = good, csr = "CSR j1 " .. other }))
+    refused("denied", "another CA", ask("j1", { csr = "CSR j1 " .. other }))
+    assert.equal(before, fake.revision)
+    fake.now = fake.now + 3500
+    local _, w = ask("j1", { token = good, csr = seen })
+    assert.equal(1, #w.gossip_keys)
+    -- Who says it again has the key still.
+    fake.now = fake.now + 101
+    refused("denied", "here it is", ask("j1", { csr = seen }))
+    refused("denied", "another CA", ask("j1", { csr = "CSR j1 " .. other }))
+    fake.now = fake.now + 30 * 86400
+    assert.equal(w.certificate, select(2, ask("j1", { token = good })).certificate)
+  end))
+
+  it("signs the request that waits also when it is approved late", with_cluster(plain, function()
+    fake.now = fake.now - 3600 -- the joiner's clock
+    local csr = fake.csr("j1")
+    fake.now = fake.now + 3600
+    local _, answer = ask("j1", { csr = csr }, "10.0.7.1")
+    fake.now = fake.now + 3599
+    assert(admit.approve(answer.pending.id, { fingerprint = answer.pending.fingerprint }))
+    assert.equal(200, (ask("j1")))
   end))
 
   it("takes one that comes back at another raft address before raft knows it under a new id", with_cluster(plain,
@@ -266,7 +360,7 @@ describe("admit.serve", function()
     local first = select(2, ask("j1", { token = good }))
     assert.equal(1, #fake.status.servers)
     local moved = { raft = "10.0.0.9:7", remote = "10.0.0.9:8", gossip = "10.0.0.9:9" }
-    local _, again = ask("j1", { addresses = moved })
+    local _, again = ask("j1", { token = good, addresses = moved })
     assert.equal(first.node_id, again.node_id)
     assert.equal(3, again.raft_node_id)
     assert.same(moved, again.addresses)
@@ -275,7 +369,7 @@ describe("admit.serve", function()
     assert.is_nil(state.text("/raft/2"))
     -- Said once more it is the same; back again it is not.
     assert.equal(3, select(2, ask("j1", { addresses = moved })).raft_node_id)
-    assert.equal(4, select(2, ask("j1")).raft_node_id)
+    assert.equal(4, select(2, ask("j1", { token = good })).raft_node_id)
   end))
 
   it("refuses another member's raft address also to one that comes back", with_cluster(plain, function()

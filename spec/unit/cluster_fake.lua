@@ -124,9 +124,9 @@ crypto.key_load = function(pem)
 end
 crypto.csr = function(key, cn) return ("CSR %s %s"):format(key.name, cn) end
 crypto.csr_check = function(pem)
-  local name = pem:match("^CSR (%w+) ")
+  local name, cn = pem:match("^CSR (%w+) (.*)$")
   if not name then return nil, err("invalid", "not a request") end
-  return key_of(name):fingerprint()
+  return key_of(name):fingerprint(), cn
 end
 local function cert(fields)
   return "CERT " .. require("symphony.json").encode(fields)
@@ -423,6 +423,15 @@ function M.reset()
     bind_addr = "127.0.0.1", advertise_addr = "127.0.0.1" }
   local identity = require "symphony.cluster.identity"
   identity.me, identity.tls, identity.trouble = nil, nil, nil
+end
+
+--- A fresh request of the key @name to join the cluster that was made.
+function M.csr(name)
+  local cluster = require("symphony.cluster.state").cluster()
+  if not cluster then return ("CSR %s x"):format(name) end
+  local ca = cluster.ca
+  return crypto.csr({ name = name }, require("symphony.cluster.statement").make(
+    crypto.unhex(crypto.cert_info(ca).digest), M.now))
 end
 
 --- Lets no task of the membership live on: the loop would never run dry.

@@ -8,6 +8,7 @@ local json = require "symphony.json"
 local pki = require "symphony.cluster.pki"
 local remote = require "symphony.cluster.remote"
 local state = require "symphony.cluster.state"
+local statement = require "symphony.cluster.statement"
 local token = require "symphony.cluster.token"
 
 local CLUSTER = "0cluster"
@@ -32,8 +33,14 @@ local function other_side()
     fake.status.servers = { { id = 1, role = "voter", up = true }, { id = 2, role = role or "standby", up = true } }
     fake.status.leader, fake.status.id = 1, 2
   end
+  -- What somebody without a certificate and without a token gets, but for the CA.
+  function side.shows()
+    return nil, { status = 401, body = json.encode { error = { code = "unauthenticated", message = "no" } }, ca = ca,
+      peer = {} }
+  end
   function side.answers(status, doc, more)
     return function(opts)
+      if opts.method == "GET" then return side.shows() end
       local body = json.decode(opts.body)
       side.asked = body
       local response = { status = status, body = json.encode(type(doc) == "function" and doc(body) or doc), ca = ca,
@@ -285,9 +292,12 @@ describe("join.run", function()
 
   it("waits for an approval, showing both fingerprints and the command, and pins the CA it saw", fake.task(function()
     local side = other_side()
-    local n, key = 0, nil
+    local n, key, asked = 0, nil, {}
     fake.answer = function(opts)
+      if opts.method == "GET" then return side.shows() end
       n = n + 1
+      fake.now = fake.now + 3000
+      asked[n] = json.decode(opts.body).csr
       key = crypto.key_load(fake.files["/dir/tls/node.key"])
       if n < 3 then
         return side.answers(202, { pending = { id = "abcdef0123", fingerprint = key:fingerprint(),
@@ -297,8 +307,15 @@ describe("join.run", function()
     end
     local answer, err, said = run({ address = "h" }, side)
     assert(answer, err)
-    assert.is_true(fake.requests[1].tls.trust_any)
-    assert.equal(crypto.cert_info(side.ca).digest, crypto.hex(fake.requests[2].tls.pin))
+    -- What the key signs goes to managers of this CA only, and each time it is fresh.
+    assert.same({ "GET", "/v1/version", true }, { fake.requests[1].method, fake.requests[1].path,
+      fake.requests[1].tls.trust_any })
+    local digest = crypto.unhex(crypto.cert_info(side.ca).digest)
+    for i = 1, 3 do
+      assert.same({ pin = digest }, fake.requests[i + 1].tls)
+      local _, states = crypto.csr_check(asked[i])
+      assert.equal(statement.make(digest, fake.now - 3000 * (4 - i)), states)
+    end
     assert.equal(1, select(2, said:gsub("node approve", "")))
     assert.truthy(said:find("symphony node approve abcdef0123 --fingerprint " .. key:fingerprint(), 1, true))
     assert.truthy(said:find(crypto.cert_info(side.ca).digest, 1, true))
@@ -310,6 +327,7 @@ describe("join.run", function()
     local side = other_side()
     local n = 0
     fake.answer = function(opts)
+      if opts.method == "GET" then return side.shows() end
       n = n + 1
       if n == 1 then return side.answers(202, { pending = { id = "abcdef0123", expires = 1 } })(opts) end
       return other_side().answers(200, other_side().welcome)(opts)

@@ -275,7 +275,7 @@ describe("token and node", function()
     fake.make()
     local admit = require "symphony.cluster.admit"
     for _, name in ipairs { "j1", "j2" } do
-      admit.serve(admit.check { role = "manager", csr = "CSR " .. name .. " x", name = "h", addresses = { raft = "a:1",
+      admit.serve(admit.check { role = "manager", csr = fake.csr(name), name = "h", addresses = { raft = "a:1",
         remote = "a:2", gossip = "a:3" } }, "10.0.0.9")
     end
     local rows = json_of { "node", "pending" }

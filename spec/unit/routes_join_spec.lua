@@ -15,7 +15,7 @@ describe("POST /v1/join", function()
     fields = fields or {}
     local at = ("10.9.%d.%d"):format(serial // 250, serial % 250)
     local body = fields.raw or require("symphony.json").encode { role = fields.role or "worker",
-      csr = ("CSR m%d x"):format(serial), name = "host", token = fields.token,
+      csr = fake.csr("m" .. serial), name = "host", token = fields.token,
       addresses = { raft = at .. ":1", remote = at .. ":2", gossip = at .. ":3" } }
     local req = fake.request("POST", "/v1/join", { body = body, peer = { tls = true, addr = from } })
     router.dispatch(req)
@@ -121,7 +121,7 @@ describe("POST /v1/join", function()
 
   it("without a token may be asked again, but not without end", with_cluster(function()
     assert.equal(202, (ask("192.0.2.1")))
-    local body = require("symphony.json").encode { role = "worker", csr = "CSR m1 x", name = "host",
+    local body = require("symphony.json").encode { role = "worker", csr = fake.csr("m1"), name = "host",
       addresses = { remote = "10.9.0.1:2" } }
     local n = 0
     repeat

@@ -1,7 +1,9 @@
 -- The leader's side of a join: who gets in, as whom, in one txn.
 --
 -- check() and decide() are pure: a request and a view of the state give a decision. The same key is the same node: a
--- join that died half-way is said again and gets what it was given, whatever has become of its token.
+-- join that died half-way is said again and gets what it was given, whatever has become of its token. That the caller
+-- has the key is what its certificate request proves while it is fresh (statement.lua). That alone takes nothing away:
+-- a member's raft id is replaced for a token, or by a person, only.
 local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
 local async = require "symphony.async"
@@ -16,6 +18,7 @@ local pending = require "symphony.cluster.pending"
 local pki = require "symphony.cluster.pki"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
+local statement = require "symphony.cluster.statement"
 local sys = require "sym.sys"
 local token = require "symphony.cluster.token"
 local values = require "symphony.cluster.values"
@@ -93,7 +96,8 @@ local function check_address(request, view)
       .. "then join again"):format(holder.raft_node_id))
 end
 
-local function existing(request, view)
+-- What becomes of the node @view.node, whose key asks again: "existing" or "renumber"; nil, err.
+local function returning(request, view)
   local n = view.node
   if n.removing then
     return nil, errors.new("conflict", ("%s is being removed from the cluster"):format(n.name),
@@ -112,11 +116,27 @@ local function existing(request, view)
     return nil, errors.new("exists", ("a manager with this key is running: %s at %s"):format(n.name, server.address),
       "a folder must not be copied: join with an empty one")
   elseif used or (n.role == "manager" and n.raft_address ~= wanted) then
-    local free, taken = check_address(request, view)
-    if not free then return nil, taken end
-    return { kind = "renumber", node = n }
+    return "renumber"
   end
-  return { kind = "existing", node = n }
+  return "existing"
+end
+
+-- What @request asks for: "existing", "renumber" or "create"; nil, err.
+local function kind_of(request, view)
+  if view.node then return returning(request, view) end
+  if request.role == "manager" and view.managers >= MANAGERS_MAX then
+    return nil, errors.new("too_big", ("there are %d managers already"):format(view.managers))
+  end
+  return "create"
+end
+
+-- Is the token of @request good for @kind?
+local function check_token(request, view, kind, now)
+  local ok, err = token.check(view.token, request.role, view.from, now)
+  if ok or kind == "create" then return ok, err end
+  return nil, errors.new(err.code, err.message, ("%s was a manager with another log or raft address: to come back as a "
+    .. "new member it needs a good token (`symphony token create` on a manager), or none and an approval"):format(
+    view.node.name))
 end
 
 -- A cluster in development mode is on one machine.
@@ -131,25 +151,27 @@ local function check_dev(request, view)
   return true
 end
 
--- What becomes of @request (from check, with its fingerprint) at @now. @view: cluster; node, server: who has this key;
--- holder, holder_up: the other manager that has its raft address; token: the record of the request's token; pending:
--- the record of this key; pending_count; from: the caller's address.
+-- What becomes of @request (from check, with its fingerprint and what it states) at @now. @view: cluster; ca: the raw
+-- sha256 of its CA certificate; node, server: who has this key; managers: how many there are; holder, holder_up: the
+-- other manager that has its raft address; token: the record of the request's token; pending: the record of this key;
+-- pending_count; from: the caller's address.
 -- Returns {kind = "existing"|"renumber"|"create"|"pend"|"wait", via =, record =}; nil, err. Pure.
 function M.decide(request, view, now)
-  local here, elsewhere = check_dev(request, view)
-  if not here then return nil, elsewhere end
-  if view.node then return existing(request, view) end
-  if request.role == "manager" and view.managers >= MANAGERS_MAX then
-    return nil, errors.new("too_big", ("there are %d managers already"):format(view.managers))
-  end
+  local ok, err = statement.check(request.states, view.ca, now)
+  if ok then ok, err = check_dev(request, view) end
+  if not ok then return nil, err end
+  local kind
+  kind, err = kind_of(request, view)
+  if not kind then return nil, err end
+  if kind == "existing" then return { kind = kind } end
   if request.token then
-    local ok, err = token.check(view.token, request.role, view.from, now)
+    ok, err = check_token(request, view, kind, now)
     if not ok then return nil, err end
   end
-  local free, taken = check_address(request, view)
-  if not free then return nil, taken end
-  if request.token then return { kind = "create", via = "token" } end
-  if view.cluster.dev and cidr.is_loopback(view.from) then return { kind = "create", via = "dev" } end
+  ok, err = check_address(request, view)
+  if not ok then return nil, err end
+  if request.token then return { kind = kind, via = "token" } end
+  if view.cluster.dev and cidr.is_loopback(view.from) then return { kind = kind, via = "dev" } end
   local waiting = view.pending
   if waiting and waiting.rejected then
     return nil, errors.new("denied", "the request to join was turned down", "ask whoever runs the cluster")
@@ -164,7 +186,7 @@ function M.decide(request, view, now)
     return nil, errors.new("busy", ("%d requests wait for approval already"):format(view.pending_count),
       "join with a token, or have some approved or rejected (`symphony node pending`)")
   end
-  return { kind = "pend", record = pending.record(request, view.from, now) }
+  return { kind = "pend", record = pending.record(request, view.from, now, view.node) }
 end
 
 -- The other manager that has the raft address of @request, and whether it is up.
@@ -184,6 +206,7 @@ end
 local function look(request, from)
   local view, kvs = { from = from }, {}
   view.cluster = assert(state.cluster())
+  view.ca = crypto.unhex(assert(crypto.cert_info(view.cluster.ca)).digest)
   if view.cluster.dev and request.implied and cidr.is_loopback(from) then
     request.addresses = advertise.on_loopback(request.addresses)
   end
@@ -250,7 +273,7 @@ local function create(request, cluster, labels)
   return txn, n
 end
 
--- The txn that gives node @n (with @kv) a raft id that has never voted, and a certificate for that.
+-- The txn that gives node @n (with @kv) a raft id that has never voted, and a certificate for that; and its record.
 local function renumber(n, kv, request, cluster)
   local txn = { compare = { state.unchanged(kv) }, ops = {} }
   table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
@@ -259,6 +282,18 @@ local function renumber(n, kv, request, cluster)
   n.gossip_address = request.addresses.gossip
   certify(n, request.csr, cluster)
   table.insert(txn.ops, state.put(kv.key, n))
+  return txn, n
+end
+
+-- The txn that lets @request in as @kind ("create" or "renumber"), and the node's record.
+local function admission(kind, request, view, kvs, labels)
+  local txn, n
+  if kind == "renumber" then
+    txn, n = renumber(view.node, kvs.node, request, view.cluster)
+  else
+    txn, n = create(request, view.cluster, labels)
+  end
+  if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
   return txn, n
 end
 
@@ -289,24 +324,27 @@ local function update(build)
   return state.update(build, { timeout_ms = math.max(1, deadline - sys.mono_ms()) })
 end
 
+-- The fingerprint of the key that signed @csr, from outside, and what its subject states. nil, err.
+function M.read_csr(csr)
+  if type(csr) ~= "string" or #csr > CSR_MAX then return invalid("csr is missing or too long") end
+  local fingerprint, states = crypto.csr_check(csr)
+  if not fingerprint then return invalid("the certificate request is damaged: " .. states.message) end
+  return fingerprint, states
+end
+
 -- Serves one request (from check): 200 and the welcome, or 202 and what it waits for. nil, err.
 function M.serve(request, from)
-  local fingerprint, err = crypto.csr_check(request.csr)
-  if not fingerprint then return nil, errors.new("invalid", "the certificate request is damaged: " .. err.message) end
-  request.fingerprint = fingerprint
+  local fingerprint, states = M.read_csr(request.csr)
+  if not fingerprint then return nil, states end
+  request.fingerprint, request.states = fingerprint, states
   local limited = false
-  local made
-  made, err = update(function()
+  local made, err = update(function()
     local now = sys.now()
     local view, kvs = look(request, from)
     local decision = assert(M.decide(request, view, now))
     local kind = decision.kind
-    if kind == "existing" then return nil, { n = decision.node, cluster = view.cluster } end
+    if kind == "existing" then return nil, { n = view.node, cluster = view.cluster } end
     if kind == "wait" then return nil, { record = decision.record, cluster = view.cluster } end
-    if kind == "renumber" then
-      local txn, n = renumber(decision.node, kvs.node, request, view.cluster)
-      return txn, { n = n, cluster = view.cluster, new = true }
-    end
     if kind == "pend" then
       if not limited and not limit:allow(from or "?", sys.mono_ms() / 1000) then
         errors.raise("busy", "too many requests to join from this address", "wait half a minute, or join with a token")
@@ -317,12 +355,11 @@ function M.serve(request, from)
       return { compare = { before, { prefix = "/pending/", count = view.pending_count } },
         ops = { state.put(key, decision.record) } }, { record = decision.record, cluster = view.cluster, new = true }
     end
-    local txn, n = create(request, view.cluster, view.token and view.token.labels)
+    local txn, n = admission(kind, request, view, kvs, view.token and view.token.labels)
     if decision.via == "token" then
       table.insert(txn.compare, state.unchanged(kvs.token))
       if view.token.uses then table.insert(txn.ops, state.put(kvs.token.key, token.used(view.token))) end
     end
-    if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
     return txn, { n = n, cluster = view.cluster, new = true, via = decision.via }
   end)
   if not made then return nil, err end
@@ -347,12 +384,20 @@ function M.approve(id, opts)
     assert(pending.confirm(record, opts.fingerprint))
     local request = { role = record.role, csr = record.csr, fingerprint = record.fingerprint, name = opts.name or
       record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, version = record.version }
-    local holder, holder_up
-    if record.role == "manager" then holder, holder_up = find_holder(request, assert(members.planned())) end
-    assert(check_address(request, { holder = holder, holder_up = holder_up }))
-    local txn, n = create(request, assert(state.cluster()), opts.labels)
+    local view, kvs = look(request, record.from)
+    local kind = assert(kind_of(request, view))
+    assert(check_address(request, view))
+    if kind ~= "create" and (opts.name or next(opts.labels or {})) then
+      errors.raise("invalid", ("%s is a node already, which keeps its name and its labels"):format(view.node.name),
+        "approve it without --name and --label")
+    end
+    local txn, n
+    if kind == "existing" then
+      txn, n = { compare = {}, ops = { state.delete(kv.key) } }, view.node
+    else
+      txn, n = admission(kind, request, view, kvs, opts.labels)
+    end
     table.insert(txn.compare, state.unchanged(kv))
-    table.insert(txn.ops, state.delete(kv.key))
     return txn, { node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role,
       fingerprint = n.fingerprint }
   end)
@@ -360,9 +405,8 @@ end
 
 -- A fresh certificate for the node whose key signed @csr: the same key, role and raft id as the state has. nil, err.
 function M.renew(csr)
-  if type(csr) ~= "string" or #csr > CSR_MAX then return invalid("csr is missing or too long") end
-  local fingerprint, err = crypto.csr_check(csr)
-  if not fingerprint then return nil, errors.new("invalid", "the certificate request is damaged: " .. err.message) end
+  local fingerprint, err = M.read_csr(csr)
+  if not fingerprint then return nil, err end
   return state.update(function()
     local owner = state.text("/fingerprint/" .. fingerprint)
     local n, kv

@@ -15,6 +15,7 @@ local lifecycle = require "symphony.cluster.lifecycle"
 local members = require "symphony.cluster.members"
 local raft = require "sym.raft"
 local remote = require "symphony.cluster.remote"
+local statement = require "symphony.cluster.statement"
 local sys = require "sym.sys"
 local token = require "symphony.cluster.token"
 local values = require "symphony.cluster.values"
@@ -92,21 +93,32 @@ local function trust(err, pinned)
   return err
 end
 
--- Asks until there is a certificate. @ctx: at, key, role, body, pin (raw, or nil for a request that a person approves),
+-- The digest (raw) of the CA that the manager at @at shows; nil, err. What it answers to who has no certificate is no
+-- matter.
+local function seen_ca(at)
+  local doc, err, response = remote.call { at = at, method = "GET", path = "/v1/version", tls = { trust_any = true },
+    role = "manager", timeout_ms = ASK_MS }
+  if not doc and (not response or err.code == "protocol") then return nil, err end
+  local ca = type(response.ca) == "string" and crypto.cert_info(response.ca)
+  if not ca then return nil, errors.new("protocol", ("the manager at %s shows no CA certificate"):format(at)) end
+  return crypto.unhex(ca.digest)
+end
+
+-- Asks until there is a certificate. @ctx: at, key, body, pin (raw, or nil for a request that a person approves),
 -- say(text). Returns the welcome and the pin; nil, err.
 local function ask(ctx)
   local pin, told, pause = ctx.pin, nil, POLL_MS
+  if not pin then
+    local err
+    -- What our key signs is for one CA, and goes to nobody but its managers.
+    pin, err = seen_ca(ctx.at)
+    if not pin then return nil, err end
+  end
   while true do
-    local doc, status, response = remote.call { at = ctx.at, method = "POST", path = "/v1/join", body = ctx.body,
-      tls = pin and { pin = pin } or { trust_any = true }, role = "manager", timeout_ms = ASK_MS }
+    ctx.body.csr = crypto.csr(ctx.key, statement.make(pin, sys.now()))
+    local doc, status = remote.call { at = ctx.at, method = "POST", path = "/v1/join", body = ctx.body,
+      tls = { pin = pin }, role = "manager", timeout_ms = ASK_MS }
     if not doc then return nil, trust(status, ctx.pin) end
-    if not pin then
-      local ca = type(response.ca) == "string" and crypto.cert_info(response.ca)
-      if not ca then
-        return nil, errors.new("protocol", ("the manager at %s shows no CA certificate"):format(ctx.at))
-      end
-      pin = crypto.unhex(ca.digest)
-    end
     if status ~= 202 then return doc, pin end
     local waiting = type(doc) == "table" and type(doc.pending) == "table" and doc.pending
     -- The id is shown as part of a command to paste.
@@ -251,8 +263,8 @@ function M.run(opts, say)
 
   local advertised = advertise.of(host, options)
   local name = opts.name or values.name_from(sys.hostname())
-  local welcome, pin = ask { at = ready.at, key = key, role = "manager", pin = ready.pin, say = say, body = {
-    role = "manager", csr = crypto.csr(key, name), name = name, named = opts.name ~= nil, addresses = advertised,
+  local welcome, pin = ask { at = ready.at, key = key, pin = ready.pin, say = say, body = {
+    role = "manager", name = name, named = opts.name ~= nil, addresses = advertised,
     implied = implied, version = sys.version, token = opts.token } }
   if not welcome then return nil, pin end
   ok, err = M.check_welcome(welcome, key, "manager", pin)

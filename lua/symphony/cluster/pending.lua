@@ -20,12 +20,12 @@ function M.key(fingerprint)
   return PREFIX .. M.id(fingerprint)
 end
 
--- What is kept of a request. Pure.
-function M.record(request, from, now)
+-- What is kept of a request. @node: the record of the manager that asks to come back under a new raft id, or nil. Pure.
+function M.record(request, from, now, node)
   return {
     id = M.id(request.fingerprint), role = request.role, csr = request.csr, fingerprint = request.fingerprint,
-    name = request.name, named = request.named, addresses = request.addresses, from = from, version = request.version,
-    expires = math.floor(now) + M.LIFE,
+    name = node and node.name or request.name, named = request.named, addresses = request.addresses,
+    replaces = node and node.raft_node_id, from = from, version = request.version, expires = math.floor(now) + M.LIFE,
   }
 end
 

@@ -38,7 +38,8 @@ local pending = {
   summary = "List the requests to join that wait for approval",
   description = [[
 Lists who asks to join without a token. Compare the fingerprint with what the joining machine
-prints.
+prints. "was 3" stands beside a manager that the cluster knows: it asks to come back without what it
+had, and when it is approved a new raft id takes the place of the one that it had.
 
 Example:
   symphony node pending]],
@@ -54,12 +55,14 @@ Example:
     for i, kv in ipairs(rows) do
       local r = kv.value
       out[i] = { id = r.id, role = r.role, name = r.name, fingerprint = r.fingerprint, from = r.from,
-        addresses = r.addresses, expires = r.expires, stale = fresh.stale or nil }
+        addresses = r.addresses, replaces = r.replaces, expires = r.expires,
+        stale = fresh.stale or nil }
     end
     return out, {
       columns = { "ID", "ROLE", "NAME", "FROM", "EXPIRES", "FINGERPRINT" },
       row = function(r)
-        return { r.id, r.role, r.name, r.from, values.format_expiry(r.expires, sys.now()), r.fingerprint }
+        local role = r.replaces and ("%s (was %d)"):format(r.role, r.replaces) or r.role
+        return { r.id, role, r.name, r.from, values.format_expiry(r.expires, sys.now()), r.fingerprint }
       end,
       empty = "No request waits.",
     }
