@@ -636,6 +636,25 @@ describe("a certificate", function()
     end)
     assert.equal(3, #list)
   end))
+
+  it("is renewed for its own key, at every manager", cluster.scenario(function(t)
+    local m = t:cluster(2)
+    local csr = {}
+    for i = 1, 2 do
+      csr[i] = evaluate(m[i], [[
+        local tls = require "symphony.cluster.identity".tls
+        return { csr = require "sym.crypto".csr(tls.key, "x") }]])
+    end
+    for i = 1, 2 do
+      for _, at in ipairs(m) do
+        local answer = assert(secure(at, own(m[i]), "POST", "/v1/renew", json.encode(csr[i])))
+        assert.equal(200, answer.status, answer.body)
+        assert.truthy(answer.json.certificate:find("BEGIN CERTIFICATE", 1, true))
+        answer = assert(secure(at, own(m[i]), "POST", "/v1/renew", json.encode(csr[3 - i])))
+        assert.same({ 403, "denied" }, { answer.status, answer.json.error.code })
+      end
+    end
+  end))
 end)
 
 -- Certificate requests that the key of the daemon has signed: one that says nothing, and some that say when and where.

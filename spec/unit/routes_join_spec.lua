@@ -134,3 +134,65 @@ describe("POST /v1/join", function()
     assert.equal(1, #state.list_raw("/pending/"))
   end))
 end)
+
+describe("POST /v1/renew", function()
+  local crypto = require "sym.crypto"
+
+  before_each(function()
+    fake.reset()
+    router.reset()
+    require("symphony.api.routes_join").routes(router)
+  end)
+
+  -- Node @id, over a connection with the key @name, asks for a certificate for the key @csr. status, code of the error.
+  local function renew(id, name, csr, more)
+    local peer = { tls = true, addr = "192.0.2.1", cn = id, fingerprint = crypto.csr_check(("CSR %s x"):format(name)) }
+    for k, v in pairs(more or {}) do peer[k] = v end
+    local req = fake.request("POST", "/v1/renew", { body = require("symphony.json").encode { csr = csr }, peer = peer,
+      headers = more and more.headers })
+    router.dispatch(req)
+    for _ = 1, 1000 do
+      if req.status then break end
+      async.sleep(1)
+    end
+    local answer = req:json()
+    return req.status, answer.error and answer.error.code or answer.certificate
+  end
+
+  it("signs for the key of the connection only", fake.task(function()
+    local made = fake.make()
+    local admit = require "symphony.cluster.admit"
+    local ids = {}
+    for _, name in ipairs { "a", "b" } do
+      ids[name] = select(2, assert(admit.serve(assert(admit.check { role = "worker", csr = fake.csr(name), name = name,
+        addresses = {}, token = made.tokens.worker })))).node_id
+    end
+    local before = fake.revision
+    for _, more in ipairs { {}, { expired = true }, { headers = { ["symphony-forwarded"] = "1" } } } do
+      assert.same({ 403, "denied" }, { renew(ids.a, "a", "CSR b x", more) })
+    end
+    assert.same({ 400, "invalid" }, { renew(ids.a, "a", "nonsense") })
+    assert.same({ 400, "invalid" }, { renew(ids.a, "a", 7) })
+    assert.equal(before, fake.revision)
+    for _, more in ipairs { {}, { expired = true } } do
+      local status, certificate = renew(ids.a, "a", "CSR a x", more)
+      assert.equal(200, status)
+      assert.equal(ids.a, crypto.cert_info(certificate).cn)
+    end
+    -- What a manager passes on it has looked at.
+    local me = require("symphony.cluster.identity").me.node_id
+    local own = state.get("/node/" .. me).fingerprint
+    local forwarded = { fingerprint = own, headers = { ["symphony-forwarded"] = "1" } }
+    assert.equal(200, (renew(me, "a", "CSR b x", forwarded)))
+    forwarded.headers = nil
+    assert.same({ 403, "denied" }, { renew(me, "a", "CSR b x", forwarded) })
+  end))
+
+  it("is looked at before it is passed on", fake.task(function()
+    fake.make()
+    fake.status.state = "follower"
+    local me = require("symphony.cluster.identity").me.node_id
+    local own = state.get("/node/" .. me).fingerprint
+    assert.same({ 403, "denied" }, { renew(me, "x", "CSR b x", { fingerprint = own }) })
+  end))
+end)

@@ -61,6 +61,16 @@ local function body_of(router, req)
   return body
 end
 
+-- A manager that passes it on from a node has looked at that node's connection.
+local function check_own_key(router, req, who)
+  if who.kind == "manager" and leader.is_forwarded(req) then return end
+  local fingerprint, err = admit.read_csr(body_of(router, req).csr)
+  if not fingerprint then error(err, 0) end
+  if fingerprint ~= req.peer.fingerprint then
+    errors.raise("denied", "the certificate request is not of the key of this connection's certificate")
+  end
+end
+
 -- Streams {"say": text} while it goes on, and at the end {"done": answer} or {"error": {...}}.
 local function join_here(router, req)
   local body = router.json(req)
@@ -101,12 +111,12 @@ function M.routes(router)
     return serve(body_of(router, req), leader.origin(req, who))
   end)
 
-  router.route("POST", "/v1/renew", { auth = { expired = true, manager = true, worker = true }, leader_only = true },
-    function(req)
-      local fresh, err = admit.renew(body_of(router, req).csr)
-      if not fresh then return nil, err end
-      return 200, fresh
-    end)
+  router.route("POST", "/v1/renew", { auth = { expired = true, manager = true, worker = true }, leader_only = true,
+    guard = function(req, who) check_own_key(router, req, who) end }, function(req)
+    local fresh, err = admit.renew(body_of(router, req).csr)
+    if not fresh then return nil, err end
+    return 200, fresh
+  end)
 
   router.route("POST", "/v1/manager/join", { auth = { control = true }, timeout_ms = false }, function(req)
     return join_here(router, req)
