@@ -547,6 +547,20 @@ describe("many requests at once", function()
     assert.equal(12, txns, "they were in each other's way")
   end))
 
+  it("hold nobody up who is refused, nor those who get in", fake.task(function()
+    fake.make()
+    local text = assert(tokens.create { role = "manager", ttl = 100 }).token
+    -- One write hangs.
+    local answer
+    raft.submit = function(txn, ms, cb) answer = function() submit(txn, ms, cb) end end
+    local first = async.spawn(function() return ask("ka", { token = text }) end)
+    while not answer do async.sleep(1) end
+    local _, err = ask("kb", { token = token.make(crypto.sha256("x"), crypto.random(16)) })
+    assert.equal("denied", err.code)
+    answer()
+    assert.equal(200, (first:wait()))
+  end))
+
   it("are approved at once", fake.task(function()
     fake.make()
     local list = names(12)

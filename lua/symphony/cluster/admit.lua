@@ -313,8 +313,8 @@ local function waiting(record, cluster)
     cluster_id = cluster.id, cluster_name = cluster.name }
 end
 
--- state.update, one after the other.
-local function update(build)
+-- state.update, one after the other: admissions would only make each other begin again.
+local function in_turn(build)
   local deadline = sys.mono_ms() + ADMIT_MS
   local lock <close> = turn:lock(ADMIT_MS)
   if not lock then
@@ -322,6 +322,19 @@ local function update(build)
     return nil, not fresh and err or errors.new("busy", "too many ask to join at once", "say it again")
   end
   return state.update(build, { timeout_ms = math.max(1, deadline - sys.mono_ms()) })
+end
+
+-- What is refused, known already or waiting is most of what a flood can ask for. It writes nothing, and takes no turn
+-- from those who get in: build(true) answers it, or WRITES.
+local WRITES = {}
+
+local function update(build)
+  local answer, err = state.update(function() return nil, build(true) end)
+  if answer ~= WRITES then return answer, err end
+  return in_turn(function()
+    local answered, txn = build(false)
+    return txn, answered
+  end)
 end
 
 -- The fingerprint of the key that signed @csr, from outside, and what its subject states. nil, err.
@@ -338,29 +351,31 @@ function M.serve(request, from)
   if not fingerprint then return nil, states end
   request.fingerprint, request.states = fingerprint, states
   local limited = false
-  local made, err = update(function()
+  local made, err = update(function(peek)
     local now = sys.now()
     local view, kvs = look(request, from)
     local decision = assert(M.decide(request, view, now))
     local kind = decision.kind
-    if kind == "existing" then return nil, { n = view.node, cluster = view.cluster } end
-    if kind == "wait" then return nil, { record = decision.record, cluster = view.cluster } end
+    if kind == "existing" then return { n = view.node, cluster = view.cluster } end
+    if kind == "wait" then return { record = decision.record, cluster = view.cluster } end
+    if kind == "pend" and not limited and not limit:allow(from or "?", sys.mono_ms() / 1000) then
+      errors.raise("busy", "too many requests to join from this address", "wait half a minute, or join with a token")
+    end
+    limited = true
+    if peek then return WRITES end
     if kind == "pend" then
-      if not limited and not limit:allow(from or "?", sys.mono_ms() / 1000) then
-        errors.raise("busy", "too many requests to join from this address", "wait half a minute, or join with a token")
-      end
-      limited = true
       local key = pending.key(fingerprint)
       local before = kvs.pending and state.unchanged(kvs.pending) or state.absent(key)
-      return { compare = { before, { prefix = "/pending/", count = view.pending_count } },
-        ops = { state.put(key, decision.record) } }, { record = decision.record, cluster = view.cluster, new = true }
+      return { record = decision.record, cluster = view.cluster, new = true },
+        { compare = { before, { prefix = "/pending/", count = view.pending_count } },
+          ops = { state.put(key, decision.record) } }
     end
     local txn, n = admission(kind, request, view, kvs, view.token and view.token.labels)
     if decision.via == "token" then
       table.insert(txn.compare, state.unchanged(kvs.token))
       if view.token.uses then table.insert(txn.ops, state.put(kvs.token.key, token.used(view.token))) end
     end
-    return txn, { n = n, cluster = view.cluster, new = true, via = decision.via }
+    return { n = n, cluster = view.cluster, new = true, via = decision.via }, txn
   end)
   if not made then return nil, err end
   if made.record then
@@ -378,7 +393,7 @@ end
 
 -- Lets a waiting request in. @opts: fingerprint (required), name, labels. nil, err.
 function M.approve(id, opts)
-  return update(function()
+  return in_turn(function()
     local kv = pending.find(id)
     local record = kv.value
     assert(pending.confirm(record, opts.fingerprint))
