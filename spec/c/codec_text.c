@@ -45,9 +45,28 @@ static void base32_vectors(void **state)
         {"foob", "cpnmuog"}, {"fooba", "cpnmuoj1"}, {"foobar", "cpnmuoj1e8"}};
     char text[32];
     for (size_t i = 0; i < sizeof pairs / sizeof pairs[0]; i++) {
-        base32_encode((const uint8_t *)pairs[i][0], strlen(pairs[i][0]), text);
+        uint8_t back[8];
+        size_t n = strlen(pairs[i][0]);
+        base32_encode((const uint8_t *)pairs[i][0], n, text);
         assert_string_equal(text, pairs[i][1]);
+        assert_int_equal(base32_decode(text, strlen(text), back, n), 0);
+        assert_memory_equal(back, pairs[i][0], n);
     }
+}
+
+static void base32_refuses(void **state)
+{
+    (void)state;
+    uint8_t out[16];
+    static const char id[] = "0680bkq3g4vnr2jd9d8qv3m5q0";
+    assert_int_equal(base32_decode(id, 26, out, 16), 0);
+    assert_int_equal(base32_decode(id, 25, out, 16), SYM_EINVAL);
+    assert_int_equal(base32_decode(id, 26, out, 15), SYM_EINVAL);
+    assert_int_equal(base32_decode("0680BKQ3G4VNR2JD9D8QV3M5Q0", 26, out, 16), SYM_EINVAL);
+    assert_int_equal(base32_decode("0680bkq3g4vnr2jd9d8qv3m5qw", 26, out, 16), SYM_EINVAL); /* not a digit */
+    assert_int_equal(
+        base32_decode("0680bkq3g4vnr2jd9d8qv3m5q1", 26, out, 16), SYM_EINVAL); /* a bit too many */
+    assert_int_equal(base32_decode("0680bkq3g4-nr2jd9d8qv3m5q0", 26, out, 16), SYM_EINVAL);
 }
 
 static void base32_keeps_the_order(void **state)
@@ -182,6 +201,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(hex),
         cmocka_unit_test(base32_vectors),
+        cmocka_unit_test(base32_refuses),
         cmocka_unit_test(base32_keeps_the_order),
         cmocka_unit_test(base36_widths),
         cmocka_unit_test(base36_round_trip),

@@ -33,7 +33,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     if (out == NULL || fixed == NULL || bytes == NULL || again == NULL) {
         abort();
     }
-    switch (data[0] % 3) {
+    switch (data[0] % 4) {
     case 0:
         if (base64_decode(text, len, out, &got) == 0) {
             base64_encode(out, got, again);
@@ -44,6 +44,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         if (base36_decode(text, len, fixed, want) == 0) {
             base36_encode(fixed, want, again);
             same(again, text, len, 1);
+        }
+        break;
+    case 2:
+        if (base32_decode(text, len, out, len * 5 / 8) == 0) {
+            base32_encode(out, len * 5 / 8, again);
+            same(again, text, len, 0);
         }
         break;
     default:

@@ -63,6 +63,32 @@ void base32_encode(const uint8_t *data, size_t n, char *out)
     out[o] = '\0';
 }
 
+int base32_decode(const char *text, size_t len, uint8_t *out, size_t n)
+{
+    uint32_t acc = 0;
+    unsigned bits = 0;
+    size_t o = 0;
+    if (len != (8 * n + 4) / 5) {
+        return err_setf(SYM_EINVAL, "%zu characters where %zu are expected", len, (8 * n + 4) / 5);
+    }
+    for (size_t i = 0; i < len; i++) {
+        int digit = text[i] >= 'A' && text[i] <= 'Z' ? -1 : digit36(text[i]);
+        if (digit < 0 || digit > 31) {
+            return err_setf(SYM_EINVAL, "not base32");
+        }
+        acc = (acc << 5 | (unsigned)digit) & 0xfff;
+        bits += 5;
+        if (bits >= 8) {
+            bits -= 8;
+            out[o++] = (uint8_t)(acc >> bits);
+        }
+    }
+    if ((acc & ((1u << bits) - 1)) != 0) {
+        return err_setf(SYM_EINVAL, "not base32");
+    }
+    return 0;
+}
+
 size_t base36_width(size_t n)
 {
     /* 8 / log2(36) = 1.54741..., rounded up; exact for n up to 64. */

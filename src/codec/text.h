@@ -13,6 +13,9 @@ int hex_decode(const char *text, size_t len, uint8_t *out, size_t n);
 
 /* base32hex: ceil(8 * n / 5) characters and a NUL. Keeps the order of the bytes. */
 void base32_encode(const uint8_t *data, size_t n, char *out);
+/* ceil(8 * n / 5) characters to exactly @n bytes; SYM_EINVAL. Strict, so that an id has one spelling: lower case, and
+ * the bits behind the last byte are zero. */
+int base32_decode(const char *text, size_t len, uint8_t *out, size_t n);
 
 /* Width of @n bytes in base 36: 16 bytes are 25 characters, 32 bytes are 50. */
 size_t base36_width(size_t n);
