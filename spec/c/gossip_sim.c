@@ -1,0 +1,1037 @@
+/* The gossip protocol core in simulated time: hundreds to thousands of nodes, a network that delays, loses and parts,
+ * nodes that crash, stall, restart, flap and leave. Each run is made by its seed alone.
+ *
+ *     test_gossip_sim [--nodes N]... [--loss PERCENT]... [--scenario NAME]... [--seeds N] [--first SEED]
+ *                     [--settings default|memberlist|swim] [--period MS] [--timeout MS] [--alpha A]
+ *                     [--no-lifeguard] [--verbose]
+ *
+ * Scenarios: steady, crash, slow, partition, restart, flap, leave. Without options all of them in sizes that take half
+ * a minute. Checked: every crash is found by every healthy node within a bound; with at most 5 % of loss no healthy
+ * node is declared dead; after a partition, a restart of all and flapping all views are the same again; traffic of a
+ * node does not grow with their number. Printed: detection times, false positives and traffic, beside what the papers
+ * say of the same settings (see papers()).
+ */
+#include "base/err.h"
+#include "gossip/swim_claim.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    WHEEL = 16384, /* ms; nothing is planned further ahead */
+    SIG_LEN = 71,  /* what an ECDSA signature takes, mostly */
+    META_LEN = 24,
+    OVERHEAD = 54 + 28, /* envelope (seal.h), UDP and IPv4 */
+    EXCHANGE_GAP_MS = 2000,
+    LISTS_MAX = 16,
+};
+
+enum kind { TICK, DATAGRAM, EXCHANGE };
+
+struct event {
+    struct event *next;
+    enum kind kind;
+    uint32_t to, from, life; /* of @to */
+    uint64_t due;
+    size_t n;
+    uint8_t data[];
+};
+
+struct node {
+    struct sim *sim;
+    uint32_t i, life, side;
+    struct swim *swim;
+    bool up;
+    uint64_t tick_at, blocked_until, exchange_from, incarnation;
+    uint64_t sent, bytes;
+};
+
+/* What the views of others say of one node that has something happen to it. */
+struct watch {
+    bool on;
+    uint64_t since, first_suspect, first_dead, last_dead;
+    uint32_t found;
+    uint64_t *times; /* of each observer: when it saw it dead, 0: not */
+};
+
+struct sim {
+    uint64_t seed, now, random;
+    uint32_t n;
+    double loss;
+    struct node *nodes;
+    struct {
+        struct event *head, **tail;
+    } wheel[WHEEL];
+    struct watch watch;
+    uint64_t false_dead, false_dead_healthy; /* events; those seen by a node that is not slow */
+    uint64_t false_suspected, exchanges;
+    uint32_t *healthy; /* 0: slow, down or cut off just now */
+    bool verbose, exchange;
+};
+
+static struct options {
+    uint32_t nodes[LISTS_MAX], n_nodes, losses[LISTS_MAX], n_losses;
+    const char *scenarios[LISTS_MAX];
+    uint32_t n_scenarios, seeds;
+    uint64_t first;
+    struct swim_config config;
+    const char *settings;
+    bool verbose;
+} options = {.seeds = 1, .first = 1, .settings = "default"};
+
+static unsigned passed;
+
+static void fail(const struct sim *sim, const char *fmt, ...) __attribute__((format(printf, 2, 3), noreturn));
+static void fail(const struct sim *sim, const char *fmt, ...)
+{
+    va_list args;
+    fflush(stdout);
+    fprintf(stderr, "\n%u nodes, %.0f %% loss, seed %" PRIu64 ", at %" PRIu64 " ms: ", sim->n,
+        100 * sim->loss, sim->seed, sim->now);
+    va_start(args, fmt);
+    vfprintf(stderr, fmt, args);
+    va_end(args);
+    fprintf(stderr, "\n");
+    exit(1);
+}
+
+static uint64_t next_random(struct sim *sim)
+{
+    uint64_t z = sim->random += 0x9e3779b97f4a7c15;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+    z = (z ^ z >> 27) * 0x94d049bb133111eb;
+    return z ^ z >> 31;
+}
+
+static uint32_t below(struct sim *sim, uint32_t n)
+{
+    return (uint32_t)((next_random(sim) >> 32) * n >> 32);
+}
+
+static bool happens(struct sim *sim, double p)
+{
+    return (double)(next_random(sim) >> 11) * 0x1p-53 < p;
+}
+
+/* ---- claims: one for all nodes, or a hundred million of them would not fit into memory. In place of swim_claim.c,
+ * which is then not linked. ---- */
+
+struct shared {
+    struct shared *next;
+    struct claim claim;
+};
+static struct shared *shared[1 << 16];
+
+static uint32_t place_of(const struct swim_id *id, uint64_t incarnation)
+{
+    uint32_t i;
+    memcpy(&i, id->b, sizeof i);
+    return (uint32_t)((i * 0x9e3779b97f4a7c15u + incarnation * 0xbf58476d1ce4e5b9u) >> 48);
+}
+
+struct claim *claim_ref(struct claim *c)
+{
+    c->refs++;
+    return c;
+}
+
+struct claim *claim_new(const struct claim_view *v)
+{
+    struct shared **head = &shared[place_of(&v->id, v->incarnation)];
+    for (struct shared *s = *head; s != NULL; s = s->next) {
+        if (swim_id_eq(&s->claim.id, &v->id) && claim_same(&s->claim, v)) {
+            return claim_ref(&s->claim);
+        }
+    }
+    struct shared *s = malloc(sizeof *s + v->meta_len + v->sig_len);
+    if (s == NULL) {
+        abort();
+    }
+    s->claim = (struct claim){.refs = 1,
+        .left = v->left,
+        .meta_len = v->meta_len,
+        .sig_len = v->sig_len,
+        .id = v->id,
+        .incarnation = v->incarnation,
+        .addr = v->addr};
+    memcpy(s->claim.tail, v->meta, v->meta_len);
+    memcpy(s->claim.tail + v->meta_len, v->sig, v->sig_len);
+    s->next = *head;
+    *head = s;
+    return &s->claim;
+}
+
+void claim_unref(struct claim *c)
+{
+    if (c == NULL || --c->refs > 0) {
+        return;
+    }
+    struct shared **at = &shared[place_of(&c->id, c->incarnation)];
+    while (&(*at)->claim != c) {
+        at = &(*at)->next;
+    }
+    struct shared *s = *at;
+    *at = s->next;
+    free(s);
+}
+
+/* ---- the world ---- */
+
+static struct swim_id id_of(uint32_t i)
+{
+    struct swim_id id = {{0}};
+    memcpy(id.b, &i, sizeof i);
+    return id;
+}
+
+static uint32_t index_of(const struct swim_id *id)
+{
+    uint32_t i;
+    memcpy(&i, id->b, sizeof i);
+    return i;
+}
+
+static struct swim_addr addr_of(uint32_t i)
+{
+    return (struct swim_addr){
+        .family = 4, .port = 37065, .ip = {10, (uint8_t)(i >> 16), (uint8_t)(i >> 8), (uint8_t)i}};
+}
+
+static void plan(struct sim *sim, struct event *e, uint64_t due)
+{
+    e->due = due;
+    e->next = NULL;
+    *sim->wheel[due % WHEEL].tail = e;
+    sim->wheel[due % WHEEL].tail = &e->next;
+}
+
+static struct event *event_new(enum kind kind, const struct node *to, uint32_t from, size_t n)
+{
+    struct event *e = malloc(sizeof *e + n);
+    if (e == NULL) {
+        abort();
+    }
+    e->kind = kind;
+    e->to = to->i;
+    e->life = to->life;
+    e->from = from;
+    e->n = n;
+    return e;
+}
+
+static void plan_tick(struct node *node)
+{
+    uint64_t at = swim_next(node->swim);
+    at = at < node->sim->now + 1 ? node->sim->now + 1 : at;
+    at = at > node->sim->now + WHEEL - 1 ? node->sim->now + WHEEL - 1 : at;
+    if (at < node->tick_at) {
+        node->tick_at = at;
+        plan(node->sim, event_new(TICK, node, 0, 0), at);
+    }
+}
+
+static bool connected(const struct sim *sim, uint32_t a, uint32_t b)
+{
+    return sim->nodes[a].up && sim->nodes[b].up && sim->nodes[a].side == sim->nodes[b].side;
+}
+
+static void on_send(
+    void *arg, const struct swim_id *to, const struct swim_addr *addr, const void *data, size_t n)
+{
+    struct node *node = arg;
+    struct sim *sim = node->sim;
+    uint32_t i = (uint32_t)addr->ip[1] << 16 | (uint32_t)addr->ip[2] << 8 | addr->ip[3];
+    if (n > SWIM_DATAGRAM_MAX || i >= sim->n || (to != NULL && index_of(to) != i)) {
+        fail(sim, "node %u sends %zu bytes to %u", node->i, n, i);
+    }
+    node->sent++;
+    node->bytes += n + OVERHEAD;
+    if (!connected(sim, node->i, i) || happens(sim, sim->loss)) {
+        return;
+    }
+    struct event *e = event_new(DATAGRAM, &sim->nodes[i], node->i, n);
+    memcpy(e->data, data, n);
+    plan(sim, e, sim->now + 1 + below(sim, 3));
+}
+
+static bool on_known(void *arg, const struct swim_id *id)
+{
+    const struct node *node = arg;
+    return index_of(id) < node->sim->n;
+}
+
+static void sign(const struct swim_id *id, const void *text, size_t n, uint8_t sig[SIG_LEN])
+{
+    uint64_t h = 0xcbf29ce484222325 ^ index_of(id), word;
+    const uint8_t *p = text;
+    for (; n >= sizeof word; n -= sizeof word, p += sizeof word) {
+        memcpy(&word, p, sizeof word);
+        h = (h ^ word) * 0x9e3779b97f4a7c15;
+        h ^= h >> 29;
+    }
+    for (; n > 0; n--, p++) {
+        h = (h ^ *p) * 0x100000001b3;
+    }
+    memset(sig, 0x51, SIG_LEN);
+    memcpy(sig, &h, sizeof h);
+}
+
+static bool on_verify(
+    void *arg, const struct swim_id *id, const void *text, size_t n, const void *sig, size_t sig_len)
+{
+    uint8_t right[SIG_LEN];
+    (void)arg;
+    sign(id, text, n, right);
+    return sig_len == SIG_LEN && memcmp(sig, right, SIG_LEN) == 0;
+}
+
+static int on_sign(void *arg, const void *text, size_t n, void *sig, size_t *sig_len)
+{
+    const struct node *node = arg;
+    struct swim_id id = id_of(node->i);
+    sign(&id, text, n, sig);
+    *sig_len = SIG_LEN;
+    return 0;
+}
+
+static void want_exchange(struct node *node, uint32_t with)
+{
+    struct sim *sim = node->sim;
+    if (sim->exchange && sim->now >= node->exchange_from) {
+        node->exchange_from = sim->now + EXCHANGE_GAP_MS;
+        plan(sim, event_new(EXCHANGE, node, with, 0), sim->now + 5);
+    }
+}
+
+static const char *const event_names[] = {"joined", "suspected", "refuted", "died", "returned", "differs",
+    "departed", "updated", "forgotten", "accused", "double"};
+
+static void on_event(void *arg, enum swim_event what, const struct swim_member *m)
+{
+    struct node *node = arg;
+    struct sim *sim = node->sim;
+    struct watch *w = &sim->watch;
+    uint32_t of = index_of(&m->id);
+    if (sim->verbose) {
+        printf("%8" PRIu64 " %u: %u %s\n", sim->now, node->i, of, event_names[what]);
+    }
+    bool fine = connected(sim, node->i, of);
+    if (what == SWIM_SUSPECTED) {
+        sim->false_suspected += fine && sim->healthy[of] ? 1 : 0;
+        if (w->on && !sim->nodes[of].up && w->first_suspect == 0) {
+            w->first_suspect = sim->now;
+        }
+    } else if (what == SWIM_DIED && fine && sim->healthy[of]) {
+        sim->false_dead++;
+        sim->false_dead_healthy += sim->healthy[node->i];
+    } else if (what == SWIM_DIED && w->on && !sim->nodes[of].up && w->times[node->i] == 0) {
+        w->times[node->i] = sim->now;
+        w->first_dead = w->found++ == 0 ? sim->now : w->first_dead;
+        w->last_dead = sim->now;
+    } else if (what == SWIM_RETURNED || what == SWIM_DIFFERS) {
+        want_exchange(node, of);
+    } else if (what == SWIM_DOUBLE && m->incarnation >= node->incarnation + 1000000) {
+        fail(sim, "node %u sees a double of %u", node->i, of);
+    }
+}
+
+static const struct swim_ops ops = {
+    .send = on_send, .known = on_known, .verify = on_verify, .sign = on_sign, .event = on_event};
+
+static void start(struct node *node)
+{
+    struct sim *sim = node->sim;
+    uint8_t meta[META_LEN];
+    memset(meta, (int)node->i, sizeof meta);
+    struct swim_config c = options.config;
+    c.id = id_of(node->i);
+    c.addr = addr_of(node->i);
+    c.meta = meta;
+    c.meta_len = sizeof meta;
+    c.cluster = "simulated";
+    c.cluster_len = 9;
+    c.incarnation = node->incarnation = sim->now + 1;
+    c.seed = next_random(sim);
+    if (swim_open(&c, &ops, node, sim->now, &node->swim) != 0) {
+        fail(sim, "open: %s", err_msg());
+    }
+    node->up = true;
+    node->life++;
+    node->tick_at = UINT64_MAX;
+    sim->healthy[node->i] = 1;
+    plan_tick(node);
+}
+
+static void stop(struct node *node)
+{
+    swim_close(node->swim);
+    node->swim = NULL;
+    node->up = false;
+    node->life++;
+    node->sim->healthy[node->i] = 0;
+}
+
+/* One way of a full exchange. */
+static void pass(struct sim *sim, struct node *from, struct node *to)
+{
+    struct buf piece = {0};
+    struct swim_id id = id_of(from->i);
+    uint32_t cursor = 0;
+    do {
+        buf_clear(&piece);
+        if (swim_export(from->swim, &cursor, SWIM_PIECE_MAX, &piece) != 0 ||
+            swim_merge(to->swim, sim->now, &id, buf_data(&piece), piece.len) != 0) {
+            fail(sim, "exchange: %s", err_msg());
+        }
+    } while (cursor != 0);
+    buf_free(&piece);
+    plan_tick(to);
+}
+
+static void exchange(struct sim *sim, struct node *node, uint32_t with)
+{
+    if (connected(sim, node->i, with)) {
+        sim->exchanges++;
+        pass(sim, node, &sim->nodes[with]);
+        pass(sim, &sim->nodes[with], node);
+    }
+}
+
+static void handle(struct sim *sim, struct event *e)
+{
+    struct node *node = &sim->nodes[e->to];
+    if (!node->up || node->life != e->life || (e->kind == TICK && node->tick_at != e->due)) {
+        free(e);
+        return;
+    }
+    if (node->blocked_until > sim->now) {
+        if (e->kind == TICK) {
+            node->tick_at = node->blocked_until;
+        }
+        plan(sim, e, node->blocked_until);
+        return;
+    }
+    switch (e->kind) {
+    case TICK:
+        node->tick_at = UINT64_MAX;
+        swim_tick(node->swim, sim->now);
+        break;
+    case DATAGRAM: {
+        struct swim_id from = id_of(e->from);
+        struct swim_addr addr = addr_of(e->from);
+        swim_receive(node->swim, sim->now, &from, &addr, e->data, e->n);
+        break;
+    }
+    case EXCHANGE:
+        exchange(sim, node, e->from);
+        break;
+    }
+    free(e);
+    plan_tick(node);
+}
+
+static void run(struct sim *sim, uint64_t ms)
+{
+    for (uint64_t until = sim->now + ms; sim->now < until; sim->now++) {
+        struct event **head = &sim->wheel[sim->now % WHEEL].head;
+        while (*head != NULL) {
+            struct event *e = *head;
+            *head = e->next;
+            if (*head == NULL) {
+                sim->wheel[sim->now % WHEEL].tail = head;
+            }
+            handle(sim, e);
+        }
+    }
+}
+
+/* All nodes, who know each other, after the first news have died away. */
+static struct sim *sim_new(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = calloc(1, sizeof *sim);
+    if (sim == NULL) {
+        abort();
+    }
+    *sim = (struct sim){.seed = seed, .random = seed, .n = n, .now = 1000, .verbose = options.verbose};
+    sim->nodes = calloc(n, sizeof *sim->nodes);
+    sim->healthy = calloc(n, sizeof *sim->healthy);
+    sim->watch.times = calloc(n, sizeof *sim->watch.times);
+    if (sim->nodes == NULL || sim->healthy == NULL || sim->watch.times == NULL) {
+        abort();
+    }
+    for (unsigned i = 0; i < WHEEL; i++) {
+        sim->wheel[i].tail = &sim->wheel[i].head;
+    }
+    sim->verbose = false;
+    for (uint32_t i = 0; i < n; i++) {
+        sim->nodes[i] = (struct node){.sim = sim, .i = i};
+        start(&sim->nodes[i]);
+    }
+    for (uint32_t i = 1; i < n; i++) {
+        pass(sim, &sim->nodes[i], &sim->nodes[0]);
+    }
+    for (uint32_t i = 1; i < n; i++) {
+        pass(sim, &sim->nodes[0], &sim->nodes[i]);
+    }
+    /* Everybody has all as news to tell: it takes a while until that is over. */
+    sim->exchange = true;
+    for (unsigned quiet = 0, waited = 0; quiet < 2; waited++) {
+        uint64_t before = 0, after = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            before += swim_stats(sim->nodes[i].swim)->news_sent;
+        }
+        run(sim, 1000);
+        for (uint32_t i = 0; i < n; i++) {
+            after += swim_stats(sim->nodes[i].swim)->news_sent;
+        }
+        quiet = before == after ? quiet + 1 : 0;
+        if (waited > 2000) {
+            fail(sim, "the news never end");
+        }
+    }
+    sim->loss = loss;
+    sim->verbose = options.verbose;
+    run(sim, 5000);
+    sim->false_dead = sim->false_dead_healthy = sim->false_suspected = sim->exchanges = 0;
+    return sim;
+}
+
+static void sim_free(struct sim *sim)
+{
+    for (uint32_t i = 0; i < sim->n; i++) {
+        swim_close(sim->nodes[i].swim);
+    }
+    for (unsigned i = 0; i < WHEEL; i++) {
+        for (struct event *e = sim->wheel[i].head, *next; e != NULL; e = next) {
+            next = e->next;
+            free(e);
+        }
+    }
+    free(sim->watch.times);
+    free(sim->healthy);
+    free(sim->nodes);
+    free(sim);
+}
+
+/* ---- what is looked at ---- */
+
+static double settings_period(void)
+{
+    return options.config.period_ms == 0 ? 300 : options.config.period_ms;
+}
+
+static double suspicion_min(uint32_t n)
+{
+    double alpha = options.config.suspicion_alpha == 0 ? 4 : options.config.suspicion_alpha;
+    return alpha * (n > 10 ? log10(n) : 1) * settings_period();
+}
+
+/* By then everybody has to have found a crash: some periods until somebody probes it (SWIM 3.1), the suspicion, which
+ * with few losses is the shortest, and the spreading of the news (SWIM 4.1). */
+static double detection_bound(uint32_t n, double loss)
+{
+    double beta = options.config.suspicion_beta == 0 ? 6 : options.config.suspicion_beta;
+    return settings_period() * (8 + 3 * log2(n)) * (loss > 0.1 ? 2 : 1) +
+           suspicion_min(n) * (loss > 0.1 || n < 6 ? beta : 2);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Does @by see @of as it is: alive if it is up, else gone or never known? */
+static bool sees_right(const struct sim *sim, uint32_t by, uint32_t of)
+{
+    struct swim_id id = id_of(of);
+    struct swim_member truth, view;
+    if (!sim->nodes[by].up || by == of) {
+        return true;
+    }
+    bool there = swim_get(sim->nodes[by].swim, &id, &view);
+    if (!sim->nodes[of].up) {
+        return !there || view.state == SWIM_DEAD || view.state == SWIM_LEFT;
+    }
+    return there && view.state == SWIM_ALIVE && swim_get(sim->nodes[of].swim, &id, &truth) &&
+           view.incarnation == truth.incarnation;
+}
+
+/* Runs until all views are right, and returns how long that took. */
+static uint64_t converge(struct sim *sim, uint64_t bound, const char *what)
+{
+    uint64_t began = sim->now, i = 0, all = (uint64_t)sim->n * sim->n;
+    /* With much loss somebody is always suspected just now. */
+    uint64_t excused = sim->loss > 0.1 ? all / 10 : 0, wrong = 0;
+    while (i < all) {
+        uint32_t by = (uint32_t)(i / sim->n), of = (uint32_t)(i % sim->n);
+        if (sees_right(sim, by, of) || ++wrong <= excused) {
+            i++;
+            continue;
+        }
+        if (sim->now - began > bound) {
+            fail(sim, "%s: after %" PRIu64 " ms node %u is still wrong about node %u", what, sim->now - began,
+                by, of);
+        }
+        run(sim, 100);
+        /* Once it was right it mostly stays so: only the last look is at all. */
+        wrong = 0;
+        i = sees_right(sim, by, of) || excused > 0 ? 0 : i;
+    }
+    return sim->now - began;
+}
+
+static void traffic_reset(struct sim *sim)
+{
+    for (uint32_t i = 0; i < sim->n; i++) {
+        sim->nodes[i].sent = sim->nodes[i].bytes = 0;
+    }
+}
+
+/* What one node sent in a second, on the average. */
+static void traffic(const struct sim *sim, uint64_t ms, double *messages, double *bytes)
+{
+    uint64_t m = 0, b = 0;
+    for (uint32_t i = 0; i < sim->n; i++) {
+        m += sim->nodes[i].sent;
+        b += sim->nodes[i].bytes;
+    }
+    *messages = (double)m * 1000 / (double)ms / sim->n;
+    *bytes = (double)b * 1000 / (double)ms / sim->n;
+}
+
+/* ---- scenarios ---- */
+
+struct outcome {
+    uint64_t first_suspect, first, median, all; /* ms after the crash; medians of those of all crashes */
+    uint64_t worst_all;
+    double messages, bytes;
+};
+
+static void no_false_deaths(const struct sim *sim, const char *what)
+{
+    if (sim->loss <= 0.05 && !options.config.without_lifeguard && sim->false_dead > 0) {
+        fail(sim, "%s: healthy nodes were declared dead %" PRIu64 " times", what, sim->false_dead);
+    }
+}
+
+static void steady(uint32_t n, double loss, uint64_t seed, uint64_t ms)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    double messages, bytes;
+    traffic_reset(sim);
+    run(sim, ms);
+    traffic(sim, ms, &messages, &bytes);
+    no_false_deaths(sim, "steady");
+    printf("%6u %4.0f%%  steady     %5.1f messages/s, %6.0f bytes/s a node; false: %" PRIu64
+           " suspicions, %" PRIu64 " deaths in %.0f s\n",
+        n, 100 * loss, messages, bytes, sim->false_suspected, sim->false_dead, (double)ms / 1000);
+    /* A period has a probe and, on the average, an answer. */
+    double without_news = 2 * 1000 / settings_period() * (23 + OVERHEAD);
+    if (loss == 0 && (bytes < without_news * 0.9 || bytes > without_news * 1.1)) {
+        fail(sim, "steady: %.0f bytes a second instead of %.0f, whatever the size", bytes, without_news);
+    }
+    sim_free(sim);
+}
+
+enum { CRASHES = 9 };
+
+static uint64_t median_of(uint64_t *v, uint32_t n)
+{
+    qsort(v, n, sizeof *v, by_value);
+    return n == 0 ? 0 : v[n / 2];
+}
+
+static void crash_one(struct sim *sim, struct outcome *o)
+{
+    struct watch *w = &sim->watch;
+    uint32_t victim;
+    do {
+        victim = below(sim, sim->n);
+    } while (!sim->nodes[victim].up);
+    run(sim, below(sim, 1000));
+    uint32_t up = 0;
+    for (uint32_t i = 0; i < sim->n; i++) {
+        up += sim->nodes[i].up && i != victim;
+    }
+    memset(w->times, 0, sim->n * sizeof *w->times);
+    *w = (struct watch){.on = true, .since = sim->now, .times = w->times};
+    stop(&sim->nodes[victim]);
+    double bound = detection_bound(sim->n, sim->loss);
+    while (w->found < up && (double)(sim->now - w->since) <= bound) {
+        run(sim, 10);
+    }
+    if (w->found < up) {
+        fail(sim, "crash of %u: after %.0f ms only %u of %u have found it", victim, bound, w->found, up);
+    }
+    uint64_t *times = calloc(up, sizeof *times);
+    uint32_t k = 0;
+    for (uint32_t i = 0; times != NULL && i < sim->n && k < up; i++) {
+        if (w->times[i] != 0) {
+            times[k++] = w->times[i] - w->since;
+        }
+    }
+    *o = (struct outcome){.first_suspect = w->first_suspect - w->since,
+        .first = w->first_dead - w->since,
+        .median = median_of(times, k),
+        .all = w->last_dead - w->since};
+    free(times);
+    w->on = false;
+}
+
+static void crash(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    uint32_t crashes = n < 3 * CRASHES ? n / 3 : CRASHES;
+    uint64_t suspect[CRASHES], first[CRASHES], median[CRASHES], all[CRASHES];
+    double messages, bytes;
+    uint64_t began = sim->now;
+    traffic_reset(sim);
+    for (uint32_t i = 0; i < crashes; i++) {
+        struct outcome o;
+        crash_one(sim, &o);
+        suspect[i] = o.first_suspect;
+        first[i] = o.first;
+        median[i] = o.median;
+        all[i] = o.all;
+        run(sim, 3000);
+    }
+    traffic(sim, sim->now - began, &messages, &bytes);
+    no_false_deaths(sim, "crash");
+    uint64_t median_all = median_of(all, crashes);
+    printf("%6u %4.0f%%  crash      suspected %" PRIu64 ", dead for the first %" PRIu64 ", half %" PRIu64
+           ", all %" PRIu64 " ms (worst of %u: %" PRIu64 "); false deaths %" PRIu64
+           "; %.1f messages/s, %.0f bytes/s\n",
+        n, 100 * loss, median_of(suspect, crashes), median_of(first, crashes), median_of(median, crashes),
+        median_all, crashes, all[crashes - 1], sim->false_dead, messages, bytes);
+    sim_free(sim);
+}
+
+/* Some nodes do nothing for a while, again and again, as in Lifeguard V: 100 nodes there, too. */
+static void slow(uint32_t n, double loss, uint64_t seed)
+{
+    uint32_t ill = n / 10 > 0 ? n / 10 : 1;
+    uint64_t dead[2], healthy[2], suspected[2];
+    for (unsigned plain = 0; plain < 2; plain++) {
+        bool was = options.config.without_lifeguard;
+        options.config.without_lifeguard = was || plain == 1;
+        struct sim *sim = sim_new(n, loss, seed);
+        for (uint32_t i = 0; i < ill; i++) {
+            sim->healthy[i] = 0;
+        }
+        for (unsigned round = 0; round < 12; round++) {
+            for (uint32_t i = 0; i < ill; i++) {
+                sim->nodes[i].blocked_until = sim->now + 2000 + below(sim, 6000);
+            }
+            run(sim, 8000 + below(sim, 1500));
+        }
+        dead[plain] = sim->false_dead;
+        healthy[plain] = sim->false_dead_healthy;
+        suspected[plain] = sim->false_suspected;
+        if (plain == 0) {
+            no_false_deaths(sim, "slow");
+        }
+        options.config.without_lifeguard = was;
+        sim_free(sim);
+    }
+    printf(
+        "%6u %4.0f%%  slow       %u nodes stall for 2 to 8 s, 12 times: healthy nodes declared dead %" PRIu64
+        " times (by healthy ones %" PRIu64 "), suspected %" PRIu64 "; SWIM alone %" PRIu64 " (%" PRIu64
+        "), %" PRIu64 "\n",
+        n, 100 * loss, ill, dead[0], healthy[0], suspected[0], dead[1], healthy[1], suspected[1]);
+}
+
+static void partition(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    for (uint32_t i = 0; i < n; i++) {
+        sim->nodes[i].side = i % 2;
+    }
+    run(sim, 60000);
+    for (uint32_t i = 0; i < n; i++) {
+        sim->nodes[i].side = 0;
+    }
+    uint64_t took = converge(sim, 60000 + n * 60, "partition");
+    printf(
+        "%6u %4.0f%%  partition  into halves for 60 s; all views right %.1f s after it healed, with %" PRIu64
+        " full exchanges\n",
+        n, 100 * loss, (double)took / 1000, sim->exchanges);
+    sim_free(sim);
+}
+
+/* All but the first three restart within five seconds, and begin with a full exchange with one of these. */
+static void restart(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    uint32_t *order = calloc(n, sizeof *order);
+    if (order == NULL) {
+        abort();
+    }
+    for (uint32_t i = 3; i < n; i++) {
+        uint32_t j = 3 + below(sim, i - 2);
+        order[i] = order[j];
+        order[j] = i;
+    }
+    uint64_t began = sim->now;
+    for (uint32_t i = 3; i < n; i++) {
+        struct node *node = &sim->nodes[order[i]];
+        uint64_t due = began + (uint64_t)5000 * i / n;
+        if (due > sim->now) {
+            run(sim, due - sim->now);
+        }
+        stop(node);
+        start(node);
+        want_exchange(node, below(sim, 3));
+    }
+    free(order);
+    uint64_t took = converge(sim, 30000 + n * 30, "restart");
+    no_false_deaths(sim, "restart");
+    printf("%6u %4.0f%%  restart    of all but three within 5 s; all views right %.1f s after the last\n", n,
+        100 * loss, (double)took / 1000);
+    sim_free(sim);
+}
+
+static void flap(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    double messages, bytes;
+    uint64_t began = sim->now;
+    struct node *node = &sim->nodes[n - 1];
+    traffic_reset(sim);
+    for (unsigned i = 0; i < 10; i++) {
+        stop(node);
+        run(sim, 500 + below(sim, 9000));
+        start(node);
+        sim->healthy[node->i] = 0; /* not its fault, but it is dead at times with good reason */
+        want_exchange(node, below(sim, n - 1));
+        run(sim, 500 + below(sim, 5000));
+    }
+    traffic(sim, sim->now - began, &messages, &bytes);
+    uint64_t took = converge(sim, 30000, "flap");
+    no_false_deaths(sim, "flap");
+    printf("%6u %4.0f%%  flap       one node, 10 times; %.1f messages/s, %.0f bytes/s; all views right %.1f "
+           "s after the "
+           "last\n",
+        n, 100 * loss, messages, bytes, (double)took / 1000);
+    sim_free(sim);
+}
+
+static void leave(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    struct node *node = &sim->nodes[n / 2];
+    struct swim_id id = id_of(node->i);
+    uint64_t began = sim->now;
+    if (swim_leave(node->swim, sim->now) != 0) {
+        fail(sim, "leave: %s", err_msg());
+    }
+    plan_tick(node);
+    while (!swim_has_left(node->swim)) {
+        run(sim, 10);
+        if (sim->now - began > 10000) {
+            fail(sim, "leave: still not told");
+        }
+    }
+    uint64_t told = sim->now - began;
+    stop(node);
+    converge(sim, 10000, "leave");
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        struct swim_member m;
+        left += sim->nodes[i].up && swim_get(sim->nodes[i].swim, &id, &m) && m.state == SWIM_LEFT;
+    }
+    printf("%6u %4.0f%%  leave      told within %" PRIu64 " ms; %u of %u know it\n", n, 100 * loss, told,
+        left, n - 1);
+    if (loss <= 0.05 && left < n - 1) {
+        fail(sim, "leave: only %u of %u know it", left, n - 1);
+    }
+    sim_free(sim);
+}
+
+/* ---- runs ---- */
+
+static const char *const scenarios[] = {"steady", "crash", "slow", "partition", "restart", "flap", "leave"};
+
+static void one(const char *name, uint32_t n, double loss, uint64_t seed)
+{
+    if (strcmp(name, "steady") == 0) {
+        steady(n, loss, seed, 30000);
+    } else if (strcmp(name, "crash") == 0) {
+        crash(n, loss, seed);
+    } else if (strcmp(name, "slow") == 0) {
+        slow(n, loss, seed);
+    } else if (strcmp(name, "partition") == 0) {
+        partition(n, loss, seed);
+    } else if (strcmp(name, "restart") == 0) {
+        restart(n, loss, seed);
+    } else if (strcmp(name, "flap") == 0) {
+        flap(n, loss, seed);
+    } else {
+        leave(n, loss, seed);
+    }
+    fflush(stdout);
+    passed++;
+}
+
+/* What the papers say for the settings of this run. */
+static void papers(uint32_t n)
+{
+    double period = settings_period(), e = exp(1);
+    printf("%6u        papers     first probe of a crashed node %.0f ms after it on the average, e/(e-1) "
+           "periods (SWIM "
+           "3.1);\n                     then the suspicion, %.0f ms at the least (Lifeguard IV-B, alpha "
+           "log10(n) "
+           "periods); the news need\n                     about log(n) periods more by piggyback alone, %.0f "
+           "ms (SWIM "
+           "4.1); 2 messages a period and node, %.1f/s (SWIM 3.1)\n",
+        n, e / (e - 1) * period, suspicion_min(n), log(n) * period, 2000 / period);
+}
+
+static bool take(const char *arg, const char *value)
+{
+    if (strcmp(arg, "--nodes") == 0 && options.n_nodes < LISTS_MAX) {
+        options.nodes[options.n_nodes++] = (uint32_t)strtoul(value, NULL, 10);
+        return options.nodes[options.n_nodes - 1] >= 5;
+    }
+    if (strcmp(arg, "--loss") == 0 && options.n_losses < LISTS_MAX) {
+        options.losses[options.n_losses++] = (uint32_t)strtoul(value, NULL, 10);
+        return true;
+    }
+    if (strcmp(arg, "--scenario") == 0 && options.n_scenarios < LISTS_MAX) {
+        for (size_t i = 0; i < sizeof scenarios / sizeof scenarios[0]; i++) {
+            if (strcmp(value, scenarios[i]) == 0) {
+                options.scenarios[options.n_scenarios++] = scenarios[i];
+                return true;
+            }
+        }
+        return false;
+    }
+    if (strcmp(arg, "--seeds") == 0) {
+        options.seeds = (uint32_t)strtoul(value, NULL, 10);
+        return options.seeds > 0;
+    }
+    if (strcmp(arg, "--period") == 0) {
+        options.config.period_ms = (uint32_t)strtoul(value, NULL, 10);
+        return true;
+    }
+    if (strcmp(arg, "--timeout") == 0) {
+        options.config.probe_timeout_ms = (uint32_t)strtoul(value, NULL, 10);
+        return true;
+    }
+    if (strcmp(arg, "--alpha") == 0) {
+        options.config.suspicion_alpha = (uint32_t)strtoul(value, NULL, 10);
+        return true;
+    }
+    if (strcmp(arg, "--first") == 0) {
+        options.first = strtoull(value, NULL, 10);
+        return true;
+    }
+    if (strcmp(arg, "--settings") == 0) {
+        options.settings = value;
+        if (strcmp(value, "memberlist") == 0) { /* its defaults for a LAN */
+            options.config = (struct swim_config){.period_ms = 1000,
+                .probe_timeout_ms = 500,
+                .suspicion_alpha = 4,
+                .suspicion_beta = 6,
+                .confirmations = 2,
+                .gossip_ms = 200,
+                .fanout = 3,
+                .helpers = 3,
+                .lambda = 2};
+        } else if (strcmp(value, "swim") ==
+                   0) { /* SWIM 5: T = 2 s, K = 1, 3 ceil(log(N + 1)), piggyback alone */
+            options.config = (struct swim_config){.period_ms = 2000,
+                .probe_timeout_ms = 500,
+                .helpers = 1,
+                .suspicion_alpha = 7,
+                .gossip_ms = 60000,
+                .fanout = 1,
+                .without_lifeguard = true};
+        } else {
+            return strcmp(value, "default") == 0;
+        }
+        return true;
+    }
+    return false;
+}
+
+static void chosen(void)
+{
+    static const uint32_t all_losses[] = {0, 5, 30};
+    if (options.n_losses == 0) {
+        memcpy(options.losses, all_losses, sizeof all_losses);
+        options.n_losses = 3;
+    }
+    if (options.n_nodes == 0) {
+        options.nodes[options.n_nodes++] = 100;
+    }
+    if (options.n_scenarios == 0) {
+        memcpy(options.scenarios, scenarios, sizeof scenarios);
+        options.n_scenarios = sizeof scenarios / sizeof scenarios[0];
+    }
+    for (uint32_t n = 0; n < options.n_nodes; n++) {
+        papers(options.nodes[n]);
+        for (uint32_t s = 0; s < options.n_scenarios; s++) {
+            for (uint32_t l = 0; l < options.n_losses; l++) {
+                for (uint32_t i = 0; i < options.seeds; i++) {
+                    one(options.scenarios[s], options.nodes[n], options.losses[l] / 100.0, options.first + i);
+                }
+            }
+        }
+    }
+}
+
+/* What the test runs. */
+static void usual(void)
+{
+    static const uint32_t sizes[] = {10, 20, 100};
+    static const double losses[] = {0, 0.05, 0.3};
+    for (size_t n = 0; n < sizeof sizes / sizeof sizes[0]; n++) {
+        papers(sizes[n]);
+        for (size_t s = 0; s < sizeof scenarios / sizeof scenarios[0]; s++) {
+            /* Where every third message is lost, suspicions are all there is to talk of, and that takes time. */
+            for (size_t l = 0; l < (sizes[n] < 100 || s < 2 ? 3 : 2); l++) {
+                one(scenarios[s], sizes[n], losses[l], options.first);
+            }
+        }
+    }
+#ifndef __SANITIZE_ADDRESS__
+    papers(1000);
+    one("steady", 1000, 0, options.first);
+    one("crash", 1000, 0.05, options.first);
+    one("partition", 1000, 0, options.first);
+#endif
+}
+
+int main(int argc, char **argv)
+{
+    time_t began = time(NULL);
+    bool any = false;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--verbose") == 0) {
+            options.verbose = true;
+        } else if (strcmp(argv[i], "--no-lifeguard") == 0) {
+            options.config.without_lifeguard = true;
+        } else if (i + 1 < argc && take(argv[i], argv[i + 1])) {
+            any = any || strcmp(argv[i], "--first") != 0;
+            i++;
+        } else {
+            fprintf(stderr, "%s: see the head of its source for the options\n", argv[i]);
+            return 2;
+        }
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    if (any) {
+        chosen();
+    } else {
+        usual();
+    }
+    printf("gossip: %u runs, settings %s, all checks hold, %ld s\n", passed, options.settings,
+        (long)(time(NULL) - began));
+    return 0;
+}
