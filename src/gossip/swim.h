@@ -199,7 +199,7 @@ void swim_probe_done(struct swim *s, uint64_t now, uint32_t ticket, bool alive);
 /* Introduces this node to whoever listens at @addr. A full exchange with a member over the reliable channel does more:
  * this is for where there is none, and to show that UDP gets through. */
 void swim_join(struct swim *s, uint64_t now, const struct swim_addr *addr);
-/* A new address and metadata of this node, told to all. 0 or SYM_EINVAL, SYM_ENOMEM, sign()'s; then all is as before. */
+/* A new address and metadata of this node, told to all. 0 or SYM_EINVAL, SYM_ENOMEM, sign()'s: then nothing changed. */
 int swim_update(struct swim *s, uint64_t now, const struct swim_addr *addr, const void *meta, size_t n);
 /* Tells all that this node leaves; from then on it pings nobody and refutes nothing. As swim_update. */
 int swim_leave(struct swim *s, uint64_t now);

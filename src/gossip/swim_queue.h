@@ -1,6 +1,6 @@
 /* News about members that wait to be sent, one of a member: those sent least often first, and the newest of them
- * before (SWIM 4.1); what is not urgent counts as sent some times already. What is said is read from the member when it is sent. Linked through the members' slots: nothing
- * is allocated, and there is never more than one entry a member. */
+ * before (SWIM 4.1); what is not urgent counts as sent some times already. What is said is read from the member when
+ * it is sent. Linked through the members' slots: nothing is allocated, and a member has at most one entry. */
 #ifndef SYM_GOSSIP_SWIM_QUEUE_H
 #define SYM_GOSSIP_SWIM_QUEUE_H
 
