@@ -1,0 +1,903 @@
+/* The gossip protocol core, message by message. What many nodes make of it together is gossip_sim.c's. */
+#include "gossip_support.h"
+
+#define ALL_SILENT (~UINT64_C(0))
+
+/* ---- probes ---- */
+
+static void healthy(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 5);
+    assert_int_equal(swim_count(w.s), 5);
+    live(&w, 20 * PERIOD, 0);
+    const struct swim_stats *st = swim_stats(w.s);
+    assert_in_range(st->probes, 19, 21);
+    assert_int_equal(st->probes_indirect, 0);
+    assert_int_equal(swim_health(w.s), 0);
+    for (uint32_t i = 2; i <= 5; i++) {
+        assert_int_equal(state_of(&w, i), SWIM_ALIVE);
+        assert_int_equal(count_events(&w, SWIM_JOINED, i), 1);
+    }
+    assert_int_equal(w.n_events, 4);
+    world_close(&w);
+}
+
+/* Runs until the next probe has been sent. */
+static struct sent *next_ping(struct world *w)
+{
+    uint64_t probes = swim_stats(w->s)->probes;
+    while (swim_stats(w->s)->probes == probes) {
+        w->n_sent = 0;
+        w->now = swim_next(w->s);
+        swim_tick(w->s, w->now);
+    }
+    struct sent *ping = find_sent(w, 0, WIRE_PING, 0);
+    assert_non_null(ping);
+    return ping;
+}
+
+static void tick_until(struct world *w, uint64_t at)
+{
+    while (swim_next(w->s) <= at) {
+        w->now = swim_next(w->s);
+        swim_tick(w->s, w->now);
+    }
+    w->now = at;
+}
+
+/* Silent @ping, then what the helpers say. Returns the state of the target at the end of the period. */
+static enum swim_state indirectly(struct world *w, enum wire_type type, unsigned answers, uint32_t from_other)
+{
+    struct sent *ping = next_ping(w);
+    uint32_t target = ping->to, seq = ping->head.seq, helpers[3];
+    uint64_t began = w->now;
+    unsigned n = 0;
+    tick_until(w, began + TIMEOUT);
+    for (unsigned i = 0; i < w->n_sent; i++) {
+        if (w->sent[i].head.type == WIRE_PING_REQ) {
+            assert_int_equal(index_of(&w->sent[i].head.target), target);
+            assert_int_not_equal(w->sent[i].to, target);
+            assert_int_equal(w->sent[i].head.seq, seq);
+            assert_in_range(w->sent[i].head.wait_ms, 50, PERIOD - TIMEOUT);
+            helpers[n++] = w->sent[i].to;
+        }
+    }
+    assert_int_equal(n, 3);
+    for (unsigned i = 0; i < answers; i++) {
+        struct said m;
+        say(&m, type, seq, 10);
+        deliver(w, from_other != 0 ? from_other : helpers[i], &m);
+    }
+    tick_until(w, began + PERIOD);
+    return state_of(w, target);
+}
+
+static void through_helpers(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 6);
+    assert_int_equal(indirectly(&w, WIRE_ACK, 1, 0), SWIM_ALIVE);
+    assert_int_equal(swim_health(w.s), 0);
+    world_close(&w);
+    world_open(&w, &c, 6);
+    /* All helpers are there, so the target is not: our own health is fine. */
+    assert_int_equal(indirectly(&w, WIRE_NACK, 3, 0), SWIM_SUSPECT);
+    assert_int_equal(swim_health(w.s), 0);
+    world_close(&w);
+
+    world_open(&w, &c, 6);
+    assert_int_equal(indirectly(&w, WIRE_NACK, 1, 0), SWIM_SUSPECT);
+    assert_int_equal(swim_health(w.s), 2);
+    world_close(&w);
+    world_open(&w, &c, 6);
+    assert_int_equal(indirectly(&w, WIRE_ACK, 3, 77), SWIM_SUSPECT); /* nobody had asked that one */
+    assert_int_equal(swim_health(w.s), 3);
+    world_close(&w);
+}
+
+static void slower_when_ill(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    c.health_max = 4;
+    world_open(&w, &c, 6);
+    live(&w, 20 * PERIOD, ALL_SILENT);
+    assert_int_equal(swim_health(w.s), 4);
+    uint64_t probes = swim_stats(w.s)->probes;
+    assert_in_range(probes, 3, 12);
+    next_ping(&w);
+    uint64_t began = w.now;
+    next_ping(&w);
+    assert_int_equal(w.now - began, 5 * PERIOD);
+    world_close(&w);
+}
+
+static void reliable_channel(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 4);
+    w.can_probe = true;
+    struct sent *ping = next_ping(&w);
+    uint32_t target = ping->to;
+    uint64_t began = w.now;
+    tick_until(&w, began + TIMEOUT);
+    assert_int_equal(w.probes, 1);
+    swim_probe_done(w.s, w.now, w.ticket + 1, true);
+    swim_probe_done(w.s, w.now, w.ticket, false);
+    swim_probe_done(w.s, w.now, w.ticket, true);
+    tick_until(&w, began + PERIOD);
+    assert_int_equal(state_of(&w, target), SWIM_ALIVE);
+    assert_int_equal(swim_stats(w.s)->probes_failed, 0);
+    world_close(&w);
+}
+
+static void helping(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    struct wire_head ask = {
+        .type = WIRE_PING_REQ, .seq = 900, .incarnation = 10, .target = id_of(3), .wait_ms = 100};
+    world_open(&w, &c, 4);
+    for (unsigned i = 0; i < 2; i++) {
+        m = (struct said){0};
+        m.w = wr_init(&m.b);
+        wire_put_head(&m.w, &ask);
+        w.n_sent = 0;
+        deliver(&w, 2, &m);
+        struct sent *ping = find_sent(&w, 0, WIRE_PING, 3);
+        assert_non_null(ping);
+        if (i == 0) { /* it answers: passed on */
+            say(&m, WIRE_ACK, ping->head.seq, 10);
+            deliver(&w, 3, &m);
+            struct sent *ack = find_sent(&w, 0, WIRE_ACK, 2);
+            assert_non_null(ack);
+            assert_int_equal(ack->head.seq, 900);
+        } else { /* it does not: said, in time, and once */
+            w.n_sent = 0;
+            tick_until(&w, w.now + 99);
+            assert_null(find_sent(&w, 0, WIRE_NACK, 2));
+            tick_until(&w, w.now + 1);
+            assert_non_null(find_sent(&w, 0, WIRE_NACK, 2));
+            w.n_sent = 0;
+            tick_until(&w, w.now + 300);
+            assert_null(find_sent(&w, 0, WIRE_NACK, 2));
+        }
+        ask.seq = i == 0 ? 901 : ask.seq;
+    }
+    /* Of one that is not known: a nack at once, and no ping to anybody. */
+    m = (struct said){0};
+    m.w = wr_init(&m.b);
+    ask.target = id_of(99);
+    wire_put_head(&m.w, &ask);
+    w.n_sent = 0;
+    deliver(&w, 2, &m);
+    assert_non_null(find_sent(&w, 0, WIRE_NACK, 2));
+    assert_null(find_sent(&w, 0, WIRE_PING, 0));
+    /* One may ask for two at the same time. */
+    ask.target = id_of(3);
+    for (unsigned i = 0; i < 10; i++) {
+        m = (struct said){0};
+        m.w = wr_init(&m.b);
+        wire_put_head(&m.w, &ask);
+        deliver(&w, 4, &m);
+    }
+    assert_int_equal(swim_stats(w.s)->relays_refused, 8);
+    world_close(&w);
+}
+
+/* ---- suspicions ---- */
+
+static void suspicion_times(void **state)
+{
+    (void)state;
+    assert_int_equal(suspicion_ms(1000, 6000, 0, 3), 6000);
+    assert_int_equal(suspicion_ms(1000, 6000, 1, 3), 3500);
+    assert_in_range(suspicion_ms(1000, 6000, 2, 3), 2030, 2050);
+    assert_int_equal(suspicion_ms(1000, 6000, 3, 3), 1000);
+    assert_int_equal(suspicion_ms(1000, 6000, 9, 3), 1000);
+    assert_int_equal(suspicion_ms(1000, 6000, 0, 0), 1000);
+    assert_int_equal(suspicion_ms(1000, 1000, 0, 3), 1000);
+}
+
+static void accuse(struct world *w, uint32_t of, uint64_t incarnation, uint32_t by)
+{
+    struct said m;
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_suspect(&m, of, incarnation, by);
+    deliver(w, 9, &m);
+}
+
+/* How long until 5, whom @n others accuse, is dead. */
+static uint64_t death_after(unsigned n)
+{
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 10);
+    live(&w, 3000, 0);
+    uint64_t began = w.now;
+    for (uint32_t by = 6; by < 6 + n; by++) {
+        accuse(&w, 5, 10, by);
+    }
+    while (state_of(&w, 5) != SWIM_DEAD) {
+        live(&w, 10, 0); /* answers, but does not refute */
+        assert_true(w.now - began < 60000);
+    }
+    uint64_t took = w.now - began;
+    assert_int_equal(count_events(&w, SWIM_SUSPECTED, 5), 1);
+    assert_int_equal(count_events(&w, SWIM_DIED, 5), 1);
+    world_close(&w);
+    return took;
+}
+
+static void dogpile(void **state)
+{
+    (void)state;
+    /* alpha 4 and beta 6 periods of 300 ms: 1,200 to 7,200 ms */
+    assert_in_range(death_after(1), 7200, 7220);
+    assert_in_range(death_after(2), 4200, 4220);
+    assert_in_range(death_after(4), 1200, 1220);
+}
+
+static void who_counts(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 10);
+    accuse(&w, 5, 10, 77); /* nobody's */
+    accuse(&w, 5, 10, 5);  /* its own */
+    accuse(&w, 5, 10, ME); /* ours, which we did not raise */
+    accuse(&w, 5, 9, 6);   /* of an earlier life */
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    for (unsigned i = 0; i < 20; i++) {
+        accuse(&w, 5, 10, 6);
+    }
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    uint64_t began = w.now;
+    live(&w, 5000, 0);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT); /* one accuser, however often: the longest time */
+    live(&w, 2300, 0);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    assert_true(w.now - began >= 7200);
+    world_close(&w);
+}
+
+static void claim(struct world *w, uint32_t i, uint64_t incarnation, const char *meta)
+{
+    struct said m;
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_claim(&m, i, incarnation, false, meta, false);
+    deliver(w, 9, &m);
+}
+
+static void only_a_higher_incarnation_refutes(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 10);
+    accuse(&w, 5, 10, 6);
+    claim(&w, 5, 10, "meta");
+    claim(&w, 5, 9, "meta");
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    claim(&w, 5, 11, "meta");
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    assert_int_equal(count_events(&w, SWIM_REFUTED, 5), 1);
+    assert_int_equal(count_events(&w, SWIM_UPDATED, 5), 0);
+    accuse(&w, 5, 10, 6); /* late */
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    /* Nobody can accuse the future: it counts against now, and the next word is still the member's. */
+    accuse(&w, 5, UINT64_MAX, 6);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    claim(&w, 5, 12, "new");
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    assert_int_equal(count_events(&w, SWIM_UPDATED, 5), 1);
+    world_close(&w);
+}
+
+static void the_dead(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    c.forget_ms = 60000;
+    world_open(&w, &c, 10);
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_dead(&m, 5, 10);
+    say_dead(&m, 88, 10);
+    deliver(&w, 6, &m);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    assert_int_equal(swim_count(w.s), 9);
+    claim(&w, 5, 10, "meta"); /* an old word does not wake it */
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    /* It is told in a ping now and then. */
+    w.n_sent = 0;
+    struct wire_record r;
+    live(&w, 2100, UINT64_C(1) << 5);
+    struct sent *ping = find_sent(&w, 0, WIRE_PING, 5);
+    assert_non_null(ping);
+    assert_true(holds(ping, WIRE_DEAD, 5, &r));
+    claim(&w, 5, 11, "meta");
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    assert_int_equal(count_events(&w, SWIM_RETURNED, 5), 1);
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_dead(&m, 5, 11);
+    deliver(&w, 6, &m);
+    live(&w, 75000, UINT64_C(1) << 5);
+    struct swim_member gone;
+    struct swim_id id = id_of(5);
+    assert_false(swim_get(w.s, &id, &gone));
+    assert_int_equal(count_events(&w, SWIM_FORGOTTEN, 5), 1);
+    world_close(&w);
+}
+
+static void buddies(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct wire_record r;
+    world_open(&w, &c, 10);
+    live(&w, 5000, 0); /* until it is no news to anybody */
+    accuse(&w, 5, 10, 6);
+    w.n_sent = 0;
+    live(&w, 10 * PERIOD, 0);
+    unsigned pings = 0;
+    for (unsigned i = 0; i < w.n_sent; i++) {
+        if (w.sent[i].head.type == WIRE_PING && w.sent[i].to == 5) {
+            assert_true(holds(&w.sent[i], WIRE_SUSPECT, 5, &r));
+            pings++;
+        }
+    }
+    assert_true(pings >= 1);
+    /* And in what it is answered. */
+    struct said m;
+    say(&m, WIRE_PING, 1, 10);
+    w.n_sent = 0;
+    deliver(&w, 5, &m);
+    struct sent *ack = find_sent(&w, 0, WIRE_ACK, 5);
+    assert_non_null(ack);
+    assert_true(holds(ack, WIRE_SUSPECT, 5, &r));
+    world_close(&w);
+}
+
+/* ---- of oneself ---- */
+
+static uint64_t own_incarnation(const struct world *w)
+{
+    struct swim_member m;
+    struct swim_id id = id_of(ME);
+    assert_true(swim_get(w->s, &id, &m));
+    return m.incarnation;
+}
+
+static void refutes(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    struct wire_record r;
+    world_open(&w, &c, 10);
+    live(&w, 1000, 0);
+    say(&m, WIRE_PING, 1, 10);
+    say_suspect(&m, ME, 100, 6);
+    w.n_sent = 0;
+    deliver(&w, 6, &m);
+    assert_int_equal(own_incarnation(&w), 101);
+    struct sent *ack = find_sent(&w, 0, WIRE_ACK, 6);
+    assert_non_null(ack); /* the answer itself takes it back */
+    assert_int_equal(ack->head.incarnation, 101);
+    assert_true(holds(ack, WIRE_CLAIM, ME, &r) && r.incarnation == 101);
+    assert_int_equal(swim_health(w.s), 1);
+    assert_int_equal(count_events(&w, SWIM_ACCUSED, ME), 1);
+    accuse(&w, ME, 100, 7); /* answered already */
+    assert_int_equal(own_incarnation(&w), 101);
+    /* A flood of accusations makes few signatures. */
+    unsigned signs = w.signs;
+    uint64_t until = w.now + 1000;
+    for (; w.now < until; w.now++) {
+        accuse(&w, ME, UINT64_MAX, 7);
+        say(&m, WIRE_GOSSIP, 0, 10);
+        say_dead(&m, ME, own_incarnation(&w));
+        deliver(&w, 8, &m);
+        if (swim_next(w.s) <= w.now) {
+            swim_tick(w.s, w.now);
+        }
+    }
+    assert_in_range(w.signs - signs, 5, 11);
+    assert_int_equal(state_of(&w, ME), SWIM_ALIVE);
+    world_close(&w);
+}
+
+static void cannot_sign(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct swim_addr addr = addr_of(300);
+    world_open(&w, &c, 4);
+    w.sign_error = SYM_ENOMEM;
+    accuse(&w, ME, 100, 2);
+    FAILS(SYM_ENOMEM, swim_update(w.s, w.now, &addr, "x", 1));
+    FAILS(SYM_ENOMEM, swim_leave(w.s, w.now));
+    assert_int_equal(own_incarnation(&w), 100);
+    w.sign_error = 0;
+    live(&w, 1500, 0);
+    assert_int_equal(own_incarnation(&w), 101);
+    assert_int_equal(state_of(&w, ME), SWIM_ALIVE);
+    world_close(&w);
+}
+
+static void earlier_life(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    world_open(&w, &c, 4);
+    claim(&w, ME, 50, "old");
+    assert_int_equal(own_incarnation(&w), 100);
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_claim(&m, ME, 5000, false, "forged", true);
+    deliver(&w, 2, &m);
+    assert_int_equal(own_incarnation(&w), 100);
+    claim(&w, ME, 5000, "clock went back");
+    assert_int_equal(own_incarnation(&w), 5001);
+    assert_int_equal(count_events(&w, SWIM_DOUBLE, ME), 1);
+    w.now += 1100;
+    claim(&w, ME, 5001, "somebody else");
+    assert_int_equal(own_incarnation(&w), 5002);
+    assert_int_equal(count_events(&w, SWIM_DOUBLE, ME), 2);
+    w.now += 1100;
+    claim(&w, 3, 10, "two of one");
+    assert_int_equal(count_events(&w, SWIM_DOUBLE, 3), 1);
+    world_close(&w);
+}
+
+static void announces(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct wire_record r;
+    struct swim_addr addr = addr_of(300), none = {0};
+    char big[SWIM_META_MAX + 1] = {0};
+    world_open(&w, &c, 4);
+    live(&w, 3000, 0);
+    w.n_sent = 0;
+    FAILS(SYM_EINVAL, swim_update(w.s, w.now, &none, "", 0));
+    FAILS(SYM_EINVAL, swim_update(w.s, w.now, &addr, big, sizeof big));
+    OK(swim_update(w.s, w.now, &addr, "moved", 5));
+    live(&w, 1000, 0);
+    for (uint32_t to = 2; to <= 4; to++) {
+        struct sent *m = find_sent(&w, 0, WIRE_GOSSIP, to);
+        assert_non_null(m);
+        assert_true(holds(m, WIRE_CLAIM, ME, &r));
+        assert_true(swim_addr_eq(&r.claim.addr, &addr));
+        assert_int_equal(r.claim.meta_len, 5);
+        assert_int_equal(r.incarnation, 101);
+    }
+    world_close(&w);
+}
+
+static void leaves(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct wire_record r;
+    struct said m;
+    world_open(&w, &c, 6);
+    live(&w, 3000, 0);
+    w.n_sent = 0;
+    assert_false(swim_has_left(w.s));
+    OK(swim_leave(w.s, w.now));
+    for (unsigned i = 0; !swim_has_left(w.s); i++) {
+        live(&w, 50, 0);
+        assert_true(i < 100);
+    }
+    struct sent *first = find_sent(&w, 0, WIRE_GOSSIP, 0);
+    assert_non_null(first);
+    assert_true(holds(first, WIRE_CLAIM, ME, &r) && r.claim.left);
+    uint64_t probes = swim_stats(w.s)->probes;
+    accuse(&w, ME, own_incarnation(&w), 2);
+    live(&w, 3000, 0);
+    assert_int_equal(swim_stats(w.s)->probes, probes);
+    assert_int_equal(own_incarnation(&w), 101);
+    world_close(&w);
+
+    /* Of another. */
+    world_open(&w, &c, 6);
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_claim(&m, 3, 11, true, "meta", false);
+    say_claim(&m, 50, 11, true, "meta", false); /* and of one that was never here */
+    deliver(&w, 3, &m);
+    assert_int_equal(state_of(&w, 3), SWIM_LEFT);
+    assert_int_equal(count_events(&w, SWIM_DEPARTED, 3), 1);
+    assert_int_equal(count_events(&w, SWIM_JOINED, 50), 0);
+    accuse(&w, 3, 11, 4);
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_dead(&m, 3, 11);
+    deliver(&w, 4, &m);
+    assert_int_equal(state_of(&w, 3), SWIM_LEFT);
+    w.n_sent = 0;
+    live(&w, 6000, 0);
+    assert_null(find_sent(&w, 0, WIRE_PING, 3));
+    claim(&w, 3, 12, "meta");
+    assert_int_equal(state_of(&w, 3), SWIM_ALIVE);
+    world_close(&w);
+
+    world_open(&w, &c, 1);
+    OK(swim_leave(w.s, w.now));
+    assert_true(swim_has_left(w.s)); /* nobody to tell */
+    world_close(&w);
+}
+
+/* ---- who is believed ---- */
+
+static void strangers_and_liars(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    struct swim_member x;
+    world_open(&w, &c, 4);
+    w.unknown = 20;
+    say(&m, WIRE_PING, 1, 10);
+    say_dead(&m, 3, 10);
+    w.n_sent = 0;
+    deliver(&w, 20, &m);
+    assert_int_equal(w.n_sent, 0);
+    assert_int_equal(state_of(&w, 3), SWIM_ALIVE);
+    say(&m, WIRE_PING, 1, 100);
+    deliver(&w, ME, &m); /* our own, sent back */
+    assert_int_equal(w.n_sent, 0);
+    assert_int_equal(swim_stats(w.s)->strangers, 2);
+    claim(&w, 20, 10, "meta");
+    struct swim_id id = id_of(20);
+    assert_false(swim_get(w.s, &id, &x));
+    /* A wrong signature ends the message. */
+    say(&m, WIRE_PING, 1, 10);
+    say_claim(&m, 3, 11, false, "forged", true);
+    say_dead(&m, 3, 10);
+    deliver(&w, 2, &m);
+    assert_int_equal(swim_stats(w.s)->bad_signatures, 1);
+    assert_int_equal(state_of(&w, 3), SWIM_ALIVE);
+    assert_int_equal(w.n_sent, 0);
+    /* Old claims are not even verified. */
+    unsigned verifies = w.verifies;
+    claim(&w, 3, 10, "meta");
+    claim(&w, 3, 4, "meta");
+    assert_int_equal(w.verifies, verifies);
+    /* One that is removed from the cluster is forgotten. */
+    w.unknown = 3;
+    swim_recheck(w.s, w.now);
+    id = id_of(3);
+    assert_false(swim_get(w.s, &id, &x));
+    assert_int_equal(count_events(&w, SWIM_FORGOTTEN, 3), 1);
+    world_close(&w);
+}
+
+static void damaged(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    struct swim_id from = id_of(2);
+    struct swim_addr addr = addr_of(2);
+    world_open(&w, &c, 4);
+    w.n_sent = 0;
+    say(&m, WIRE_PING, 1, 10);
+    say_dead(&m, 3, 10);
+    say_claim(&m, 40, 10, false, "meta", false);
+    unsigned events = w.n_events;
+    for (size_t n = 0; n < m.b.len; n++) {
+        if (n != WIRE_HEAD_LEN && n != WIRE_HEAD_LEN + WIRE_DEAD_LEN) { /* shorter, but whole */
+            swim_receive(w.s, w.now, &from, &addr, buf_data(&m.b), n);
+        }
+    }
+    assert_int_equal(swim_stats(w.s)->malformed, m.b.len - 2);
+    assert_int_equal(w.n_events, events);
+    assert_int_equal(w.n_sent, 0);
+    buf_free(&m.b);
+    world_close(&w);
+}
+
+static void missing_claims(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    struct wire_record r;
+    world_open(&w, &c, 4);
+    live(&w, 3000, 0);
+    /* One that we know nothing of, and one of whom we know an earlier life: asked for their claims. */
+    static const struct {
+        uint32_t from;
+        uint64_t incarnation;
+        bool want, back;
+    } cases[] = {{30, 10, true, false}, {3, 11, true, false}, {3, 9, false, true}, {3, 10, false, false}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        w.n_sent = 0;
+        say(&m, WIRE_PING, 7, cases[i].incarnation);
+        deliver(&w, cases[i].from, &m);
+        struct sent *ack = find_sent(&w, 0, WIRE_ACK, cases[i].from);
+        assert_non_null(ack);
+        assert_int_equal(ack->head.want, cases[i].want);
+        assert_int_equal(holds(ack, WIRE_CLAIM, 3, &r), cases[i].back);
+        assert_false(holds(ack, WIRE_CLAIM, ME, &r));
+    }
+    /* And who wants ours gets it; whatever does not help does not go on for ever. */
+    struct wire_head want = {.type = WIRE_ACK, .want = true, .seq = 1, .incarnation = 11};
+    for (unsigned i = 0; i < 2; i++) {
+        m = (struct said){0};
+        m.w = wr_init(&m.b);
+        wire_put_head(&m.w, &want);
+        w.n_sent = 0;
+        deliver(&w, 3, &m);
+        assert_int_equal(w.n_sent, 1);
+        assert_int_equal(w.sent[0].head.type, WIRE_GOSSIP);
+        assert_true(holds(&w.sent[0], WIRE_CLAIM, ME, &r));
+        assert_int_equal(w.sent[0].head.want, i == 0);
+        want.type = WIRE_GOSSIP;
+    }
+    want.want = false;
+    m = (struct said){0};
+    m.w = wr_init(&m.b);
+    wire_put_head(&m.w, &want);
+    w.n_sent = 0;
+    deliver(&w, 3, &m);
+    assert_int_equal(w.n_sent, 0);
+    world_close(&w);
+}
+
+static void introduction(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct wire_record r;
+    struct swim_addr addr = addr_of(9);
+    world_open(&w, &c, 1);
+    swim_join(w.s, w.now, &addr);
+    assert_int_equal(w.n_sent, 1);
+    assert_int_equal(w.sent[0].to, 0);
+    assert_true(holds(&w.sent[0], WIRE_CLAIM, ME, &r));
+    world_close(&w);
+}
+
+/* ---- time ---- */
+
+static void stalls(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 10);
+    live(&w, 3000, 0);
+    for (uint32_t by = 6; by < 10; by++) {
+        accuse(&w, 5, 10, by); /* 1,200 ms */
+    }
+    next_ping(&w);
+    w.now += 30000; /* this process does not run, and nothing that came meanwhile has been read */
+    swim_tick(w.s, w.now);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    assert_int_equal(swim_stats(w.s)->stalls, 1);
+    assert_int_equal(swim_stats(w.s)->probes_void, 1);
+    assert_int_equal(swim_stats(w.s)->probes_failed, 0);
+    assert_int_equal(swim_health(w.s), 1);
+    claim(&w, 5, 11, "meta");
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    for (uint32_t i = 2; i <= 10; i++) {
+        assert_int_equal(state_of(&w, i), SWIM_ALIVE);
+    }
+    /* A tick that is somewhat late is none. */
+    w.now = swim_next(w.s) + TIMEOUT;
+    swim_tick(w.s, w.now);
+    assert_int_equal(swim_stats(w.s)->stalls, 1);
+    world_close(&w);
+}
+
+static void news_end(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 20);
+    live(&w, 10000, 0);
+    uint64_t told = swim_stats(w.s)->news_sent;
+    assert_in_range(told, 20, (uint64_t)20 * 10); /* 3 ln 20 = 8.99 each */
+    w.n_sent = 0;
+    live(&w, 10000, 0);
+    assert_int_equal(swim_stats(w.s)->news_sent, told);
+    for (unsigned i = 0; i < w.n_sent; i++) {
+        assert_int_equal(w.sent[i].head.type, WIRE_PING);
+        assert_int_equal(w.sent[i].n, WIRE_HEAD_LEN);
+        assert_true(w.sent[i].head.quiet);
+    }
+    world_close(&w);
+}
+
+/* ---- full exchanges ---- */
+
+static void exchanges(void **state)
+{
+    (void)state;
+    struct world a, b;
+    struct swim_config c = world_config();
+    struct said m;
+    struct buf piece = {0};
+    uint32_t cursor = 0;
+    unsigned pieces = 0;
+    world_open(&a, &c, 300);
+    accuse(&a, 5, 10, 6);
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_dead(&m, 7, 10);
+    say_dead(&m, 8, 10);
+    say_claim(&m, 11, 11, true, "meta", false);
+    deliver(&a, 6, &m);
+
+    c.id = id_of(1000);
+    c.addr = addr_of(1000);
+    world_open(&b, &c, 8);
+    claim(&b, 3, 20, "newer");
+    struct swim_id from = id_of(ME);
+    do {
+        buf_clear(&piece);
+        OK(swim_export(a.s, &cursor, 1024, &piece));
+        assert_true(piece.len <= 1024);
+        OK(swim_merge(b.s, b.now, &from, buf_data(&piece), piece.len));
+        pieces++;
+    } while (cursor != 0);
+    assert_true(pieces > 10);
+    assert_int_equal(state_of(&b, 5), SWIM_SUSPECT);
+    assert_int_equal(state_of(&b, 7), SWIM_SUSPECT); /* its word against that of the other */
+    struct swim_member x;
+    struct swim_id id = id_of(11);
+    assert_false(swim_get(b.s, &id, &x)); /* left: nothing new */
+    id = id_of(3);
+    assert_true(swim_get(b.s, &id, &x));
+    assert_int_equal(x.incarnation, 20);
+    for (uint32_t i = 12; i <= 300; i++) {
+        assert_int_equal(state_of(&b, i), SWIM_ALIVE);
+    }
+    uint32_t n = 0;
+    for (cursor = 0; swim_each(b.s, &cursor, &x);) {
+        n++;
+    }
+    assert_int_equal(n, 300); /* 1 to 300 without 11, and itself */
+
+    FAILS(SYM_EINVAL, swim_export(a.s, &cursor, 1000, &piece));
+    FAILS(SYM_EINVAL, swim_export(a.s, &cursor, SWIM_PIECE_MAX + 1, &piece));
+    FAILS(SYM_EPROTO, swim_merge(b.s, b.now, &from, "nonsense", 8));
+    FAILS(SYM_EPROTO, swim_merge(b.s, b.now, &from, NULL, 0));
+    m = (struct said){0};
+    m.w = wr_init(&m.b);
+    wire_put_piece(&m.w);
+    say_claim(&m, 400, 1, false, "fine", false);
+    say_claim(&m, 401, 1, false, "forged", true);
+    say_claim(&m, 402, 1, false, "behind", false);
+    FAILS(SYM_EAUTH, swim_merge(b.s, b.now, &from, buf_data(&m.b), m.b.len));
+    id = id_of(400);
+    assert_true(swim_get(b.s, &id, &x));
+    id = id_of(402);
+    assert_false(swim_get(b.s, &id, &x));
+    buf_free(&m.b);
+    buf_free(&piece);
+    world_close(&a);
+    world_close(&b);
+}
+
+static void digests(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 4);
+    live(&w, 20000, 0);
+    assert_int_equal(count_events(&w, SWIM_DIFFERS, 3), 0); /* nobody said that it is quiet */
+    uint64_t began = w.now;
+    unsigned told = 0, seen_at_8 = 0;
+    w.n_events = 0;
+    while (w.now - began < 120000) {
+        const struct sent *ping = next_ping(&w);
+        struct wire_head h = {
+            .type = WIRE_ACK, .quiet = true, .seq = ping->head.seq, .incarnation = 10, .digest = 1};
+        struct said m = {0};
+        m.w = wr_init(&m.b);
+        wire_put_head(&m.w, &h);
+        deliver(&w, ping->to, &m);
+        seen_at_8 = w.now - began < 8000 ? w.n_events : seen_at_8;
+    }
+    for (unsigned i = 0; i < w.n_events; i++) {
+        told += w.events[i].what == SWIM_DIFFERS;
+    }
+    assert_in_range(seen_at_8, 3, 4); /* 0, 1, 3, 7 s, ... */
+    assert_in_range(told, 6, 8);
+    world_close(&w);
+}
+
+static void refused_settings(void **state)
+{
+    (void)state;
+    struct swim *s;
+    struct world w = {.now = 1};
+    struct swim_config c;
+    c = world_config(), c.period_ms = 10;
+    FAILS(SYM_EINVAL, swim_open(&c, &world_ops, &w, 1, &s));
+    c = world_config(), c.period_ms = 100, c.probe_timeout_ms = 100;
+    FAILS(SYM_EINVAL, swim_open(&c, &world_ops, &w, 1, &s));
+    c = world_config(), c.helpers = SWIM_HELPERS_MAX + 1;
+    FAILS(SYM_EINVAL, swim_open(&c, &world_ops, &w, 1, &s));
+    c = world_config(), c.addr.family = 0;
+    FAILS(SYM_EINVAL, swim_open(&c, &world_ops, &w, 1, &s));
+    c = world_config(), c.meta_len = SWIM_META_MAX + 1;
+    FAILS(SYM_EINVAL, swim_open(&c, &world_ops, &w, 1, &s));
+    c = world_config(), c.cluster_len = SWIM_CLUSTER_MAX + 1;
+    FAILS(SYM_EINVAL, swim_open(&c, &world_ops, &w, 1, &s));
+    c = world_config();
+    w.sign_error = SYM_EIO;
+    FAILS(SYM_EIO, swim_open(&c, &world_ops, &w, 1, &s));
+    swim_close(NULL);
+}
+
+static void full(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    c.max_members = 5;
+    world_open(&w, &c, 9);
+    assert_int_equal(swim_count(w.s), 5);
+    assert_int_equal(swim_stats(w.s)->full, 4);
+    live(&w, 5000, 0);
+    world_close(&w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(healthy),
+        cmocka_unit_test(through_helpers),
+        cmocka_unit_test(slower_when_ill),
+        cmocka_unit_test(reliable_channel),
+        cmocka_unit_test(helping),
+        cmocka_unit_test(suspicion_times),
+        cmocka_unit_test(dogpile),
+        cmocka_unit_test(who_counts),
+        cmocka_unit_test(only_a_higher_incarnation_refutes),
+        cmocka_unit_test(the_dead),
+        cmocka_unit_test(buddies),
+        cmocka_unit_test(refutes),
+        cmocka_unit_test(cannot_sign),
+        cmocka_unit_test(earlier_life),
+        cmocka_unit_test(announces),
+        cmocka_unit_test(leaves),
+        cmocka_unit_test(strangers_and_liars),
+        cmocka_unit_test(damaged),
+        cmocka_unit_test(missing_claims),
+        cmocka_unit_test(introduction),
+        cmocka_unit_test(stalls),
+        cmocka_unit_test(news_end),
+        cmocka_unit_test(exchanges),
+        cmocka_unit_test(digests),
+        cmocka_unit_test(refused_settings),
+        cmocka_unit_test(full),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
