@@ -217,6 +217,14 @@ static void accuse(struct world *w, uint32_t of, uint64_t incarnation, uint32_t 
     deliver(w, 9, &m);
 }
 
+static void dead(struct world *w, uint32_t of, uint64_t incarnation, uint32_t by)
+{
+    struct said m;
+    say(&m, WIRE_GOSSIP, 0, 10);
+    say_dead(&m, of, incarnation);
+    deliver(w, by, &m);
+}
+
 /* How long until 5, whom @n others accuse, is dead. */
 static uint64_t death_after(unsigned n)
 {
@@ -310,13 +318,20 @@ static void the_dead(void **state)
     (void)state;
     struct world w;
     struct swim_config c = world_config();
-    struct said m;
     c.forget_ms = 60000;
     world_open(&w, &c, 10);
-    say(&m, WIRE_GOSSIP, 0, 10);
-    say_dead(&m, 5, 10);
-    say_dead(&m, 88, 10);
-    deliver(&w, 6, &m);
+    dead(&w, 88, 10, 6); /* nobody's */
+    /* Out of the blue it is a suspicion, and so it stays for half the shortest time, 600 ms. */
+    dead(&w, 5, 10, 6);
+    dead(&w, 5, 10, 6);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    live(&w, 590, 0);
+    dead(&w, 5, 10, 6);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    live(&w, 10, 0);
+    dead(&w, 5, 9, 6);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    dead(&w, 5, 10, 6);
     assert_int_equal(state_of(&w, 5), SWIM_DEAD);
     assert_int_equal(swim_count(w.s), 9);
     claim(&w, 5, 10, "meta"); /* an old word does not wake it */
@@ -331,9 +346,9 @@ static void the_dead(void **state)
     claim(&w, 5, 11, "meta");
     assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
     assert_int_equal(count_events(&w, SWIM_RETURNED, 5), 1);
-    say(&m, WIRE_GOSSIP, 0, 10);
-    say_dead(&m, 5, 11);
-    deliver(&w, 6, &m);
+    accuse(&w, 5, 11, 6);
+    live(&w, 600, 0);
+    dead(&w, 5, 11, 6);
     live(&w, 75000, UINT64_C(1) << 5);
     struct swim_member gone;
     struct swim_id id = id_of(5);

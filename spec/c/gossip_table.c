@@ -208,7 +208,7 @@ static void without_memory(void **state)
         if (rv != 0) {
             assert_true(fault_end());
             assert_int_equal(rv, SYM_ENOMEM);
-            claim_unref(self);
+            claim_free(self);
             continue;
         }
         uint32_t added = 0;
@@ -219,7 +219,7 @@ static void without_memory(void **state)
             }
             if (table_add(&t, c1, &c, &full) == NO_SLOT) {
                 assert_false(full);
-                claim_unref(c1);
+                claim_free(c1);
             } else {
                 added++;
             }

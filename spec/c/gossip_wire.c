@@ -97,7 +97,7 @@ static void claims(void **state)
             assert_false(wire_get(&r, &back));
             assert_true(r.bad);
         }
-        claim_unref(c);
+        claim_free(c);
         buf_free(&b);
     }
 }

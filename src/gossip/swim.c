@@ -181,7 +181,7 @@ void swim_tick(struct swim *s, uint64_t now)
 }
 
 /* What @h and the records behind it say; false if a signature was wrong, and what stands behind it is not read. */
-static bool take_records(struct swim *s, struct rd r)
+static bool take_records(struct swim *s, const struct swim_id *from, struct rd r)
 {
     struct wire_record record;
     while (wire_get(&r, &record)) {
@@ -195,7 +195,7 @@ static bool take_records(struct swim *s, struct rd r)
             accuse(s, &record.id, record.incarnation, record.accusers, record.n_accusers);
             break;
         case WIRE_DEAD:
-            declare_dead(s, &record.id, record.incarnation);
+            declare_dead(s, &record.id, record.incarnation, from);
             break;
         }
     }
@@ -247,7 +247,7 @@ void swim_receive(struct swim *s, uint64_t now, const struct swim_id *from, cons
         probe_nack(s, from, h.seq);
     }
     uint64_t own = self_claim(s)->incarnation;
-    if (!take_records(s, records)) {
+    if (!take_records(s, from, records)) {
         return;
     }
     if (h.type == WIRE_ACK && h.quiet) {

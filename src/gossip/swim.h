@@ -37,7 +37,8 @@
  *   swim_text.c): id, incarnation, left or not, address, metadata. The incarnation is the version of all of it.
  * - That a member is suspected or dead is said by others and not signed. It counts only against the incarnation that
  *   we hold a claim of, it is gossip's opinion and no more (the status of a node takes more than this), and the member
- *   takes it back with one signature. Only known members count as accusers.
+ *   takes it back with one signature. Only known members count as accusers, and whoever is said to be dead, but has not
+ *   been suspected here for at least half of the shortest suspicion, is only suspected.
  *
  * Conventions: times are ms of a clock that never goes back (its zero does not matter). Functions return 0 or SYM_E*;
  * what goes wrong inside without a caller to tell is counted in swim_stats. Callbacks fire only from within swim_tick,

@@ -9,7 +9,6 @@ struct claim *claim_new(const struct claim_view *v)
     if (c == NULL) {
         return NULL;
     }
-    c->refs = 1;
     c->left = v->left;
     c->meta_len = v->meta_len;
     c->sig_len = v->sig_len;
@@ -25,15 +24,7 @@ struct claim *claim_new(const struct claim_view *v)
     return c;
 }
 
-struct claim *claim_ref(struct claim *c)
+void claim_free(struct claim *c)
 {
-    c->refs++;
-    return c;
-}
-
-void claim_unref(struct claim *c)
-{
-    if (c != NULL && --c->refs == 0) {
-        free(c);
-    }
+    free(c);
 }

@@ -1,4 +1,4 @@
-/* What a member said of itself, with its signature: immutable, counted by its holders. */
+/* What a member said of itself, with its signature. Immutable. */
 #ifndef SYM_GOSSIP_SWIM_CLAIM_H
 #define SYM_GOSSIP_SWIM_CLAIM_H
 
@@ -20,7 +20,6 @@ struct claim_view {
 };
 
 struct claim {
-    uint32_t refs;
     bool left;
     uint8_t meta_len, sig_len;
     struct swim_id id;
@@ -29,10 +28,9 @@ struct claim {
     uint8_t tail[]; /* metadata, then signature */
 };
 
-/* With one holder; NULL without memory. */
+/* NULL without memory. */
 struct claim *claim_new(const struct claim_view *v);
-struct claim *claim_ref(struct claim *c);
-void claim_unref(struct claim *c);
+void claim_free(struct claim *c); /* NULL is fine */
 void claim_view(const struct claim *c, struct claim_view *out);
 bool claim_same(const struct claim *c, const struct claim_view *v);
 

@@ -91,7 +91,7 @@ int claim_self(struct swim *s, const struct swim_addr *addr, const void *meta, s
     if (s->table.m == NULL) { /* the first, of swim_open */
         rv = table_init(&s->table, s->c.max_members, chance_next(&s->chance), c);
         if (rv != 0) {
-            claim_unref(c);
+            claim_free(c);
             return rv;
         }
     } else {
@@ -176,7 +176,7 @@ static bool add(struct swim *s, const struct claim_view *v)
     bool full = false;
     uint32_t slot = c == NULL ? NO_SLOT : table_add(&s->table, c, &s->chance, &full);
     if (slot == NO_SLOT) {
-        claim_unref(c);
+        claim_free(c);
         s->stats.full += full ? 1 : 0;
         s->stats.no_memory += full ? 0 : 1;
         return true;
@@ -309,10 +309,17 @@ void die(struct swim *s, uint32_t slot)
     tell(s, SWIM_DIED, slot);
 }
 
-void declare_dead(struct swim *s, const struct swim_id *id, uint64_t incarnation)
+/* Whoever dies has been suspected for a while, and nearly all have heard of that: it had the time to refute it. One
+ * for whom that is not so is only suspected, by whoever says so. */
+void declare_dead(struct swim *s, const struct swim_id *id, uint64_t incarnation, const struct swim_id *by)
 {
     uint32_t slot = accused(s, id, incarnation);
-    if (slot != NO_SLOT) {
+    if (slot == NO_SLOT) {
+        return;
+    }
+    if (slot_of(s, slot)->state == SWIM_SUSPECT && suspect_for(s, slot) >= suspect_least(s) / 2) {
         die(s, slot);
+    } else {
+        accuse(s, id, incarnation, by->b, 1);
     }
 }

@@ -122,7 +122,7 @@ void news_sent(struct swim *s, uint32_t slot);
 bool take_claim(struct swim *s, const struct claim_view *v);
 void accuse(
     struct swim *s, const struct swim_id *id, uint64_t incarnation, const uint8_t *accusers, unsigned n);
-void declare_dead(struct swim *s, const struct swim_id *id, uint64_t incarnation);
+void declare_dead(struct swim *s, const struct swim_id *id, uint64_t incarnation, const struct swim_id *by);
 void die(struct swim *s, uint32_t slot);
 void forget(struct swim *s, uint32_t slot);
 /* A new claim of one's own. 0 or SYM_E*. */
@@ -135,6 +135,9 @@ void health_add(struct swim *s, int by);
 void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser);
 void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuser);
 void suspect_end(struct swim *s, uint32_t slot);
+/* The shortest that a suspicion lasts, and how long that of a suspect has; ms. */
+uint64_t suspect_least(const struct swim *s);
+uint64_t suspect_for(struct swim *s, uint32_t slot);
 void suspect_tick(struct swim *s);
 void suspect_shift(struct swim *s, uint64_t by);
 

@@ -13,11 +13,23 @@ uint64_t suspicion_ms(uint64_t min, uint64_t max, unsigned c, unsigned k)
     return max - (uint64_t)shrunk;
 }
 
-static void set_deadline(struct swim *s, struct suspicion *p)
+uint64_t suspect_least(const struct swim *s)
 {
     uint32_t n = s->table.n_live + 1;
     double decades = n > 10 ? log10(n) : 1;
-    uint64_t min = (uint64_t)(s->c.suspicion_alpha * decades * s->c.period_ms);
+    return (uint64_t)(s->c.suspicion_alpha * decades * s->c.period_ms);
+}
+
+uint64_t suspect_for(struct swim *s, uint32_t slot)
+{
+    uint64_t start = slot_of(s, slot)->suspicion->start;
+    return s->now > start ? s->now - start : 0;
+}
+
+static void set_deadline(struct swim *s, struct suspicion *p)
+{
+    uint32_t n = s->table.n_live + 1;
+    uint64_t min = suspect_least(s);
     /* Beside ourselves and the suspect there must be enough who could confirm. */
     unsigned k = s->c.without_lifeguard || n < 3 ? 0
                  : s->c.confirmations < n - 2    ? s->c.confirmations

@@ -118,7 +118,7 @@ int table_init(struct table *t, uint32_t max, uint64_t salt, struct claim *self)
 void table_free(struct table *t)
 {
     for (uint32_t i = 0; i < t->n; i++) {
-        claim_unref(t->m[i].claim);
+        claim_free(t->m[i].claim);
     }
     free(t->m);
     free(t->index);
@@ -180,7 +180,7 @@ void table_replace(struct table *t, uint32_t slot, struct claim *claim)
     if (slot == SELF || m->pos < t->n_live) {
         t->digest ^= digest_of(m->claim) ^ digest_of(claim);
     }
-    claim_unref(m->claim);
+    claim_free(m->claim);
     m->claim = claim;
 }
 
@@ -212,7 +212,7 @@ void table_remove(struct table *t, uint32_t slot)
     table_gone(t, slot);
     swap(t, m->pos, --t->n_seq);
     index_drop(t, slot);
-    claim_unref(m->claim);
+    claim_free(m->claim);
     *m = (struct member){.pos = t->free, .sent = NOT_QUEUED};
     t->free = slot;
 }

@@ -43,7 +43,7 @@ struct table {
         digest; /* of ids and incarnations of the live ones and oneself: the same for the same, whatever the order */
 };
 
-/* 0 or SYM_ENOMEM. @self becomes slot 0 (one holder is taken over). */
+/* 0 or SYM_ENOMEM. @self becomes slot 0 and the table's. */
 int table_init(struct table *t, uint32_t max, uint64_t salt, struct claim *self);
 void table_free(struct table *t);
 /* NO_SLOT if there is none. */
