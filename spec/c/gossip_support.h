@@ -268,7 +268,7 @@ static inline void live(struct world *w, uint64_t ms, uint64_t silent)
         swim_tick(w->s, w->now);
         for (; seen < w->n_sent; seen++) {
             const struct sent *m = &w->sent[seen];
-            if (m->head.type == WIRE_PING && (silent >> m->to & 1) == 0) {
+            if (m->head.type == WIRE_PING && (m->to >= 64 || (silent >> m->to & 1) == 0)) {
                 struct said ack;
                 say(&ack, WIRE_ACK, m->head.seq, 10);
                 deliver(w, m->to, &ack);

@@ -156,7 +156,10 @@ static void helping(void **state)
         deliver(&w, 2, &m);
         struct sent *ping = find_sent(&w, 0, WIRE_PING, 3);
         assert_non_null(ping);
-        if (i == 0) { /* it answers: passed on */
+        if (i == 0) { /* it answers: passed on; somebody else's answer is not */
+            say(&m, WIRE_ACK, ping->head.seq, 10);
+            deliver(&w, 4, &m);
+            assert_null(find_sent(&w, 0, WIRE_ACK, 2));
             say(&m, WIRE_ACK, ping->head.seq, 10);
             deliver(&w, 3, &m);
             struct sent *ack = find_sent(&w, 0, WIRE_ACK, 2);
@@ -286,6 +289,27 @@ static void claim(struct world *w, uint32_t i, uint64_t incarnation, const char 
     say(&m, WIRE_GOSSIP, 0, 10);
     say_claim(&m, i, incarnation, false, meta, false);
     deliver(w, 9, &m);
+}
+
+/* Those that are told of are those that count: the first, and as many as are waited for. */
+static void accusers_are_bounded(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct wire_record r;
+    world_open(&w, &c, 20);
+    live(&w, 5000, 0);
+    for (uint32_t by = 6; by <= 20; by++) {
+        accuse(&w, 5, 10, by);
+    }
+    w.n_sent = 0;
+    live(&w, 200, 0);
+    struct sent *m = find_sent(&w, 0, WIRE_GOSSIP, 0);
+    assert_non_null(m);
+    assert_true(holds(m, WIRE_SUSPECT, 5, &r));
+    assert_int_equal(r.n_accusers, 4);
+    world_close(&w);
 }
 
 static void only_a_higher_incarnation_refutes(void **state)
@@ -748,6 +772,39 @@ static void news_end(void **state)
     world_close(&w);
 }
 
+/* The largest claims there are: a message holds as many as fit, and in the end all have been told. */
+static void large_news(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    char meta[SWIM_META_MAX + 1];
+    bool told[40] = {false};
+    memset(meta, 'm', SWIM_META_MAX);
+    meta[SWIM_META_MAX] = '\0';
+    world_open(&w, &c, 4);
+    live(&w, 5000, 0);
+    w.n_sent = 0;
+    for (uint32_t i = 5; i < 40; i++) {
+        struct said m;
+        say(&m, WIRE_GOSSIP, 0, 10);
+        say_claim(&m, i, 10, false, meta, false);
+        deliver(&w, i, &m);
+    }
+    live(&w, 4000, 0);
+    for (unsigned i = 0; i < w.n_sent; i++) {
+        struct rd r = w.sent[i].records;
+        struct wire_record record;
+        while (wire_get(&r, &record)) {
+            told[index_of(&record.id)] = true;
+        }
+    }
+    for (uint32_t i = 5; i < 40; i++) {
+        assert_true(told[i]);
+    }
+    world_close(&w);
+}
+
 /* ---- full exchanges ---- */
 
 static void exchanges(void **state)
@@ -760,10 +817,14 @@ static void exchanges(void **state)
     uint32_t cursor = 0;
     unsigned pieces = 0;
     world_open(&a, &c, 300);
+    accuse(&a, 7, 10, 6);
+    accuse(&a, 20, 10, 6);
+    live(&a, 2000, 0);
+    dead(&a, 7, 10, 6);
+    dead(&a, 20, 10, 6);
+    assert_int_equal(state_of(&a, 20), SWIM_DEAD);
     accuse(&a, 5, 10, 6);
     say(&m, WIRE_GOSSIP, 0, 10);
-    say_dead(&m, 7, 10);
-    say_dead(&m, 8, 10);
     say_claim(&m, 11, 11, true, "meta", false);
     deliver(&a, 6, &m);
 
@@ -785,17 +846,19 @@ static void exchanges(void **state)
     struct swim_member x;
     struct swim_id id = id_of(11);
     assert_false(swim_get(b.s, &id, &x)); /* left: nothing new */
+    id = id_of(20);
+    assert_false(swim_get(b.s, &id, &x)); /* nor the dead */
     id = id_of(3);
     assert_true(swim_get(b.s, &id, &x));
     assert_int_equal(x.incarnation, 20);
-    for (uint32_t i = 12; i <= 300; i++) {
+    for (uint32_t i = 21; i <= 300; i++) {
         assert_int_equal(state_of(&b, i), SWIM_ALIVE);
     }
     uint32_t n = 0;
     for (cursor = 0; swim_each(b.s, &cursor, &x);) {
         n++;
     }
-    assert_int_equal(n, 300); /* 1 to 300 without 11, and itself */
+    assert_int_equal(n, 299); /* 1 to 300 without 11 and 20, and itself */
 
     FAILS(SYM_EINVAL, swim_export(a.s, &cursor, 1000, &piece));
     FAILS(SYM_EINVAL, swim_export(a.s, &cursor, SWIM_PIECE_MAX + 1, &piece));
@@ -844,6 +907,21 @@ static void digests(void **state)
     }
     assert_in_range(seen_at_8, 3, 4); /* 0, 1, 3, 7 s, ... */
     assert_in_range(told, 6, 8);
+    /* With news to tell it is no wonder that digests differ. */
+    live(&w, 70000, 0);
+    w.n_events = 0;
+    const struct sent *ping = next_ping(&w);
+    struct wire_head h = {
+        .type = WIRE_ACK, .quiet = true, .seq = ping->head.seq, .incarnation = 10, .digest = 1};
+    struct said m = {0};
+    m.w = wr_init(&m.b);
+    wire_put_head(&m.w, &h);
+    uint32_t from = ping->to;
+    claim(&w, 30, 10, "new");
+    deliver(&w, from, &m);
+    for (unsigned i = 0; i < w.n_events; i++) {
+        assert_int_not_equal(w.events[i].what, SWIM_DIFFERS);
+    }
     world_close(&w);
 }
 
@@ -895,6 +973,7 @@ int main(void)
         cmocka_unit_test(suspicion_times),
         cmocka_unit_test(dogpile),
         cmocka_unit_test(who_counts),
+        cmocka_unit_test(accusers_are_bounded),
         cmocka_unit_test(only_a_higher_incarnation_refutes),
         cmocka_unit_test(the_dead),
         cmocka_unit_test(buddies),
@@ -909,6 +988,7 @@ int main(void)
         cmocka_unit_test(introduction),
         cmocka_unit_test(stalls),
         cmocka_unit_test(news_end),
+        cmocka_unit_test(large_news),
         cmocka_unit_test(exchanges),
         cmocka_unit_test(digests),
         cmocka_unit_test(refused_settings),

@@ -220,8 +220,7 @@ static void mark(struct sender *p, const struct envelope *e)
 {
     if (e->start != p->start) {
         p->start = e->start;
-        p->top = 0;
-        memset(p->seen, 0, sizeof p->seen);
+        p->top = 0; /* what is seen up to a higher one is cleared on the way there */
     }
     if (e->counter > p->top) {
         uint64_t skipped = e->counter - p->top;

@@ -213,9 +213,9 @@ void swim_recheck(struct swim *s, uint64_t now);
  * another node. *cursor is 0 for the first piece; it is 0 again after the last. Members that come or go meanwhile may
  * be in it or not. 0 or SYM_EINVAL, SYM_ENOMEM: @out is unchanged. */
 int swim_export(const struct swim *s, uint32_t *cursor, size_t max, struct buf *out);
-/* Takes in a piece that @from exported. Another's dead members are suspected here, with @from as accuser, and not dead
- * at once. 0 or SYM_EPROTO for bytes that are no piece (nothing is changed), SYM_EAUTH for one with a wrong signature
- * (what stood before it is taken in). */
+/* Takes in a piece that @from exported, as if it had said all of that in datagrams; but those that are new here and
+ * dead or gone there are left out. 0 or SYM_EPROTO for bytes that are no piece (nothing is changed), SYM_EAUTH for one
+ * with a wrong signature (what stood before it is taken in). */
 int swim_merge(struct swim *s, uint64_t now, const struct swim_id *from, const void *data, size_t n);
 
 /* False if there is no such member. One's own id is one. */

@@ -76,7 +76,7 @@ static int merge(struct swim *s, const struct swim_id *from, struct rd r)
         } else if (record.kind == WIRE_SUSPECT) {
             accuse(s, &record.id, record.incarnation, record.accusers, record.n_accusers);
         } else {
-            accuse(s, &record.id, record.incarnation, from->b, 1);
+            declare_dead(s, &record.id, record.incarnation, from);
         }
     }
     return 0;
