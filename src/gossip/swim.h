@@ -40,6 +40,12 @@
  *   takes it back with one signature. Only known members count as accusers, and whoever is said to be dead, but has not
  *   been suspected here for at least half of the shortest suspicion, is only suspected.
  *
+ * What a driver does: one timer at swim_next(); datagrams in and out through seal.h; a full exchange, both ways, with a
+ * manager when it starts, and with the member that SWIM_RETURNED or SWIM_DIFFERS names; swim_recheck (and seal_forget)
+ * when nodes are removed; swim_leave and then some ticks, until swim_has_left() or a second is over, before it stops. A
+ * claim costs a signature's verification on the caller's thread: pieces of a few KiB, with the loop in between, keep
+ * that short.
+ *
  * Conventions: times are ms of a clock that never goes back (its zero does not matter). Functions return 0 or SYM_E*;
  * what goes wrong inside without a caller to tell is counted in swim_stats. Callbacks fire only from within swim_tick,
  * swim_receive, swim_probe_done, swim_merge, swim_update, swim_leave, swim_join and swim_recheck, and must not call
@@ -186,7 +192,7 @@ int swim_open(
 /* No callback fires. NULL is fine. */
 void swim_close(struct swim *s);
 
-/* When swim_tick is due next. May become earlier in every other call: ask after each. */
+/* When swim_tick is due next, maybe already. May become earlier in every other call: ask after each. */
 uint64_t swim_next(const struct swim *s);
 /* What is due. Call it when due; a call that is later by more than probe_timeout_ms counts as a stall. After a stall,
  * give it what has arrived meanwhile before the next tick. */
