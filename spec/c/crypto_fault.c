@@ -5,6 +5,7 @@
 
 #include "base_fault.h"
 #include "base/buf.c"
+#include "crypto/aead.c"
 #include "crypto/digest.c"
 #include "crypto/key.c"
 #include "crypto/tls.c"
@@ -85,6 +86,27 @@ static int digest(void)
     }
     rv = sha256_end(s, out);
     return rv != 0 ? rv : crypto_sha256("abc", 3, out);
+}
+
+static int aead(void)
+{
+    static const uint8_t key[AEAD_KEY_LEN], nonce[AEAD_NONCE_LEN];
+    uint8_t derived[AEAD_KEY_LEN], sealed[3 + AEAD_TAG_LEN], back[3];
+    struct aead *a;
+    int rv = aead_new(&a);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = aead_derive(a, key, sizeof key, "s", 1, "i", 1, derived, sizeof derived);
+    if (rv == 0) {
+        rv = aead_seal(a, derived, nonce, "aad", 3, "abc", 3, sealed);
+    }
+    if (rv == 0 && !aead_open(a, derived, nonce, "aad", 3, sealed, sizeof sealed, back)) {
+        rv = SYM_EAUTH;
+    }
+    assert_true(rv != 0 || memcmp(back, "abc", 3) == 0);
+    aead_free(a);
+    return rv;
 }
 
 static int new_key(void)
@@ -242,6 +264,7 @@ static void allocations(void **state)
 {
     (void)state;
     allocations_fail("digest", digest);
+    allocations_fail("aead", aead);
     allocations_fail("key_generate", new_key);
     allocations_fail("key_from_pem", read_key);
     allocations_fail("key_to_pem", write_key);

@@ -19,7 +19,7 @@ void aead_free(struct aead *a); /* NULL is fine */
 int aead_seal(struct aead *a, const uint8_t key[AEAD_KEY_LEN], const uint8_t nonce[AEAD_NONCE_LEN],
     const void *aad, size_t aad_len, const void *plain, size_t n, uint8_t *out);
 /* The other way: @n bytes with the tag to n - AEAD_TAG_LEN at @out, which may be where @sealed is. False if they are
- * not what was sealed with key, nonce and @aad; @out then holds nothing of worth. */
+ * not what was sealed with key, nonce and @aad, or without memory; @out then holds nothing of worth. */
 bool aead_open(struct aead *a, const uint8_t key[AEAD_KEY_LEN], const uint8_t nonce[AEAD_NONCE_LEN],
     const void *aad, size_t aad_len, const void *sealed, size_t n, uint8_t *out);
 
