@@ -69,7 +69,7 @@ enum {
     /* A datagram has at most 1,400 bytes, so that with IPv6 and UDP headers and a tunnel it fits into 1,500. 64 are for
      * the envelope: format, key and flags, the sender's id and start, counter, tag (seal.h needs 54). */
     SWIM_DATAGRAM_MAX = 1400 - 64,
-    /* A piece of a full exchange: a merge of one checks about a hundred signatures at most. */
+    /* A piece of a full exchange: a merge of one checks some 130 signatures, and no more after a wrong one. */
     SWIM_PIECE_MAX = 16 * 1024,
     SWIM_HELPERS_MAX = 8,
     SWIM_CONFIRMATIONS_MAX = 7,
