@@ -71,9 +71,13 @@ local function spawn(command, log)
   return pid
 end
 
+-- Until its last thread has gone a process holds its locks and ports, also as a zombie.
 local function alive(pid)
-  local stat = read("/proc/" .. pid .. "/stat")
-  return stat ~= nil and not stat:match("%) Z")
+  local fields = {}
+  for field in ((read("/proc/" .. pid .. "/stat") or ""):match("%) (.*)") or ""):gmatch("%S+") do
+    fields[#fields + 1] = field
+  end
+  return fields[1] ~= nil and (fields[1] ~= "Z" or tonumber(fields[18]) > 1)
 end
 
 local function wait_until(what, seconds, condition)

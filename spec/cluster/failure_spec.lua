@@ -362,6 +362,20 @@ describe("a single manager", function()
     writers:check(m)
   end))
 
+  it("ends in order however often SIGTERM is said", cluster.scenario(function(t)
+    local m = t:manager():start()
+    m:json("manager", "init")
+    for round = 1, 8 do
+      local process = m.process
+      while not process.code do
+        process:kill("sigterm")
+        uv.run("nowait")
+      end
+      assert.same({ 0, 0 }, { process.code, process.signal }, "round " .. round .. "\n" .. m:log_tail(5))
+      m:start()
+    end
+  end))
+
   it("resumes by itself after SIGTERM", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     m:json("kv", "put", "a", "1")

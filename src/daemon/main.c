@@ -311,10 +311,42 @@ static int take_folder(const char *dir, gid_t gid, int *lock)
     return admit_group(dir, st.st_mode, gid);
 }
 
-static void on_signal(uv_signal_t *handle, int signum)
+/* SIGTERM and SIGINT. Not libuv's signal handles: closing one gives the signal its default back, and one that is said
+ * again would end the process in the middle of its orderly end. */
+static uv_async_t end_asked;
+
+static void on_signal(int signum)
 {
+    int errnum = errno;
     (void)signum;
-    daemon_quit(handle->data, 0);
+    uv_async_send(&end_asked);
+    errno = errnum;
+}
+
+static void on_end_asked(uv_async_t *async)
+{
+    daemon_quit(async->data, 0);
+}
+
+static int listen_to_signals(uv_loop_t *loop, struct daemon *d)
+{
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+    int rv = uv_async_init(loop, &end_asked, on_end_asked);
+    if (rv != 0) {
+        return err_sysf(rv, "event loop");
+    }
+    end_asked.data = d;
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    return 0;
+}
+
+static void ignore_signals(void)
+{
+    signal(SIGTERM, SIG_IGN);
+    signal(SIGINT, SIG_IGN);
+    uv_close((uv_handle_t *)&end_asked, NULL);
 }
 
 /* sym.options: what Lua may know of the command line. */
@@ -366,7 +398,6 @@ static int run(struct daemon *d)
 {
     const char *paths[20];
     uv_loop_t loop;
-    uv_signal_t term, intr;
     int lock = -1;
     int rv = group_named(d->opt.socket_group, &d->opt.socket_gid);
     rv = rv != 0 ? rv : take_folder(d->opt.config_dir, d->opt.socket_gid, &lock);
@@ -384,12 +415,10 @@ static int run(struct daemon *d)
         complain(1, start_hint(rv));
         _exit(1); /* nothing runs yet that would need an orderly end */
     }
-    uv_signal_init(&loop, &term);
-    uv_signal_init(&loop, &intr);
-    term.data = intr.data = d;
-    uv_signal_start(&term, on_signal, SIGTERM);
-    uv_signal_start(&intr, on_signal, SIGINT);
-
+    if (listen_to_signals(&loop, d) != 0) {
+        complain(1, NULL);
+        _exit(1);
+    }
     publish_options(d->L, &d->opt);
     rv = vm_run(d->L, "symphony.boot", "main", NULL, NULL);
     if (rv != 0) {
@@ -401,8 +430,7 @@ static int run(struct daemon *d)
             "symphonyd %s %s: control socket %s/control.sock", SYM_VERSION, d->opt.role, d->opt.config_dir);
     }
     uv_run(&loop, UV_RUN_DEFAULT);
-    uv_close((uv_handle_t *)&term, NULL);
-    uv_close((uv_handle_t *)&intr, NULL);
+    ignore_signals();
     daemon_close(d);
     close(lock);
     log_info("stopped");
