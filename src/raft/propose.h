@@ -37,8 +37,8 @@ struct propose_ops {
 
 struct prop;
 /* 0 with the result; SYM_ENOTLEADER: surely not proposed; SYM_EUNKNOWN: it was, and leadership was lost;
- * SYM_ENOSPACE, SYM_ECANCELED and SYM_ETOOBIG (compares of prefixes with too many keys): not proposed. From propose_flush, propose_lost or libraft's callbacks. The
- * prop is freed after it. */
+ * SYM_ENOSPACE, SYM_ECANCELED and SYM_ETOOBIG (compares of prefixes with too many keys): not proposed. From
+ * propose_flush, propose_lost or libraft's callbacks. The prop is freed after it. */
 typedef void (*prop_cb)(void *arg, int status, const struct txn_result *result);
 
 struct prop {
