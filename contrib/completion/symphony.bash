@@ -48,7 +48,7 @@ _symphony() {
       'node approve') words='--fingerprint --name --label' ;;
       'kv put') words='--file --if-revision' ;;
       'kv ls' | 'kv list') words='--limit --after' ;;
-      'kv watch') words='--from' ;;
+      'kv watch') words='--from --wait' ;;
       'cluster restore') words='--force --yes' ;;
       lua) words='--eval' ;;
     esac
