@@ -115,7 +115,7 @@ describe("symphony", function()
   end))
 
   it("says who may use a socket that this user may not", cluster.scenario(function(t)
-    if uv.getuid() ~= 0 then return end -- only root can become somebody else
+    if uv.getuid() ~= 0 then return pending("only root can be another user") end
     local m = t:manager():start()
     assert(uv.fs_chmod(t.root, 493))
     assert(uv.fs_chmod(m.dir, 493))

@@ -114,6 +114,13 @@ describe("a cluster of three", function()
     assert.equal(seen.mod_revision, alone.mod_revision)
   end))
 
+  -- As after a power cut: the boot id that the mark names is that of another boot.
+  local function lose_state(m)
+    local mark = assert(io.open(m.dir .. "/state/mark", "r+"))
+    mark:write("in use, boot 00000000-0000-0000-0000-000000000000")
+    mark:close()
+  end
+
   -- The state is discarded then, and what is left of it is the last snapshot, until the log is gone through again.
   it("shows, restarted alone after its machine went down, no older state either", cluster.scenario(function(t)
     t:cluster(3)
@@ -125,9 +132,7 @@ describe("a cluster of three", function()
     leader:json("kv", "put", "a", "new")
     assert.equal("new", alone:json("kv", "get", "a").value)
     for _, m in ipairs(t.managers) do m:crash() end
-    local mark = assert(io.open(alone.dir .. "/state/mark", "r+"))
-    mark:write("in use, boot 00000000-0000-0000-0000-000000000000")
-    mark:close()
+    lose_state(alone)
     alone:start()
     local failed, result = alone:fails("kv", "get", "a")
     assert.equal("state_unknown", failed.code, result.out)
@@ -147,13 +152,6 @@ describe("a cluster of three", function()
     end)
     assert.is_nil(alone:json("manager", "status").behind)
   end))
-
-  -- As after a power cut: the boot id that the mark names is that of another boot.
-  local function lose_state(m)
-    local mark = assert(io.open(m.dir .. "/state/mark", "r+"))
-    mark:write("in use, boot 00000000-0000-0000-0000-000000000000")
-    mark:close()
-  end
 
   it("recovers with one whose machine went down, from its log alone", cluster.scenario(function(t)
     t:cluster(3)
