@@ -419,7 +419,7 @@ function M.reset()
     nil, nil
   M.recovered = nil
   M.now = 1700000000
-  M.options = { role = "manager", config_dir = "/dir", raft_port = 15760, remote_port = 27242, gossip_port = 37065,
+  M.options = { role = "manager", config_dir = "/dir", raft_port = 15760, remote_port = 27242, gossip_port = 37065, gossip_given = true,
     bind_addr = "127.0.0.1", advertise_addr = "127.0.0.1" }
   local identity = require "symphony.cluster.identity"
   identity.me, identity.tls, identity.trouble = nil, nil, nil

@@ -11,10 +11,12 @@ local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local ids = require "symphony.cluster.ids"
+local json = require "symphony.json"
 local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local pending = require "symphony.cluster.pending"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
@@ -27,6 +29,7 @@ local M = {}
 
 local CSR_MAX = 4096
 local MANAGERS_MAX = 32
+local SERVICES_MAX = 16
 local SUFFIXES = 1000
 local ADMIT_MS = 8000 -- a joiner waits ten seconds for its answer
 
@@ -37,24 +40,47 @@ local function invalid(message, hint)
   return nil, errors.new("invalid", message, hint)
 end
 
--- Hostile JSON to {role, csr, name, named, addresses, implied (nobody chose their host), version, token (parsed)};
--- nil, err.
+-- The services of a worker, hostile: an array of names, which may be missing. nil, err. Pure.
+function M.check_services(list)
+  local out = json.array {}
+  if list == nil then return out end
+  if type(list) ~= "table" or #list > SERVICES_MAX then return invalid("services are a list of names") end
+  for i, name in ipairs(list) do
+    if type(name) ~= "string" or not name:match("^%l[%l%d_%-]*$") or #name > 32 then
+      return invalid("a service is named by lower case letters, digits and dashes")
+    end
+    out[i] = name
+  end
+  return out
+end
+
+-- Which addresses a node of @role has, of hostile @given: {kind = "host:port"}. nil, err. Pure.
+function M.check_addresses(given, role)
+  if type(given) ~= "table" then return invalid("addresses are missing") end
+  local addresses = {}
+  for _, kind in ipairs(advertise.KINDS) do
+    local text = given[kind]
+    if kind ~= "raft" or role == "manager" then
+      local host, why = address.parse(text)
+      if not host then return nil, why end
+      addresses[kind] = text
+    end
+  end
+  return addresses
+end
+
+-- Hostile JSON to {role, csr, name, named, addresses, services, implied (nobody chose their host), version, token
+-- (parsed)}; nil, err.
 function M.check(body)
   if type(body) ~= "table" then return invalid("the request is not a JSON object") end
   if not token.ROLES[body.role] then return invalid("role must be manager or worker") end
   if type(body.csr) ~= "string" or #body.csr > CSR_MAX then return invalid("csr is missing or too long") end
   local name, err = values.check_name(body.name)
   if not name then return nil, err end
-  if type(body.addresses) ~= "table" then return invalid("addresses are missing") end
-  local addresses = {}
-  for _, kind in ipairs { "raft", "remote", "gossip" } do
-    local text = body.addresses[kind]
-    if text ~= nil or body.role == "manager" then
-      local host, why = address.parse(text)
-      if not host then return nil, why end
-      addresses[kind] = text
-    end
-  end
+  local addresses, services
+  addresses, err = M.check_addresses(body.addresses, body.role)
+  if addresses then services, err = M.check_services(body.services) end
+  if not services then return nil, err end
   if body.version ~= nil and (type(body.version) ~= "string" or #body.version > 64) then
     return invalid("version is no version")
   end
@@ -64,7 +90,7 @@ function M.check(body)
     if not parsed then return nil, err end
   end
   return { role = body.role, csr = body.csr, name = name, named = body.named == true, addresses = addresses,
-    implied = body.implied == true, version = body.version, token = parsed }
+    services = body.role == "worker" and services or nil, implied = body.implied == true, version = body.version, token = parsed }
 end
 
 -- A free name: the wanted one; when a person chose it and it is taken, an error; else with the first free suffix.
@@ -257,8 +283,8 @@ local function create(request, cluster, labels)
   local n = {
     node_id = id, name = name, role = request.role, fingerprint = request.fingerprint,
     raft_address = request.addresses.raft, remote_address = request.addresses.remote,
-    gossip_address = request.addresses.gossip, labels = labels or {}, availability = "active",
-    version = request.version, joined = math.floor(sys.now()),
+    gossip_address = request.addresses.gossip, services = request.services, labels = labels or {},
+    availability = "active", version = request.version, joined = math.floor(sys.now()),
   }
   local txn = {
     compare = { state.absent("/node/" .. id), state.absent("/name/" .. name),
@@ -270,6 +296,7 @@ local function create(request, cluster, labels)
   table.insert(txn.ops, state.put("/node/" .. id, n))
   table.insert(txn.ops, state.put("/name/" .. name, id))
   table.insert(txn.ops, state.put("/fingerprint/" .. request.fingerprint, id))
+  table.insert(txn.ops, peers.put(n))
   return txn, n
 end
 
@@ -398,7 +425,8 @@ function M.approve(id, opts)
     local record = kv.value
     assert(pending.confirm(record, opts.fingerprint))
     local request = { role = record.role, csr = record.csr, fingerprint = record.fingerprint, name = opts.name or
-      record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, version = record.version }
+      record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, services = record.services,
+      version = record.version }
     local view, kvs = look(request, record.from)
     local kind = assert(kind_of(request, view))
     assert(check_address(request, view))

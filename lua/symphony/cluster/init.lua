@@ -12,6 +12,7 @@ local ids = require "symphony.cluster.ids"
 local json = require "symphony.json"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
@@ -44,6 +45,7 @@ function M.first_txn(p)
     state.put("/node/" .. p.node.node_id, p.node),
     state.put("/name/" .. p.node.name, p.node.node_id),
     state.put("/fingerprint/" .. p.node.fingerprint, p.node.node_id),
+    peers.put(p.node),
     state.put("/secret/ca", { key = p.ca_key }),
     state.put("/secret/gossip", { keys = json.array { p.gossip_key } }),
   }

@@ -4,6 +4,7 @@ local async = require "symphony.async"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local node = require "sym.node"
+local peers = require "symphony.cluster.peers"
 local pending = require "symphony.cluster.pending"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
@@ -62,7 +63,8 @@ function M.farewell(member)
   return {
     compare = { state.unchanged(member.kv) },
     ops = { state.delete("/node/" .. n.node_id), state.delete("/raft/" .. n.raft_node_id),
-      state.delete("/name/" .. n.name), state.delete("/fingerprint/" .. n.fingerprint) },
+      state.delete("/name/" .. n.name), state.delete("/fingerprint/" .. n.fingerprint), peers.delete(n.node_id),
+      state.delete("/status/node/" .. n.node_id) },
   }
 end
 
@@ -129,6 +131,8 @@ local function sweep()
   last_sweep = now
   pending.sweep()
   tokens.sweep()
+  peers.complete()
+  peers.complete()
 end
 
 local function loop()
