@@ -48,7 +48,7 @@ int key_sign(const struct key *k, const void *text, size_t n, uint8_t *sig, size
 
 /* Is it such a public key by its form? Whether it is on the curve shows spki_verify. */
 bool spki_is_p256(const void *spki, size_t n);
-/* Did the owner of @spki sign @text? SYM_EAUTH if not, SYM_EINVAL for any key but P-256, SYM_ENOMEM. Some 100 us. */
+/* Did the owner of @spki sign @text? SYM_EAUTH if not, SYM_EINVAL for any key but P-256, SYM_ENOMEM. Some 150 us. */
 int spki_verify(
     const void *spki, size_t spki_len, const void *text, size_t n, const void *sig, size_t sig_len);
 
