@@ -4,8 +4,8 @@ local json = require "symphony.json"
 
 local M = {}
 
---- A function that takes a stream in chunks and calls fn(message) for each of its lines that holds a JSON object; others
---- are skipped. Raises "protocol" for a line of more than @max bytes (nil: any).
+--- A function that takes a stream in chunks and calls fn(message) for each of its lines that holds a JSON object;
+--- others are skipped. Raises "protocol" for a line of more than @max bytes (nil: any).
 function M.of(fn, max)
   local parts, bytes = {}, 0 -- of the line that has not ended
   local function add(piece)

@@ -110,7 +110,7 @@ describe("manager", function()
     local status, out = run { "manager", "init", "--dev" }
     assert.equal(0, status)
     assert.truthy(out:find("symphony manager join 127.0.0.1:27242 --token SYMTKN-1-", 1, true))
-    assert.truthy(out:find("\n  SYMTKN-1-", 1, true))
+    assert.truthy(out:find("symphony block join 127.0.0.1:27242 --token SYMTKN-1-", 1, true))
     assert.truthy(out:find("DEVELOPMENT MODE", 1, true))
   end))
 

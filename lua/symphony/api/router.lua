@@ -113,8 +113,8 @@ end
 
 local node_record = in_state
 
---- Who is a member is asked of fn(id) from now on, which returns {node_id, role, fingerprint} or nil: for a worker, which
---- has no state.
+--- Who is a member is asked of fn(id) from now on, which returns {node_id, role, fingerprint} or nil: for a worker,
+--- which has no state.
 function M.set_members(fn)
   node_record = fn
 end

@@ -22,7 +22,8 @@ local function join_here(router, req, own)
     return type(body[name]) == "string" and body[name] or nil
   end
   local ok, answer, err = xpcall(join.run, errors.handler,
-    { word = own, address = word "address" or "", token = word "token", name = word "name", advertise = word "advertise" },
+    { word = own, address = word "address" or "", token = word "token", name = word "name",
+      advertise = word "advertise" },
     function(text) send { say = text } end)
   over = true
   if not ok then err, answer = answer, nil end

@@ -56,11 +56,12 @@ function M.command(opts)
     description = opts.description,
     where = "client",
     args = function(parser)
-      parser:argument("address", "A manager of the cluster; the port is 27242 unless it is given."):argname("HOST:PORT")
+      parser:argument("address", "A manager of the cluster; the port is 27242 unless it is given.")
+        :argname("HOST:PORT")
       parser:option("--token", "The token ($SYMPHONY_TOKEN serves as well)."):argname("TOKEN")
       parser:option("--token-file", "A file with the token."):argname("FILE")
-      parser:option("--name", ("This %s's name (default: the host's, with a number behind it if that is taken)."):format(
-        opts.word == "manager" and "manager" or "node")):argname("NAME")
+      parser:option("--name", "This node's name (default: the host's, with a number behind it if that is taken).")
+        :argname("NAME")
       parser:option("--advertise", "The address that others are told."):argname("HOST")
     end,
     run = function(ctx)

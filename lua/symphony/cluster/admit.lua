@@ -90,7 +90,8 @@ function M.check(body)
     if not parsed then return nil, err end
   end
   return { role = body.role, csr = body.csr, name = name, named = body.named == true, addresses = addresses,
-    services = body.role == "worker" and services or nil, implied = body.implied == true, version = body.version, token = parsed }
+    services = body.role == "worker" and services or nil, implied = body.implied == true, version = body.version,
+    token = parsed }
 end
 
 -- A free name: the wanted one; when a person chose it and it is taken, an error; else with the first free suffix.

@@ -25,8 +25,8 @@ local listeners = {}
 local view                     -- what is known
 local wake = async.event()
 
--- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), assigned (kind/id -> value), revision, mark (of
--- the peers, for managers), manager (host:port; nil: not connected), synced}; nil before the start.
+-- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), assigned (kind/id -> value), revision, mark
+-- (of the peers, for managers), manager (host:port; nil: not connected), synced}; nil before the start.
 function M.view()
   return view
 end
@@ -78,8 +78,8 @@ local function assign(v, session, key, value)
   end
 end
 
--- Takes one line @m of the stream into @v; @session is {assigned = {}} at its beginning. Raises what the manager says at
--- its end.
+-- Takes one line @m of the stream into @v; @session is {assigned = {}} at its beginning. Raises what the manager says
+-- at its end.
 function M.take(v, session, m)
   if m.error then
     local e = type(m.error) == "table" and m.error or {}
@@ -139,7 +139,8 @@ local function candidates(last)
   return list
 end
 
--- Holds a stream with the manager at @at until it ends; returns whether it ever was in sync, and the error that ended it.
+-- Holds a stream with the manager at @at until it ends; returns whether it ever was in sync, and the error that ended
+-- it.
 local function hold(at)
   local tls, me = identity.tls, identity.me
   local host, port = address.parse(at)
@@ -154,7 +155,8 @@ local function hold(at)
       error(err, 0) -- ends the call
     end
   end, LINE_MAX)
-  local path = ("/v1/agent?starts=%d&instance=%s&min=%d&peers=%s"):format(me.starts, M.instance, view.revision, view.mark)
+  local path = ("/v1/agent?starts=%d&instance=%s&min=%d&peers=%s"):format(me.starts, M.instance, view.revision,
+    view.mark)
   local _, err = async.await(http.request, { host = host, port = port, role = "manager", method = "GET", path = path,
     tls = { ca = tls.ca, cert = tls.cert, key = tls.key }, timeout_ms = ANSWER_MS, idle_ms = SILENCE_MS,
     on_head = function(code)
@@ -213,6 +215,10 @@ local function loop()
   end
 end
 
+-- What another manager may do better.
+local ELSEWHERE = { unreachable = true, timeout = true, closed = true, no_quorum = true, not_leader = true,
+  protocol = true, state_unknown = true }
+
 -- Calls a route of a manager: that of the stream, or any. @body: a table. In a task. The decoded answer; nil, err.
 function M.call(method, path, body, opts)
   opts = opts or {}
@@ -225,9 +231,7 @@ function M.call(method, path, body, opts)
       timeout_ms = opts.timeout_ms or REPORT_MS, tls = { ca = tls.ca, cert = tls.cert, key = tls.key,
       expired_ok = opts.expired_ok } }
     if answer then return answer end
-    local next_one = err.code == "unreachable" or err.code == "timeout" or err.code == "closed" or err.code == "no_quorum"
-      or err.code == "not_leader" or err.code == "protocol"
-    if not next_one then break end
+    if not ELSEWHERE[err.code] then break end
   end
   return nil, err or errors.new("unreachable", "no manager is known")
 end

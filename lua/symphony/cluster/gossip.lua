@@ -70,14 +70,16 @@ local function numeric(text)
   if cidr.parse_ip(host) then return address.format(host, port) end
   local found, err = async.await(require("luv").getaddrinfo, host, nil, { socktype = "dgram" })
   if not found or not found[1] then
-    return nil, errors.new("unreachable", ("%s does not resolve: %s"):format(host, err and err.message or "nothing found"))
+    return nil, errors.new("unreachable", ("%s does not resolve: %s"):format(host,
+      err and err.message or "nothing found"))
   end
   return address.format(found[1].addr, port)
 end
 
 -- Keys and peers --------------------------------------------------------------------------------------------------
 
--- Of /secret/gossip, or the same from a manager: for the driver, and which is the highest and which is in use. nil, err.
+-- Of /secret/gossip, or the same from a manager: for the driver, and which is the highest and which is in use. nil,
+-- err.
 -- Pure but for the decoding.
 function M.read_keys(doc)
   local list, highest, use = {}, 0, 0
@@ -280,11 +282,12 @@ function M.start(keys, peers)
   ring = found
   local _, port = address.parse(me.advertise.gossip)
   g, err = driver.open { node_id = me.node_id, cluster_id = me.cluster_id, start = me.gossip_start,
-    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = own_meta(), key = tls.key, keys = list }
+    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = own_meta(), key = tls.key,
+    keys = list }
   if not g then
     g = nil
-    return nil, errors.new(err.code, "gossip port: " .. err.message, "start symphonyd with another --listen-gossip-port, "
-      .. "or stop what uses this one")
+    return nil, errors.new(err.code, "gossip port: " .. err.message,
+      "start symphonyd with another --listen-gossip-port, or stop what uses this one")
   end
   for id, key in pairs(peers) do M.set_peer(id, key) end
   g:on_event(on_event)

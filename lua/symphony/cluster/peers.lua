@@ -1,5 +1,5 @@
--- /peer/<node_id>: by which key a node is known to all others. Every node holds all of them; they are as small as they are,
--- and change only when a node comes or goes.
+-- /peer/<node_id>: by which key a node is known to all others. Every node holds all of them; they are small, and change
+-- only when a node comes or goes.
 local crypto = require "sym.crypto"
 local state = require "symphony.cluster.state"
 

@@ -1,4 +1,5 @@
--- The life of a worker in this daemon: joining, resuming, its agent and gossip, its certificate, being removed, leaving.
+-- The life of a worker in this daemon: joining, resuming, its agent and gossip, its certificate, being removed,
+-- leaving.
 local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
 local agent = require "symphony.cluster.agent"
@@ -66,8 +67,8 @@ end
 
 -- Certificate ---------------------------------------------------------------------------------------------------------
 
--- A new certificate for the same key: also for one that has expired, as long as the node has not been removed. In a task.
--- nil, err.
+-- A new certificate for the same key: also for one that has expired, as long as the node has not been removed. In a
+-- task. nil, err.
 function M.renew()
   local tls, me = identity.tls, identity.me
   local fresh, err = agent.call("POST", "/v1/renew", { csr = crypto.csr(tls.key, me.node_id) }, { expired_ok = true })
@@ -200,7 +201,8 @@ local function look_after()
   if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
 end
 
--- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil, err.
+-- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil,
+-- err.
 function M.activate(doc, welcome)
   local tls, err = identity.load_tls(doc)
   if not tls then return nil, err end
@@ -303,7 +305,8 @@ end
 function M.leave(opts)
   local me = identity.me
   if identity.role() ~= "worker" then
-    return nil, errors.new("conflict", "this daemon is a manager", "`symphony manager leave` takes it out of its cluster")
+    return nil, errors.new("conflict", "this daemon is a manager",
+      "`symphony manager leave` takes it out of its cluster")
   end
   if not me then
     return nil, errors.new("no_cluster", "this daemon belongs to no cluster: there is nothing to leave")
