@@ -156,6 +156,17 @@ function M.rejoin()
     word)
 end
 
+-- Is this daemon a @role? true; nil, err that says where to say it instead.
+function M.needs(role)
+  if M.role() == role then return true end
+  if role == "manager" then
+    return nil, errors.new("conflict", ("this daemon is a worker (`symphonyd %s`): the state is with the managers")
+      :format(M.word()), "say it at the control socket of a manager")
+  end
+  return nil, errors.new("conflict", "this daemon is a manager, and no worker", "say it at the worker's control socket; "
+    .. "`symphony manager` has the commands of this one")
+end
+
 -- A folder of one role is of no use to a daemon of the other. true; nil, err.
 function M.check_role(doc)
   if doc.role == M.role() then return true end

@@ -105,7 +105,8 @@ end
 -- @opts: name, cluster_name, token_ttl (seconds or false), dev, advertise (host). Returns the answer of the command and
 -- what its text needs besides; nil, err. It goes on to its end also when who asked for it has gone.
 function M.run(opts)
-  local ok, err = M.allowed(identity.me)
+  local ok, err = identity.needs("manager")
+  if ok then ok, err = M.allowed(identity.me) end
   if ok and opts.name then ok, err = values.check_name(opts.name) end
   if ok and opts.cluster_name then ok, err = values.check_name(opts.cluster_name) end
   if not ok then return nil, err end

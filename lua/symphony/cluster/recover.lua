@@ -35,7 +35,7 @@ function M.cleanup(me, rows, cluster_kv, cluster, next_kv)
     local n = m.kv.value
     if n.node_id ~= me.node_id then
       for _, key in ipairs { "/node/" .. n.node_id, "/raft/" .. n.raft_node_id, "/name/" .. n.name,
-        "/fingerprint/" .. n.fingerprint } do
+        "/fingerprint/" .. n.fingerprint, "/peer/" .. n.node_id, "/status/node/" .. n.node_id } do
         table.insert(txn.ops, state.delete(key))
       end
       removed[#removed + 1] = { raft_node_id = n.raft_node_id, node_id = n.node_id, name = n.name }

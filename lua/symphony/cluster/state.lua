@@ -21,7 +21,8 @@ M.QUORUM_HINT = node.quorum_hint
 
 -- True when there is a state to ask; else nil, err that says what this daemon is instead.
 function M.ready()
-  local ok, err = identity.member()
+  local ok, err = identity.needs("manager")
+  if ok then ok, err = identity.member() end
   if not ok then return nil, err end
   if not node.started() then
     local why = identity.trouble or "it is starting or ending"

@@ -303,11 +303,9 @@ end
 
 -- `block leave`. @opts: force. Returns {cluster_id, node_id, name, told}; nil, err.
 function M.leave(opts)
+  local fits, misfit = identity.needs("worker")
+  if not fits then return nil, misfit end
   local me = identity.me
-  if identity.role() ~= "worker" then
-    return nil, errors.new("conflict", "this daemon is a manager",
-      "`symphony manager leave` takes it out of its cluster")
-  end
   if not me then
     return nil, errors.new("no_cluster", "this daemon belongs to no cluster: there is nothing to leave")
   end
@@ -335,9 +333,8 @@ end
 
 -- What `block status` shows. nil, err.
 function M.status()
-  if identity.role() ~= "worker" then
-    return nil, errors.new("conflict", "this daemon is a manager", "`symphony manager status` tells about it")
-  end
+  local fits, misfit = identity.needs("worker")
+  if not fits then return nil, misfit end
   local me, err = identity.member()
   if not me then
     local who = identity.me or {}
