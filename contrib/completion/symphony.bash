@@ -16,7 +16,7 @@ _symphony() {
       *)
         case $command in
           '' | help) command=${command:+help }$word ;;
-          manager | token | node | kv | cluster | help\ *) command+=" $word" ;;
+          manager | block | token | node | kv | cluster | help\ *) command+=" $word" ;;
         esac
         ;;
     esac
@@ -30,8 +30,9 @@ _symphony() {
   esac
 
   case ${command#help } in
-    '' | help) words='manager token node kv txn cluster lua help version' ;;
+    '' | help) words='manager block token node kv txn cluster lua help version' ;;
     manager) words='init join members status remove leave transfer recover' ;;
+    block) words='join leave status' ;;
     token) words='create ls rm rotate' ;;
     node) words='ls pending approve reject' ;;
     kv) words='put get rm ls watch' ;;
@@ -40,9 +41,9 @@ _symphony() {
   if [[ $command != help* ]]; then
     case $command in
       'manager init') words='--name --cluster-name --token-ttl --advertise --dev' ;;
-      'manager join') words='--token --token-file --name --advertise' ;;
+      'manager join' | 'block join') words='--token --token-file --name --advertise' ;;
       'manager remove' | 'manager rm') words='--plan --force' ;;
-      'manager leave') words='--force' ;;
+      'manager leave' | 'block leave') words='--force' ;;
       'manager recover') words='--yes' ;;
       'token create' | 'token rotate') words='--role --ttl --uses --label --cidr' ;;
       'node approve') words='--fingerprint --name --label' ;;

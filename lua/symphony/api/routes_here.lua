@@ -42,11 +42,13 @@ local function join_here(router, req, own)
 end
 
 function M.routes(router)
-  for _, word in ipairs { "manager", "block" } do
-    router.route("POST", "/v1/" .. word .. "/join", { auth = { control = true }, timeout_ms = false }, function(req)
-      return join_here(router, req, word)
-    end)
-  end
+  local opts = { auth = { control = true }, timeout_ms = false }
+  router.route("POST", "/v1/manager/join", opts, function(req)
+    return join_here(router, req, "manager")
+  end)
+  router.route("POST", "/v1/block/join", opts, function(req)
+    return join_here(router, req, "block")
+  end)
 end
 
 return M
