@@ -81,6 +81,8 @@ end
 -- Takes one line @m of the stream into @v; @session is {assigned = {}} at its beginning. Raises what the manager says
 -- at its end.
 function M.take(v, session, m)
+  local revision = m.synced or m.heartbeat or m.revision
+  if math.type(revision) == "integer" then v.revision = math.max(v.revision, revision) end
   if m.error then
     local e = type(m.error) == "table" and m.error or {}
     errors.raise(tostring(e.code or "closed"):sub(1, 64), tostring(e.message or "the manager ended the stream"))
@@ -117,8 +119,6 @@ function M.take(v, session, m)
   elseif m.peers ~= "same" and m.peers then
     v.mark = m.peers
   end
-  local revision = m.synced or m.heartbeat or m.revision
-  if math.type(revision) == "integer" then v.revision = math.max(v.revision, revision) end
 end
 
 -- The connection ----------------------------------------------------------------------------------------------------

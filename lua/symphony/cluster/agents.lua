@@ -196,7 +196,7 @@ local function watch(theme)
   local w, err = store.watch(prefix, store.revision(), function(status, events)
     if status then
       -- The history is gone, a snapshot came: everybody lists again.
-      if watches[prefix] then async.spawn(M.start_over) end
+      if status.code == "compacted" and watches[prefix] then async.spawn(M.start_over) end
       return
     end
     for _, event in ipairs(events) do
