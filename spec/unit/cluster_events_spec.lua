@@ -178,8 +178,8 @@ describe("who follows events", function()
     assert.is_nil(f:next(1))
     record "1"
     record "2"
-    callbacks[1](nil, { { key = "/event/000000000002", value = fake.kvs["/event/000000000002"].value,
-      revision = fake.revision - 1 } })
+    local kv = state.list_raw("/event/")[2]
+    callbacks[1](nil, { { key = kv.key, value = kv.value, revision = kv.mod_revision } })
     assert.equal("1", f:next(0).message)
     callbacks[1](errors.new("compacted", "gone"))
     assert.equal("2", f:next(0).message)

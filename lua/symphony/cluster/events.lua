@@ -116,6 +116,12 @@ function M.matches(event, want)
     or (#want.node >= 6 and id:sub(1, #want.node) == want.node)
 end
 
+-- What node @name means now, for matches: its id; nil if there is none now, or several.
+function M.node_id(name)
+  local n = name and state.node(name)
+  return n and n.node_id
+end
+
 -- Those in local state, oldest first. @want: as in matches, and from: the first revision; limit: the last so many.
 -- nil, err.
 function M.list(want)
