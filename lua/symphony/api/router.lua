@@ -149,6 +149,14 @@ local function authorize(route, who)
   errors.raise("denied", "this is not allowed to a " .. who.kind)
 end
 
+--- Asks again, in a task, whether the peer of @req is one of @auth: a stream may outlive a certificate, and a member.
+--- Raises.
+function M.recheck(req, auth)
+  local peer = req.peer
+  if peer.expires and require("sym.sys").now() > peer.expires then peer.expired = true end
+  authorize({ auth = auth }, identify(req))
+end
+
 -- Answers -------------------------------------------------------------------------------------------------------------
 
 local function respond(req, status, body, more)

@@ -44,7 +44,7 @@ function M.routes(router)
   end)
 
   router.route("POST", "/v1/agent/leave", { auth = NODES, leader_only = true }, function(req, _, who)
-    return 200, assert(require("symphony.cluster.nodes").leave(asker(req, who), router.json(req).force == true))
+    return 200, require("symphony.cluster.nodes").leave(asker(req, who), router.json(req).force == true)
   end)
 end
 

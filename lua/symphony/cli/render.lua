@@ -12,6 +12,8 @@ local function plain(v)
   end))
 end
 
+M.plain = plain
+
 local function cell(v)
   if v == nil or v == json.null then
     return "-"

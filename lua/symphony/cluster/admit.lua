@@ -10,6 +10,7 @@ local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
 local ids = require "symphony.cluster.ids"
 local json = require "symphony.json"
 local limiter = require "symphony.cluster.limiter"
@@ -313,8 +314,17 @@ local function renumber(n, kv, request, cluster)
   return txn, n
 end
 
--- The txn that lets @request in as @kind ("create" or "renumber"), and the node's record.
-local function admission(kind, request, view, kvs, labels)
+local VIA = { token = " with a token", dev = ", let in by development mode", approval = ", approved" }
+
+-- What the event says.
+local function told(kind, n, via, from)
+  local what = kind == "create" and ("%s %s joins"):format(n.role, n.name)
+    or ("%s comes back as raft id %d"):format(n.name, n.raft_node_id)
+  return ("%s from %s%s"):format(what, from or "?", VIA[via])
+end
+
+-- The txn that lets @request in as @kind ("create" or "renumber") for the reason @via, and the node's record.
+local function admission(kind, request, view, kvs, via, labels)
   local txn, n
   if kind == "renumber" then
     txn, n = renumber(view.node, kvs.node, request, view.cluster)
@@ -322,6 +332,7 @@ local function admission(kind, request, view, kvs, labels)
     txn, n = create(request, view.cluster, labels)
   end
   if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
+  events.add(txn, { kind = "node.joined", node = n, message = told(kind, n, via, view.from) })
   return txn, n
 end
 
@@ -398,7 +409,7 @@ function M.serve(request, from)
         { compare = { before, { prefix = "/pending/", count = view.pending_count } },
           ops = { state.put(key, decision.record) } }
     end
-    local txn, n = admission(kind, request, view, kvs, view.token and view.token.labels)
+    local txn, n = admission(kind, request, view, kvs, decision.via, view.token and view.token.labels)
     if decision.via == "token" then
       table.insert(txn.compare, state.unchanged(kvs.token))
       if view.token.uses then table.insert(txn.ops, state.put(kvs.token.key, token.used(view.token))) end
@@ -439,7 +450,7 @@ function M.approve(id, opts)
     if kind == "existing" then
       txn, n = { compare = {}, ops = { state.delete(kv.key) } }, view.node
     else
-      txn, n = admission(kind, request, view, kvs, opts.labels)
+      txn, n = admission(kind, request, view, kvs, "approval", opts.labels)
     end
     table.insert(txn.compare, state.unchanged(kv))
     return txn, { node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role,

@@ -163,8 +163,8 @@ function M.needs(role)
     return nil, errors.new("conflict", ("this daemon is a worker (`symphonyd %s`): the state is with the managers")
       :format(M.word()), "say it at the control socket of a manager")
   end
-  return nil, errors.new("conflict", "this daemon is a manager, and no worker", "say it at the worker's control socket; "
-    .. "`symphony manager` has the commands of this one")
+  return nil, errors.new("conflict", "this daemon is a manager, and no worker",
+    "say it at the worker's control socket; `symphony manager` has the commands of this one")
 end
 
 -- A folder of one role is of no use to a daemon of the other. true; nil, err.

@@ -7,6 +7,7 @@ local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
 local identity = require "symphony.cluster.identity"
 local ids = require "symphony.cluster.ids"
 local json = require "symphony.json"
@@ -90,7 +91,10 @@ end
 local function run(opts, host, options)
   local doc, p = make(opts, host, options)
   assert(lifecycle.activate(doc, { bootstrap = true, quiet = true }))
-  local result = assert(state.submit(M.first_txn(p), FIRST_WRITE_MS))
+  local txn = M.first_txn(p)
+  events.add(txn, { kind = "node.joined", node = p.node,
+    message = ("manager %s makes the cluster"):format(p.node.name) })
+  local result = assert(state.submit(txn, FIRST_WRITE_MS))
   if result.status ~= "applied" then errors.raise("exists", "there is a cluster in this folder's state already") end
   doc.phase = nil
   assert(identity.become(doc))

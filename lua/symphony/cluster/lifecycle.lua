@@ -49,6 +49,16 @@ local function remember_managers()
   if not ok then log.warn(err.message) end
 end
 
+-- Somebody may have given this manager another name.
+local function remember_name()
+  local me = identity.me
+  local n = me and not me.removed and state.get("/node/" .. me.node_id)
+  if not n or n.name == me.name then return end
+  me.name = n.name
+  local ok, err = identity.save(me)
+  if not ok then log.warn(err.message) end
+end
+
 -- Serving -----------------------------------------------------------------------------------------------------------
 
 local on_gone
@@ -61,6 +71,7 @@ local function on_nodes(_, events)
     end
   end
   remember_managers()
+  remember_name()
   reconcile.wake()
   change:set()
 end
