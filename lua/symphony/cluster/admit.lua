@@ -11,6 +11,7 @@ local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local ids = require "symphony.cluster.ids"
+local keyring = require "symphony.cluster.keyring"
 local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
@@ -299,11 +300,10 @@ end
 
 -- What the joiner gets.
 local function welcome(n, cluster)
-  local gossip = state.get("/secret/gossip")
   return {
     node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role, cluster_id = cluster.id,
     cluster_name = cluster.name, certificate = n.certificate, ca = cluster.ca, addresses = { raft = n.raft_address,
-    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = gossip and gossip.keys or {},
+    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = keyring.keys(state.get(keyring.KEY)),
     managers = members.addresses(assert(state.managers()), assert(raft.status()).leader), dev = cluster.dev or nil,
   }
 end
