@@ -6,6 +6,7 @@ local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
+local keyring = require "symphony.cluster.keyring"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
@@ -44,6 +45,7 @@ function M.cleanup(me, rows, cluster_kv, cluster, next_kv)
       table.insert(txn.ops, state.put(m.kv.key, n))
     end
   end
+  if #removed > 0 then keyring.wanted(txn.ops) end
   return txn, removed
 end
 
