@@ -558,6 +558,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {"sym.http", luaopen_sym_http},
         {"sym.store", luaopen_sym_store},
         {"sym.raft", luaopen_sym_raft},
+        {"sym.gossip", luaopen_sym_gossip},
         {"sym.node", luaopen_sym_node},
         {NULL, NULL},
     };
