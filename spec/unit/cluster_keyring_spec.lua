@@ -158,8 +158,9 @@ describe("the rotation of the gossip key", function()
     clock = clock + 61000
     rotation.turn()
     assert.equal("idle", secret().phase)
-    assert.same({ "node.joined", "gossip_key.started", "gossip_key.late", "gossip_key.late", "gossip_key.rotated" }, kinds())
-    assert.truthy(state.list("/event/")[2].value.message:find("name-0a", 1, true))
+    assert.same({ "node.joined", "gossip_key.started", "gossip_key.late", "gossip_key.late", "gossip_key.rotated" },
+      kinds())
+    assert.truthy(state.list("/event/")[3].value.message:find("name-0a", 1, true))
   end))
 
   it("goes on with the next leader, and only there", leading(function()

@@ -147,7 +147,7 @@ describe("the leader's hand on the status", function()
     see("0w1", "left")
     turns()
     assert.same({ "node.ready", "node.down", "node.ready", "node.left" }, events_of("0w1"))
-    assert.truthy(state.list("/event/")[3].value.message:find("name-0w1 is down", 1, true))
+    assert.truthy(state.list("/event/")[4].value.message:find("name-0w1 is down", 1, true))
   end))
 
   it("calls itself ready, also without anybody to gossip with", leading(function()
