@@ -205,7 +205,7 @@ static void leaving_the_dead(void **state)
     nodes[0].has_left = false;
     gossip_close(nodes[0].g, node_closed, &nodes[0]); /* while it is under way */
     run_until(nodes[0].closed);
-    assert_false(nodes[0].has_left);
+    assert_false(nodes[0].has_left); /* nor later */
 }
 
 static void removed(void **state)
@@ -670,32 +670,34 @@ static int end_all(void **state)
     return 0;
 }
 
+#define TEST(name) cmocka_unit_test_teardown(name, nodes_close_left)
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(addresses),
-        cmocka_unit_test(budgets),
-        cmocka_unit_test(by_join),
-        cmocka_unit_test(by_exchange),
-        cmocka_unit_test(not_believed),
-        cmocka_unit_test(updated),
-        cmocka_unit_test(moved),
-        cmocka_unit_test(death),
-        cmocka_unit_test(reliable_channel),
-        cmocka_unit_test(refuted),
-        cmocka_unit_test(stalled),
-        cmocka_unit_test(leaving),
-        cmocka_unit_test(leaving_the_dead),
-        cmocka_unit_test(removed),
-        cmocka_unit_test(rotation),
-        cmocka_unit_test(bad_input),
-        cmocka_unit_test(flood),
-        cmocka_unit_test(pauses),
-        cmocka_unit_test(too_many_events),
-        cmocka_unit_test(closed_in_callback),
-        cmocka_unit_test(ports),
-        cmocka_unit_test(ipv6),
-        cmocka_unit_test(peers),
+        TEST(addresses),
+        TEST(budgets),
+        TEST(by_join),
+        TEST(by_exchange),
+        TEST(not_believed),
+        TEST(updated),
+        TEST(moved),
+        TEST(death),
+        TEST(reliable_channel),
+        TEST(refuted),
+        TEST(stalled),
+        TEST(leaving),
+        TEST(leaving_the_dead),
+        TEST(removed),
+        TEST(rotation),
+        TEST(bad_input),
+        TEST(flood),
+        TEST(pauses),
+        TEST(too_many_events),
+        TEST(closed_in_callback),
+        TEST(ports),
+        TEST(ipv6),
+        TEST(peers),
     };
     return cmocka_run_group_tests(tests, begin_all, end_all);
 }

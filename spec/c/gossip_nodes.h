@@ -17,6 +17,7 @@ enum { NODES_MAX = 8, EVENT_KINDS = SWIM_DOUBLE + 1 };
 
 struct node {
     struct gossip *g;
+    uv_loop_t *on;
     struct swim_id id;
     struct key *key;
     uint8_t spki[SPKI_LEN];
@@ -115,7 +116,7 @@ static inline int node_try(uv_loop_t *on, unsigned i, const char *bind_addr, con
     struct key *key = n->key;
     uint8_t spki[SPKI_LEN];
     memcpy(spki, n->spki, sizeof spki);
-    *n = (struct node){.id = node_id(i), .key = key, .start = starts};
+    *n = (struct node){.on = on, .id = node_id(i), .key = key, .start = starts};
     memcpy(n->spki, spki, sizeof spki);
     OK(gossip_addr_parse(address, 0, &c.swim.addr));
     c.swim.id = n->id;
@@ -165,6 +166,18 @@ static inline void nodes_close(unsigned count)
             node_close(i);
         }
     }
+}
+
+/* After a test that failed. */
+static inline int nodes_close_left(void **state)
+{
+    (void)state;
+    for (unsigned i = 0; i < NODES_MAX; i++) {
+        if (nodes[i].g != NULL && !nodes[i].closed && nodes[i].on == &loop) {
+            node_close(i);
+        }
+    }
+    return 0;
 }
 
 static inline void on_give_up(uv_timer_t *timer)
