@@ -210,6 +210,18 @@ describe("the leader's hand on the status", function()
     assert.equal(before, fake.revision)
   end))
 
+  it("looks at everybody once gossip has begun", leading(function()
+    add("0w1")
+    status.stop()
+    gossip.there = false
+    status.start()
+    turns()
+    gossip.seen["0w1"] = { node_id = "0w1", state = "alive", age_ms = 0 }
+    gossip.there = true
+    status.turn()
+    assert.equal("ready", record("0w1").status)
+  end))
+
   it("calls down who does not come back from such a restart", leading(function()
     joined("0w1")
     status.stop()
@@ -251,8 +263,10 @@ describe("the leader's hand on the status", function()
     for _ = 1, 5 do turns() end
     assert.equal("down", record("0m2").status)
     fake.apply { ops = { state.delete("/node/" .. n.node_id) } }
-    pass(20)
-    turns()
+    for _ = 1, 12 do
+      pass(1)
+      turns()
+    end
     assert.is_nil(record("0m2"))
   end))
 
