@@ -17,6 +17,7 @@ package.loaded["symphony.cluster.gossip"] = gossip
 local events = {}
 package.loaded["symphony.cluster.events"] = events
 
+local async = require "symphony.async"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
@@ -220,6 +221,43 @@ describe("the rotation of the gossip key", function()
     local text = json.encode(rotation.show())
     for _, key in ipairs(secret().keys) do assert.is_nil(text:find(key.secret, 1, true)) end
     assert.same({ { id = 1, use = true }, { id = 2, use = false } }, { table.unpack(rotation.show().keys) })
+  end))
+
+  it("is asked for and shown on the command line, by way of the leader", leading(function()
+    local execute, router = require "symphony.cli.execute", require "symphony.api.router"
+    router.reset()
+    require("symphony.api.routes_gossip_key").routes(router)
+    fake.answer = function(opts)
+      local req = fake.request(opts.method, opts.path, { body = opts.body, headers = opts.headers })
+      router.dispatch(req)
+      for _ = 1, 100 do
+        if req.status then break end
+        async.sleep(1)
+      end
+      return nil, { status = req.status, body = req.answer }
+    end
+    local function say(...)
+      local out = {}
+      local status = execute.command({ "cluster", "gossip-key", ... }, { out = function(t) out[#out + 1] = t end,
+        err = function(t) out[#out + 1] = t end }, function(err) return err end)
+      assert.equal(0, status, table.concat(out))
+      return table.concat(out)
+    end
+    add("0a", 1, 1)
+    assert.truthy(say("status"):find("All nodes use key 1.", 1, true))
+    assert.truthy(say("rotate"):find("Key 2 is given out.", 1, true))
+    assert.truthy(say("rotate"):find("another one follows", 1, true))
+    local text = say("status")
+    assert.truthy(text:find("Key 2 is given out; it is used when all nodes accept it.\nNot yet: name-0a\n"
+      .. "Another change follows.", 1, true), text)
+    assert.same({ "accept", 2, true }, (function(s) return { s.phase, #s.keys, s.wanted } end)(
+      assert(json.decode(say("status", "--json")))))
+    -- Who may.
+    local req = fake.request("POST", "/v1/gossip-key/rotate", { peer = { tls = true } })
+    router.dispatch(req)
+    async.sleep(1)
+    assert.equal(401, req.status)
+    router.reset()
   end))
 
   it("says when the keys are damaged, and keeps what is there", leading(function()

@@ -216,6 +216,18 @@ describe("the leader's hand on the status", function()
     assert.equal(before, fake.revision)
   end))
 
+  it("looks at everybody once gossip has begun", leading(function()
+    add("0w1")
+    status.stop()
+    gossip.there = false
+    status.start()
+    turns()
+    gossip.seen["0w1"] = { node_id = "0w1", state = "alive", age_ms = 0 }
+    gossip.there = true
+    status.turn()
+    assert.equal("ready", record("0w1").status)
+  end))
+
   it("calls down who does not come back from such a restart", leading(function()
     joined("0w1")
     status.stop()
@@ -234,7 +246,8 @@ describe("the leader's hand on the status", function()
     pass(10)
     for i = 1, 4 do see("0w" .. i, "dead") end
     turns()
-    assert.same({ "node.joined", "node.ready", "leader.suspects_itself" }, events_of(require("symphony.cluster.identity").me.node_id))
+    local own = events_of(require("symphony.cluster.identity").me.node_id)
+    assert.same({ "node.joined", "node.ready", "leader.suspects_itself" }, own)
     for _ = 1, 40 do
       turns()
       assert.equal("ready", record("0w1").status)
@@ -257,8 +270,10 @@ describe("the leader's hand on the status", function()
     for _ = 1, 5 do turns() end
     assert.equal("down", record("0m2").status)
     fake.apply { ops = { state.delete("/node/" .. n.node_id) } }
-    pass(20)
-    turns()
+    for _ = 1, 12 do
+      pass(1)
+      turns()
+    end
     assert.is_nil(record("0m2"))
   end))
 

@@ -309,6 +309,40 @@ describe("a leader to which more than a third seem lost", function()
     assert.equal("down", l.records.w1.status)
   end)
 
+  it("counts them all, also when it looks at them in parts", function()
+    local l = leader()
+    for i = 1, 3000 do l:add(("x%04d"):format(i), "ready") end
+    repeat until l:turn().wait > 0
+    l:pass(10)
+    -- A tenth of them, which no doubt holds up.
+    for i = 1, 3000, 10 do l:see(("x%04d"):format(i), "suspect") end
+    local function go_on_until(condition)
+      for _ = 1, 2000 do
+        for _, id in ipairs(l:turn().probes) do l:answer(id, false) end
+        l:pass(0.05)
+        if condition() then return end
+      end
+      error("it never happens")
+    end
+    go_on_until(function() return l.mem.lost_count == 300 end)
+    for i = 1, 3000, 10 do l:see(("x%04d"):format(i), "dead") end
+    go_on_until(function() return l.records.x2991.status == "down" and l.records.x0001.status == "down" end)
+    assert.is_nil(l.mem.doubt)
+    assert.equal(3008 - 300, l.view.ready)
+    l:pass(60)
+    -- All others at once.
+    for i = 2, 2999 do
+      if i % 10 ~= 1 then
+        l:see(("x%04d"):format(i), "dead")
+        l.links[("x%04d"):format(i)] = { up = false, s = 1 }
+      end
+    end
+    l.mem.running = core.PROBES_MAX
+    go_on_until(function() return l.mem.doubt end)
+    go_on_until(function() return l.mem.lost_count > 2690 end)
+    assert.equal(3008 - 300, l.view.ready)
+  end)
+
   it("does so for those who come one after the other, and not for a single one", function()
     local l = leader()
     lost(l, "w1")

@@ -30,7 +30,7 @@ local wakeup = async.event()
 local task
 local hooked = false
 local gossip_since -- when gossip was first there, in this process
-local lead         -- what is kept while this manager leads: {mem, cache, view, links, resync, wrote, quorum_asked}
+local lead         -- what is kept while this manager leads
 
 -- Of reports that write: a burst of ten, then one every five seconds.
 local limit = limiter.new(10, 5, 4096)
@@ -69,7 +69,8 @@ local function link_of(l, id)
 end
 
 local function begin()
-  local l = { mem = core.new(now()), links = {}, resync = -math.huge, wrote = -math.huge, quorum_asked = -math.huge }
+  local l = { mem = core.new(now()), links = {}, ids = {}, resync = -math.huge, wrote = -math.huge,
+    quorum_asked = -math.huge }
   l.cache = status_cache.new(function(id)
     core.touch(l.mem, id)
     wakeup:set()
@@ -198,11 +199,17 @@ local function sweep(l)
   if #txn.ops > 0 then state.submit(txn) end
 end
 
+-- A part of the nodes every second, all of them within RESYNC_S.
 local function resync(l, at)
-  if at - l.resync < RESYNC_S then return end
+  if at - l.resync < 1 then return end
   l.resync = at
-  for id in pairs(l.cache.nodes) do core.touch(l.mem, id) end
-  sweep(l)
+  local ids = l.ids
+  if #ids == 0 then
+    for id in pairs(l.cache.nodes) do ids[#ids + 1] = id end
+    l.part = math.ceil(#ids / RESYNC_S)
+    sweep(l)
+  end
+  for _ = 1, math.min(l.part, #ids) do core.touch(l.mem, table.remove(ids)) end
 end
 
 -- One look; the seconds until the next.
@@ -210,7 +217,6 @@ local function lead_turn(l, status)
   if not l.cache:load() then return IDLE_MS / 1000 end
   local at = now()
   local stats = gossip.stats()
-  if stats and not gossip_since then gossip_since, l.resync = at, -math.huge end
   note_links(l.links, status.servers, at)
   resync(l, at)
   if lead ~= l then return 0 end
@@ -229,10 +235,17 @@ local function lead_turn(l, status)
   return wait
 end
 
+-- Gossip has begun: what was looked at without it is looked at again.
+local function note_gossip()
+  if gossip_since or not gossip.stats() then return end
+  gossip_since = now()
+  for id in pairs(lead and lead.cache.nodes or {}) do core.touch(lead.mem, id) end
+end
+
 --- One look at the nodes and at most one txn; returns the milliseconds until the next look.
 function M.turn()
   local status = node.started() and raft.status()
-  if gossip_since == nil and gossip.stats() then gossip_since = now() end
+  note_gossip()
   if not status or status.state ~= "leader" or not identity.me then
     forget()
     return IDLE_MS

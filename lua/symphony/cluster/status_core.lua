@@ -32,10 +32,12 @@ M.DOUBT_TOLD_S = 60   -- between two events about it
 M.QUORUM_S = 5        -- a confirmed quorum counts for so long
 M.SAMPLE = 8          -- of the lost nodes are probed again and again meanwhile
 M.HEALTH_BAD = 4      -- of gossip's local health, 0 is best
+M.LOOK_MAX = 512      -- nodes in one look: some milliseconds
 
 --- What a leader remembers. @now: seconds of a clock that only rises.
 function M.new(now)
-  return { began = now, nodes = {}, touched = {}, running = 0, downs = {} }
+  return { began = now, nodes = {}, touched = {}, running = 0, downs = {}, lost = {}, lost_count = 0, cursor = "",
+    round = 0 }
 end
 
 local function node_of(mem, id, now)
@@ -277,6 +279,33 @@ local function sure(mem, plan, view, losses, lost, now)
   return false
 end
 
+-- The nodes to look at now, and whether there are more.
+local function next_ids(mem)
+  local all, out = {}, {}
+  for id in pairs(mem.touched) do all[#all + 1] = id end
+  table.sort(all)
+  if #all <= M.LOOK_MAX then return all, false end
+  local first = 1
+  while all[first] and all[first] <= mem.cursor do first = first + 1 end
+  for i = first, first + M.LOOK_MAX - 1 do out[#out + 1] = all[(i - 1) % #all + 1] end
+  if out[#out] <= mem.cursor then mem.round = mem.round + 1 end
+  mem.cursor = out[#out]
+  return out, true
+end
+
+-- Is it time to believe that a node is lost? When all cannot be looked at at once, how many there are is known only
+-- after a whole round.
+local function counted(mem, n, more)
+  n.lost_round = n.lost_round or mem.round
+  return not more or mem.round >= n.lost_round + 2
+end
+
+local function note_lost(mem, id, lost)
+  lost = lost or nil
+  if mem.lost[id] ~= lost then mem.lost_count = mem.lost_count + (lost and 1 or -1) end
+  mem.lost[id] = lost
+end
+
 local function allowed_at(mem, view, want)
   local grace = want == "ready" and M.READY_GRACE_S or M.GRACE_S
   return math.max(mem.began, view.gossip_since or math.huge) + grace
@@ -295,12 +324,12 @@ end
 --- recorded().
 function M.decide(mem, view, now)
   local plan = { changes = {}, probes = {}, notes = {}, wait = math.huge }
-  local ids, losses, lost = {}, {}, 0
-  for id in pairs(mem.touched) do ids[#ids + 1] = id end
-  table.sort(ids)
+  local ids, more = next_ids(mem)
+  local losses = {}
   local function later(seconds)
     plan.wait = math.min(plan.wait, seconds)
   end
+  if more then later(0) end
   for _, id in ipairs(ids) do
     local node = view.node(id)
     local n = node and node_of(mem, id, now)
@@ -311,11 +340,14 @@ function M.decide(mem, view, now)
       observe(n, view, id, now)
       verdict = judge(mem, plan, id, n, view, view.status(id), now)
     end
-    if verdict.lost then lost = lost + 1 end
+    note_lost(mem, id, verdict.lost)
     local first = verdict.want == "ready" and not view.status(id)
     local early = verdict.want and not first and allowed_at(mem, view, verdict.want) - now or 0
+    if n and not verdict.lost then n.lost_round = nil end
     if early > 0 then
       verdict = { wait = early }
+    elseif verdict.lost and verdict.want and not counted(mem, n, more) then
+      verdict = { wait = 0 }
     elseif verdict.want then
       local list = verdict.lost and losses or plan.changes
       list[#list + 1] = { id = id, status = verdict.want, reason = verdict.reason }
@@ -323,7 +355,7 @@ function M.decide(mem, view, now)
     if verdict.wait then later(verdict.wait) elseif not verdict.want then mem.touched[id] = nil end
   end
   local early = allowed_at(mem, view, "down") > now
-  if early or sure(mem, plan, view, losses, lost, now) then
+  if early or sure(mem, plan, view, losses, mem.lost_count, now) then
     table.move(losses, 1, #losses, #plan.changes + 1, plan.changes)
   else
     later(0.5)
