@@ -366,6 +366,23 @@ describe("the routes of nodes and events", function()
     end
   end))
 
+  it("let others have their turn while a long list is written", cluster(function()
+    local async = require "symphony.async"
+    for i = 1, 500 do add_worker(("0w%024d"):format(i), "w" .. i) end
+    local rows, turns = nodes.list {}, 0
+    local task = async.spawn(function()
+      while true do
+        turns = turns + 1
+        async.sleep(0)
+      end
+    end)
+    local before = turns
+    local req = ask("GET", "/v1/nodes", { unix = true })
+    task:cancel()
+    assert.same({ 200, json.encode(rows) }, { req.status, req.answer })
+    assert.is_true(turns - before >= 8, turns - before) -- four pages, and as much again for the text
+  end))
+
   it("end a stream whose reader may not read any more", cluster(function()
     local async = require "symphony.async"
     local peer = { cn = "r", ou = "reader", expires = fake.now + 10 }
