@@ -287,6 +287,17 @@ describe("the removal of a worker", function()
     assert.equal(3, #keys("/assign/" .. W2))
   end))
 
+  it("of all managers but one at once fits into a txn", function()
+    local rows = {}
+    for i = 1, 32 do
+      rows[i] = { kv = { value = { node_id = "m" .. i, raft_node_id = i, name = "m" .. i, fingerprint = "f" .. i,
+        removing = {} } } }
+    end
+    local txn = require("symphony.cluster.recover").cleanup({ node_id = "m1" }, rows, { key = "/cluster" }, {},
+      { key = "/n", value = "33" })
+    assert.is_true(#txn.ops <= 120, #txn.ops)
+  end)
+
   it("is finished by the leader's loop, and only by a leader's", cluster(function()
     add_worker(W1, "w1")
     assign(W1, 150)
