@@ -30,6 +30,7 @@ struct exchange {
     SLIST_ENTRY(exchange) link;  /* of the pool */
     TAILQ_ENTRY(exchange) order; /* of conn->due */
     struct buf kept;             /* of its answer, until it is its turn */
+    uint64_t began;              /* the clock of the turn in which it was served, ns */
     bool continued;              /* was told to send its body */
     bool given;                  /* a handler has seen it: on_gone is due */
     bool answered;
@@ -58,6 +59,7 @@ struct http_conn {
     struct addr_entry *addr;
     uint64_t sent, stuck_since; /* stream_sent, and since when it stands still */
     bool tls, trusted;          /* see conn_is_trusted */
+    bool opened;                /* with TLS: after the handshake */
     bool queued;                /* in server->turns */
     bool in_handler;
     bool paused;
@@ -91,9 +93,10 @@ struct http_server {
     uv_timer_t sweep, grace;
     unsigned handles;
     struct http_stats stats;
-    unsigned alive; /* connections that are not GONE */
-    size_t held;    /* bytes of bodies of trusted peers, */
-    size_t small;   /* and of all others */
+    uint64_t turn_ns; /* the clock when this turn of the loop served its first request; 0: none yet */
+    unsigned alive;   /* connections that are not GONE */
+    size_t held;      /* bytes of bodies of trusted peers, */
+    size_t small;     /* and of all others */
     SLIST_HEAD(, exchange) pool;
     unsigned n_pool, pool_low; /* spare ones, and the fewest since the last sweep */
     struct addr_counts addrs;
