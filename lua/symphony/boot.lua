@@ -4,6 +4,7 @@ local M = {}
 -- Modules with a function routes(router); those of a part that is not installed are left out.
 local routes = {
   "symphony.api.routes_cluster",
+  "symphony.api.routes_metrics",
   "symphony.cli.runner",
   "symphony.repl.server",
 }
