@@ -189,7 +189,9 @@ scrape_configs:
     end
     local leader, others = t:leader()
     others[1]:crash()
-    local rows = wait_query("the alarm of the voter", assert(rules.SymphonyVoterDown), function(rows) return #rows == 1 end)
+    local rows = wait_query("the alarm of the voter", assert(rules.SymphonyVoterDown), function(found)
+      return #found == 1
+    end)
     assert.equal(leader:remote(), rows[1].labels.instance)
     assert.equal(tostring(leader:member(others[1]).raft_node_id), rows[1].labels.peer)
     wait_query("the alarm of the daemon", assert(rules.SymphonyDaemonDown), function(found)

@@ -9,7 +9,7 @@ local in_label = { ["\\"] = "\\\\", ["\n"] = "\\n", ['"'] = '\\"' }
 
 --- A number as Prometheus reads it back without loss.
 function M.number(v)
-  if math.type(v) == "integer" then return ("%d"):format(v) end
+  if math.type(v) == "integer" then return tostring(v) end
   if v ~= v then return "NaN" end
   if v == math.huge then return "+Inf" end
   if v == -math.huge then return "-Inf" end
@@ -22,8 +22,9 @@ end
 --- name="value" of each label, in the order of the names; "" without any. A value is text of any bytes: what is not
 --- UTF-8 is shown as "?" (the whole answer would be refused for it).
 function M.labels(labels)
+  if not labels then return "" end
   local names = {}
-  for name in pairs(labels or {}) do names[#names + 1] = name end
+  for name in pairs(labels) do names[#names + 1] = name end
   if #names > 1 then table.sort(names) end
   for i, name in ipairs(names) do
     local value = tostring(labels[name])
@@ -33,26 +34,34 @@ function M.labels(labels)
   return table.concat(names, ",")
 end
 
-local function join(a, b)
-  return (a ~= "" and b ~= "") and a .. "," .. b or a .. b
-end
-
 local function braced(text)
   return text == "" and "" or "{" .. text .. "}"
 end
 
+-- Limits as labels; there are few tables of them, and most lines of a scrape are buckets.
+local by_limits = setmetatable({}, { __mode = "k" })
+
+local function le_of(limits)
+  local list = by_limits[limits]
+  if not list then
+    list = {}
+    for i, limit in ipairs(limits) do list[i] = 'le="' .. M.number(limit) .. '"} ' end
+    list[#list + 1] = 'le="+Inf"} '
+    by_limits[limits] = list
+  end
+  return list
+end
+
 -- As Prometheus has it: each bucket counts all up to its limit.
 local function add_histogram(out, name, labels, sample)
-  local total = 0
-  for i, limit in ipairs(sample.limits) do
-    total = total + sample.value[i]
-    local le = join(labels, 'le="' .. M.number(limit) .. '"')
-    out[#out + 1] = name .. "_bucket{" .. le .. "} " .. M.number(total)
+  local total, counts = 0, sample.value
+  local start = name .. "_bucket{" .. labels .. (labels == "" and "" or ",")
+  for i, le in ipairs(le_of(sample.limits)) do
+    total = total + counts[i]
+    out[#out + 1] = start .. le .. total
   end
-  total = total + sample.value[#sample.limits + 1]
-  out[#out + 1] = name .. "_bucket{" .. join(labels, 'le="+Inf"') .. "} " .. M.number(total)
-  out[#out + 1] = name .. "_sum" .. braced(labels) .. " " .. M.number(sample.value.sum)
-  out[#out + 1] = name .. "_count" .. braced(labels) .. " " .. M.number(total)
+  out[#out + 1] = name .. "_sum" .. braced(labels) .. " " .. M.number(counts.sum)
+  out[#out + 1] = name .. "_count" .. braced(labels) .. " " .. total
 end
 
 -- Families of one name, which several sources may have, in one: the format wants their lines together.
