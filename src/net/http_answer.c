@@ -178,8 +178,14 @@ static bool is_last(const struct exchange *x)
 
 static void count(const struct exchange *x, int status)
 {
-    struct http_class *class = &x->conn->server->stats.classes[x->req.class];
-    uint64_t now = uv_hrtime();
+    struct http_server *s = x->conn->server;
+    struct http_class *class = &s->stats.classes[x->req.class];
+    uint64_t now = http_clock(s);
+    if (now == x->began) {
+        /* Answered at once, or the clock is still the one of its beginning: how long it took would not be seen. */
+        s->clock_uses = 0;
+        now = http_clock(s);
+    }
     class->answers[status / 100]++;
     histogram_add(&class->durations, now - x->began);
 }

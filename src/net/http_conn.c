@@ -319,8 +319,7 @@ static void serve(struct http_conn *c)
         enter(c, PHASE_BUSY);
     }
     s->stats.requests++;
-    s->turn_ns = s->turn_ns != 0 ? s->turn_ns : uv_hrtime();
-    x->began = s->turn_ns;
+    x->began = http_clock(s);
     x->given = true;
     c->in_handler = true;
     s->handler(req, s->arg);

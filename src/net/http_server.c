@@ -201,7 +201,7 @@ static void run_turns(struct http_server *s)
 static void on_prepare(uv_prepare_t *prepare)
 {
     struct http_server *s = prepare->data;
-    s->turn_ns = 0;
+    s->clock_uses = 0;
     if (!TAILQ_EMPTY(&s->turns) || uv_is_active((uv_handle_t *)&s->idle)) {
         run_turns(s);
     }
@@ -210,6 +210,7 @@ static void on_prepare(uv_prepare_t *prepare)
 static void on_check(uv_check_t *check)
 {
     struct http_server *s = check->data;
+    s->clock_uses = 0;
     if (!TAILQ_EMPTY(&s->turns)) {
         run_turns(s);
     }
