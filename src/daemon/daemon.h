@@ -7,6 +7,7 @@
 #ifndef SYM_DAEMON_DAEMON_H
 #define SYM_DAEMON_DAEMON_H
 
+#include "daemon/pulse.h"
 #include "lua/vm.h"
 #include "net/http.h"
 #include "raft/node.h"
@@ -45,6 +46,7 @@ struct daemon {
     struct vm_cb on_quit;    /* Lua: the end has been asked for; it says so again when it is ready */
     uv_idle_t pump;          /* active while watches have more to get */
     uv_timer_t deadline;     /* the end of patience when stopping */
+    struct pulse pulse;
     bool stopping;           /* on the way out */
     bool node_stopping;      /* the node is; its parts go one after the other */
     bool quit_waits;         /* for the node's stop */
@@ -91,5 +93,6 @@ void daemon_deliver(struct daemon *d);
 char *daemon_path(const struct daemon *d, const char *name);
 
 int luaopen_sym_node(lua_State *L);
+int luaopen_sym_metrics(lua_State *L);
 
 #endif
