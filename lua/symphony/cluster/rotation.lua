@@ -14,6 +14,7 @@ local M = {}
 
 local IDLE_MS = 1000
 local STEP_MS, STEP_MANY_MS, MANY = 200, 1000, 500 -- between two looks; with many nodes a look is work
+local PAGE = 128
 local NAMED_MAX = 20 -- late nodes that a message names
 
 local wakeup = async.event()
@@ -31,11 +32,26 @@ local function event(txn, kind, message, reason)
   require("symphony.cluster.events").add(txn, { kind = kind, message = message, reason = reason })
 end
 
+-- The ids of all nodes; others have a turn in between.
+local function node_ids()
+  local ids, after, more = {}, nil, true
+  while more do
+    local rows
+    rows, more = state.list_raw("/node/", { limit = PAGE, after = after })
+    if not rows then error(more, 0) end
+    for _, kv in ipairs(rows) do
+      ids[#ids + 1] = kv.key:match("[^/]*$")
+      after = kv.key
+    end
+    if more then async.sleep(0) end
+  end
+  return ids
+end
+
 -- Who has to follow; and how many nodes there are.
 local function followers()
-  local members, ids = {}, {}
+  local members, ids = {}, node_ids()
   for _, m in ipairs(require("symphony.cluster.gossip").members() or {}) do members[m.node_id] = m end
-  for i, kv in ipairs(assert(state.list_raw("/node/"))) do ids[i] = kv.key:match("[^/]*$") end
   return keyring.followers(ids, function(id) return members[id] end,
     function(id) return (state.get("/status/node/" .. id)) end, identity.me.node_id), #ids
 end
