@@ -1,17 +1,21 @@
-local fake = require "spec.unit.fake"
+local fake = require "spec.unit.cluster_fake"
 
 local on_request
 local started = false
-fake.module("node", {
-  on_request = function(fn)
-    on_request = fn
-  end,
-})
+fake.reset()
+package.loaded["sym.node"].on_request = function(fn)
+  on_request = fn
+end
 package.loaded["symphony.api.routes_cluster"] = {
   routes = function(router)
     router.route("GET", "/v1/cluster", {}, function()
       return 200, { there = true }
     end)
+  end,
+}
+package.loaded["symphony.api.routes_metrics"] = {
+  routes = function(router)
+    router.route("GET", "/metrics", {}, function() return 200, "figures" end)
   end,
 }
 package.loaded["symphony.cluster.lifecycle"] = {
@@ -33,6 +37,7 @@ describe("boot", function()
     end
     assert.same({ version = "1.2.3" }, ask("GET", "/v1/version"):json())
     assert.same({ there = true }, ask("GET", "/v1/cluster"):json())
+    assert.equal("figures", ask("GET", "/metrics").answer)
     assert.equal(0, ask("POST", "/v1/command", '{"argv": ["--version"]}'):messages()[2].exit)
     assert.equal("2\n", ask("POST", "/v1/lua", '{"code": "1 + 1"}'):messages()[1].result)
   end)

@@ -7,12 +7,14 @@ local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
 local identity = require "symphony.cluster.identity"
 local ids = require "symphony.cluster.ids"
 local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
@@ -45,6 +47,7 @@ function M.first_txn(p)
     state.put("/node/" .. p.node.node_id, p.node),
     state.put("/name/" .. p.node.name, p.node.node_id),
     state.put("/fingerprint/" .. p.node.fingerprint, p.node.node_id),
+    peers.put(p.node),
     state.put("/secret/ca", { key = p.ca_key }),
     state.put(keyring.KEY, keyring.first(p.gossip_key, p.now)),
   }
@@ -89,7 +92,10 @@ end
 local function run(opts, host, options)
   local doc, p = make(opts, host, options)
   assert(lifecycle.activate(doc, { bootstrap = true, quiet = true }))
-  local result = assert(state.submit(M.first_txn(p), FIRST_WRITE_MS))
+  local txn = M.first_txn(p)
+  events.add(txn, { kind = "node.joined", node = p.node,
+    message = ("manager %s makes the cluster"):format(p.node.name) })
+  local result = assert(state.submit(txn, FIRST_WRITE_MS))
   if result.status ~= "applied" then errors.raise("exists", "there is a cluster in this folder's state already") end
   doc.phase = nil
   assert(identity.become(doc))
@@ -104,7 +110,8 @@ end
 -- @opts: name, cluster_name, token_ttl (seconds or false), dev, advertise (host). Returns the answer of the command and
 -- what its text needs besides; nil, err. It goes on to its end also when who asked for it has gone.
 function M.run(opts)
-  local ok, err = M.allowed(identity.me)
+  local ok, err = identity.needs("manager")
+  if ok then ok, err = M.allowed(identity.me) end
   if ok and opts.name then ok, err = values.check_name(opts.name) end
   if ok and opts.cluster_name then ok, err = values.check_name(opts.cluster_name) end
   if not ok then return nil, err end

@@ -13,8 +13,8 @@ local function invalid(message)
   return nil, errors.new("invalid", message)
 end
 
--- Names in order, none twice; nil, err.
-local function check_services(list)
+--- The services of a worker, hostile: names in order, none twice; nil, err.
+function M.check_services(list)
   if type(list) ~= "table" or rawlen(list) > SERVICES_MAX then
     return invalid(("services is an array of at most %d names"):format(SERVICES_MAX))
   end
@@ -52,7 +52,7 @@ local optional = {
     end
     return v
   end,
-  services = check_services,
+  services = M.check_services,
   addresses = check_addresses,
   trust = function(v)
     if math.type(v) ~= "integer" or v < 0 or v > STARTS_MAX then return invalid("trust is no generation") end
