@@ -62,10 +62,9 @@ local function link_of(l, id)
     local known = l.links[n.raft_node_id]
     return known and { up = known.up, s = now() - known.at }
   end
-  local ms = agents.connected(id)
-  if ms then return { up = true, s = ms / 1000 } end
-  ms = agents.lost(id)
-  return ms and { up = false, s = ms / 1000 } or nil
+  local since, ended = agents.connected(id), agents.lost(id)
+  if since then return { up = true, s = now() - since / 1000 } end
+  return ended and { up = false, s = ended / 1000 } or nil
 end
 
 local function begin()
@@ -93,11 +92,15 @@ end
 -- What follows from it ------------------------------------------------------------------------------------------------
 
 -- Errors that tell something about this manager, not about the node.
-local OWN = { canceled = true, internal = true, out_of_memory = true, busy = true, no_cluster = true, invalid = true }
+local OWN = { canceled = true, internal = true, out_of_memory = true, busy = true, no_cluster = true, invalid = true,
+  not_found = true }
 
 local function probe(l, id)
+  local member, n = gossip.member(id), l.cache.nodes[id]
+  local known = member and member.info and member.info.remote_port
+  local at = not known and n and n.remote_address or nil -- gossip does not know where: the state does
   async.spawn(function()
-    local done, ok, err = pcall(async.with_timeout, PROBE_MS, gossip.probe, id)
+    local done, ok, err = pcall(async.with_timeout, PROBE_MS, gossip.probe, id, at)
     if not done then ok, err = nil, errors.from(ok) end
     local verdict = ok and true or false
     if not ok and OWN[err.code] then verdict = nil end
@@ -216,12 +219,11 @@ end
 local function lead_turn(l, status)
   if not l.cache:load() then return IDLE_MS / 1000 end
   local at = now()
-  local stats = gossip.stats()
   note_links(l.links, status.servers, at)
   resync(l, at)
   if lead ~= l then return 0 end
   local view = l.view
-  view.wall, view.gossip_since, view.health = sys.now(), stats and gossip_since, stats and stats.health or 0
+  view.wall, view.gossip_since, view.health = sys.now(), gossip.started() and gossip_since or nil, gossip.health()
   view.ready = l.cache.ready
   local plan = core.decide(l.mem, view, at)
   for _, id in ipairs(plan.probes) do probe(l, id) end
@@ -237,7 +239,7 @@ end
 
 -- Gossip has begun: what was looked at without it is looked at again.
 local function note_gossip()
-  if gossip_since or not gossip.stats() then return end
+  if gossip_since or not gossip.started() then return end
   gossip_since = now()
   for id in pairs(lead and lead.cache.nodes or {}) do core.touch(lead.mem, id) end
 end
