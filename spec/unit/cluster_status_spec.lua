@@ -307,6 +307,20 @@ describe("the leader's hand on the status", function()
     assert.is_nil(record("0m2"))
   end))
 
+  it("does not say a second time what a report has said, though its watch is late", leading(function()
+    pass(10)
+    local n = add("0w1")
+    local store = require "sym.store"
+    -- A txn that no watch has told of yet.
+    local key = "/status/node/0w1"
+    fake.kvs[key] = { key = key, value = json.encode { status = "ready", since = fake.now }, create_revision = 1,
+      mod_revision = 1 }
+    assert.equal("ready", json.decode(store.get(key).value).status)
+    see(n.node_id, "alive")
+    turns()
+    assert.same({}, events_of("0w1"))
+  end))
+
   it("tries again when others came between", leading(function()
     pass(10)
     add("0w1")

@@ -150,10 +150,16 @@ local function sentence(name, status, reason)
   return ("%s is %s%s"):format(name, status, status == "down" and reason and ": " .. reason or "")
 end
 
--- Adds the change to @txn; the text that says so.
+-- Adds the change to @txn; the text that says so. nil when the state has gone on since it was decided: a report, most
+-- likely, was there before.
 local function add_change(txn, l, change)
   local n, key = l.cache.nodes[change.id], status_cache.STATUS .. change.id
+  local decided = l.cache.status[change.id]
   local record, kv = state.get(key)
+  if (record and record.status) ~= (decided and decided.status) then
+    l.cache:refresh(key)
+    return nil
+  end
   local fresh = {}
   for k, v in pairs(record or {}) do fresh[k] = v end
   local wall = sys.now()
@@ -174,8 +180,12 @@ end
 
 -- Writes what fits into one txn. Seconds until it may be tried again.
 local function write(l, changes)
-  local txn, texts = { compare = {}, ops = {} }, {}
-  for i = 1, math.min(#changes, BATCH) do texts[i] = add_change(txn, l, changes[i]) end
+  local txn, texts, written = { compare = {}, ops = {} }, {}, {}
+  for i = 1, math.min(#changes, BATCH) do
+    local text = add_change(txn, l, changes[i])
+    if text then texts[#texts + 1], written[#written + 1] = text, changes[i] end
+  end
+  if #written == 0 then return 0 end
   l.wrote = now()
   local result, err = state.submit(txn)
   if lead ~= l then return 0 end
@@ -185,9 +195,10 @@ local function write(l, changes)
   end
   if result.status ~= "applied" then return M.GAP_MS / 1000 end
   for i, text in ipairs(texts) do
-    log[changes[i].status == "down" and "warn" or "info"]("status: " .. text)
-    l.cache:refresh(status_cache.STATUS .. changes[i].id)
-    core.recorded(l.mem, changes[i].id, changes[i].status, now())
+    local change = written[i]
+    log[change.status == "down" and "warn" or "info"]("status: " .. text)
+    l.cache:refresh(status_cache.STATUS .. change.id)
+    core.recorded(l.mem, change.id, change.status, now())
   end
   return 0
 end
