@@ -25,7 +25,7 @@ describe("the status of a node", function()
     t:wait_status(w, "ready", m)
     w[1]:crash()
     t:wait_status({ w[1] }, "down", m)
-    local shown = m:json("node", "inspect", w[1].node_id)
+    local shown = m:json("node", "inspect", w[1].node_id)[1]
     assert.truthy(shown.reason:find("gossip", 1, true) and shown.reason:find("probe", 1, true), shown.reason)
     w[1]:start()
     t:wait_status({ w[1] }, "ready", m)

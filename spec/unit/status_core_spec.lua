@@ -187,6 +187,24 @@ describe("the status of a node", function()
     assert.equal("left", l.records.w1.status)
   end)
 
+  it("is not left while it stays connected, though gossip has not heard of its new start", function()
+    local l = leader()
+    l:see("w1", "left")
+    l:turn()
+    assert.equal("left", l.records.w1.status)
+    l.links.w1 = { up = true, s = 5 }
+    for _ = 1, 24 do
+      l:pass(0.5)
+      l.links.w1.s = l.links.w1.s + 0.5
+      l:turn()
+    end
+    assert.equal("ready", l.records.w1.status)
+    l.links.w1 = nil
+    core.touch(l.mem, "w1")
+    l:turn()
+    assert.equal("left", l.records.w1.status)
+  end)
+
   it("is joining until it is heard of, and down after half a minute in vain", function()
     local l = leader()
     l:add("new", nil, "alive")

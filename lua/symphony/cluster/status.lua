@@ -125,10 +125,12 @@ local function record_event(fields)
   end)
 end
 
+local NOTES = { dead = "has found it dead", unknown = "does not hear of it", left = "has heard that it leaves" }
+
 local function say(l, plan)
   for _, note in ipairs(plan.notes) do
     log.info(("status: %s answers a direct probe, though gossip %s: it stays as it is"):format(
-      l.cache:name(note.id), note.verdict == "dead" and "has found it dead" or "does not hear of it"))
+      l.cache:name(note.id), NOTES[note.verdict]))
   end
   if plan.suspects then
     local text = ("%d of %d nodes seem to be lost at once: this leader may be the one that is cut off, and holds back")
@@ -377,7 +379,7 @@ function M.report(n, fields)
   if answer.turned then log.info("status: " .. sentence(n.name, answer.status)) end
   if lead then
     if answer.turned then core.recorded(lead.mem, n.node_id, answer.status, now()) end
-    if r.status == "ready" then core.heard(lead.mem, n.node_id, now()) end
+    if r.status == "ready" and answer.status ~= "left" then core.heard(lead.mem, n.node_id, now()) end
     touch(n.node_id)
   end
   return { status = answer.status }

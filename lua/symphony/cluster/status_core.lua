@@ -159,7 +159,7 @@ end
 local function reason_of(n, lost)
   local text = n.evidence == "unknown"
     and (n.first == n.since and "it has not been heard of since this leader took over" or "it is not heard of any more")
-    or "gossip has found it dead"
+    or n.evidence == "left" and "gossip has last heard that it leaves" or "gossip has found it dead"
   if n.verdict == "failed" then return text .. ", and a direct probe failed" .. (n.why and ": " .. n.why or "") end
   return lost and text .. ", and its connection is lost" or text
 end
@@ -198,11 +198,16 @@ local function judge(mem, plan, id, n, view, record, now)
     ask(mem, plan, id, n, now)
     return { wait = math.max(0.1, n.running and 1 or n.next_probe - now),
       lost = is == "ready" and n.verdict == "failed" }
-  elseif seen == "left" and not (n.heard and n.since <= n.heard) then
-    if is == "left" then return {} end
-    return { want = "left", reason = "it was stopped in order" }
   end
   local link = view.link(id)
+  if seen == "left" and link and link.up and now - n.since > M.LEFT_S then
+    -- It is connected long after that: gossip has not heard of its new start.
+    if is == "ready" then return {} end
+    return rise(n, view, record, now - (link.s or 0), now)
+  elseif seen == "left" and not (n.heard and n.since <= n.heard) then
+    if is == "left" then return link and link.up and { wait = M.LEFT_S } or {} end
+    return { want = "left", reason = "it was stopped in order" }
+  end
   if is == "down" or is == "left" then
     local up = link and link.up and link.s
     if up and up < age(record, view) then return rise(n, view, record, now - up, now) end
