@@ -395,6 +395,13 @@ describe("a node's report", function()
     assert.same({ "node.ready", "node.left", "node.ready" }, events_of("0w1"))
   end))
 
+  it("counts also when the last leader's clock was an hour ahead", leading(function()
+    local n = add("0w1")
+    fake.apply { ops = { state.put("/status/node/0w1", { status = "left", since = fake.now + 3600, starts = 1,
+      instance = "cd" }) } }
+    assert.same({ status = "ready" }, report(n, { starts = 2 }))
+  end))
+
   it("that comes late does not bring back who has left, but a later one does", leading(function()
     local n = add("0w1")
     report(n)
