@@ -60,6 +60,38 @@ describe("the status of a node", function()
     for _, one in ipairs(w) do assert.equal(0, count(events_of(m[2], one.node_id), "node.down"), one.label) end
   end))
 
+  it("is kept of managers, too, also when it was the leader", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    for _, one in ipairs(m) do one.node_id = one:json("manager", "status").node_id end
+    t:wait_status(m, "ready", m[1])
+    local lost = t:leader()
+    lost:crash()
+    local witness = lost == m[1] and m[2] or m[1]
+    t:wait_status({ lost }, "down", witness, 30)
+    lost:start()
+    t:wait_status(m, "ready", witness, 30)
+    for _, one in ipairs(m) do
+      assert.equal(one == lost and 1 or 0, count(events_of(witness, one.node_id), "node.down"), one.label)
+    end
+  end))
+
+  it("is doubted by a leader to which most of them are lost at once, and then believed", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local w = t:join_workers(4, m)
+    t:wait_status(w, "ready", m)
+    local gone = table.move(w, 1, 3, 1, {})
+    for _, one in ipairs(gone) do one:crash() end
+    t:wait_status(gone, "down", m, 60)
+    local kinds, doubted = {}, nil
+    for i, event in ipairs(m:json("events")) do
+      kinds[i] = event.kind
+      if event.kind == "leader.suspects_itself" then doubted = i end
+      assert.is_true(event.kind ~= "node.down" or doubted ~= nil, table.concat(kinds, " "))
+    end
+    assert.truthy(doubted, table.concat(kinds, " "))
+    t:wait_status({ w[4] }, "ready", m)
+  end))
+
   it("is not for a folder that is older than one that has been here", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     local w = t:join_workers(1, m)[1]
