@@ -170,13 +170,21 @@ function M.show()
   return out
 end
 
+local said -- the last complaint: the same again is not worth a line a second
+
+local function complain(err)
+  local text = err.traceback or err.message
+  if err.code ~= "canceled" and text ~= said then log.warn("gossip key: " .. text) end
+  said = text
+end
+
 local function loop()
   local delay = IDLE_MS
   while true do
     wakeup:wait(delay)
     wakeup = async.event()
     local ok, result = xpcall(M.turn, errors.handler)
-    if not ok and result.code ~= "canceled" then log.warn("gossip key: " .. (result.traceback or result.message)) end
+    if ok then said = nil else complain(result) end
     delay = ok and result or IDLE_MS
   end
 end

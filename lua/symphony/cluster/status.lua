@@ -276,13 +276,21 @@ local function hook()
   agents.on_change(touch)
 end
 
+local said -- the last complaint: the same again is not worth a line a second
+
+local function complain(err)
+  local text = err.traceback or err.message
+  if err.code ~= "canceled" and text ~= said then log.error("status: " .. text) end
+  said = text
+end
+
 local function loop()
   local delay = SOON_MS
   while true do
     wakeup:wait(delay)
     wakeup = async.event()
     local ok, result = xpcall(M.turn, errors.handler)
-    if not ok and result.code ~= "canceled" then log.error("status: " .. (result.traceback or result.message)) end
+    if ok then said = nil else complain(result) end
     delay = ok and result or BUSY_MS
   end
 end
