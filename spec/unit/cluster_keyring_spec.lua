@@ -265,6 +265,8 @@ describe("the rotation of the gossip key", function()
     local ok, err = rotation.rotate()
     assert.is_nil(ok)
     assert.equal("corrupt", err.code)
+    assert.has_error(rotation.turn)
+    assert.equal(0, #secret().keys)
   end))
 
   it("is wished for when managers are lost for good", leading(function()

@@ -4,7 +4,7 @@ local fake = require "spec.unit.cluster_fake"
 local gossip = { seen = {}, probes = {}, listeners = {}, answers = {} }
 function gossip.member(id) return gossip.seen[id] end
 function gossip.on_event(fn) gossip.listeners[#gossip.listeners + 1] = fn end
-function gossip.stats() return gossip.there and { health = 0 } or nil end
+function gossip.health() return 0 end
 function gossip.probe(id, at)
   gossip.probes[#gossip.probes + 1] = at and id .. " at " .. at or id
   local answer = gossip.answers[at or id]
@@ -13,7 +13,7 @@ function gossip.probe(id, at)
 end
 function gossip.start() return true end
 function gossip.stop() end
-function gossip.started() return true end
+function gossip.started() return gossip.there end
 function gossip.next_start() return 1 end
 package.loaded["symphony.cluster.gossip"] = gossip
 
@@ -69,7 +69,8 @@ end
 local function record(id) return state.get("/status/node/" .. id) end
 
 local function see(id, what, age)
-  gossip.seen[id] = what and { node_id = id, state = what, age_ms = age or 0 } or nil
+  gossip.seen[id] = what and { node_id = id, state = what, age_ms = age or 0,
+    info = { remote_port = 1 } } or nil
   for _, fn in ipairs(gossip.listeners) do fn("updated", { node_id = id }) end
 end
 
@@ -256,6 +257,35 @@ describe("the leader's hand on the status", function()
     for i = 1, 4 do assert.equal("down", record("0w" .. i).status) end
   end))
 
+  it("asks one that gossip does not know at the address of its record, and takes a new connection for a return",
+    leading(function()
+    local n = joined("0w1")
+    see("0w1", nil)
+    gossip.answers[n.remote_address] = true
+    for _ = 1, 60 do
+      turns()
+      pass(1)
+    end
+    assert.equal("0w1 at 10.0.0.1:1", gossip.probes[1])
+    assert.equal("ready", record("0w1").status)
+    gossip.answers[n.remote_address] = { code = "not_found", message = "says nothing about it" }
+    for _ = 1, 60 do
+      turns()
+      pass(1)
+    end
+    assert.equal("ready", record("0w1").status)
+    gossip.answers[n.remote_address] = nil
+    for _ = 1, 60 do
+      turns()
+      pass(1)
+    end
+    assert.equal("down", record("0w1").status)
+    agents.up["0w1"] = clock
+    agents.changed("0w1", true)
+    for _ = 1, 3 do turns() end
+    assert.equal("ready", record("0w1").status)
+  end))
+
   it("takes raft's word for a manager's connection, and forgets the status of who is gone", leading(function()
     local n = joined("0m2", { role = "manager", raft_node_id = 2 })
     table.insert(fake.status.servers, { id = 2, role = "voter", up = true, address = "h:2" })
@@ -275,6 +305,20 @@ describe("the leader's hand on the status", function()
       turns()
     end
     assert.is_nil(record("0m2"))
+  end))
+
+  it("does not say a second time what a report has said, though its watch is late", leading(function()
+    pass(10)
+    local n = add("0w1")
+    local store = require "sym.store"
+    -- A txn that no watch has told of yet.
+    local key = "/status/node/0w1"
+    fake.kvs[key] = { key = key, value = json.encode { status = "ready", since = fake.now }, create_revision = 1,
+      mod_revision = 1 }
+    assert.equal("ready", json.decode(store.get(key).value).status)
+    see(n.node_id, "alive")
+    turns()
+    assert.same({}, events_of("0w1"))
   end))
 
   it("tries again when others came between", leading(function()
@@ -349,6 +393,24 @@ describe("a node's report", function()
     assert.equal("left", record("0w1").status)
     assert.same({ status = "ready" }, report(n, { starts = 2, instance = "cd" }))
     assert.same({ "node.ready", "node.left", "node.ready" }, events_of("0w1"))
+  end))
+
+  it("counts also when the last leader's clock was an hour ahead", leading(function()
+    local n = add("0w1")
+    fake.apply { ops = { state.put("/status/node/0w1", { status = "left", since = fake.now + 3600, starts = 1,
+      instance = "cd" }) } }
+    assert.same({ status = "ready" }, report(n, { starts = 2 }))
+  end))
+
+  it("that comes late does not bring back who has left, but a later one does", leading(function()
+    local n = add("0w1")
+    report(n)
+    report(n, { status = "left" })
+    pass(1)
+    assert.same({ status = "left" }, report(n))
+    assert.same({ "node.ready", "node.left" }, events_of("0w1"))
+    pass(30)
+    assert.same({ status = "ready" }, report(n))
   end))
 
   it("is refused from an older copy of the folder, and from a second one", leading(function()

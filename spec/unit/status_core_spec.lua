@@ -170,6 +170,18 @@ describe("the status of a node", function()
     assert.equal("ready", l.records.w2.status)
   end)
 
+  it("comes back in time when the last leader's clock was an hour ahead", function()
+    local l = leader()
+    l.records.w1 = { status = "left", since = l.view.wall + 3600 }
+    l.mem = core.new(l.now)
+    core.touch(l.mem, "w1")
+    l:turn()
+    assert.equal("left", l.records.w1.status)
+    l:pass(11)
+    l:turn()
+    assert.equal("ready", l.records.w1.status)
+  end)
+
   it("is not left by a word of before the node's own", function()
     local l = leader()
     l:see("w1", "left")
@@ -183,6 +195,24 @@ describe("the status of a node", function()
     l:turn()
     assert.equal("ready", l.records.w1.status)
     l:see("w1", "left")
+    l:turn()
+    assert.equal("left", l.records.w1.status)
+  end)
+
+  it("is not left while it stays connected, though gossip has not heard of its new start", function()
+    local l = leader()
+    l:see("w1", "left")
+    l:turn()
+    assert.equal("left", l.records.w1.status)
+    l.links.w1 = { up = true, s = 5 }
+    for _ = 1, 24 do
+      l:pass(0.5)
+      l.links.w1.s = l.links.w1.s + 0.5
+      l:turn()
+    end
+    assert.equal("ready", l.records.w1.status)
+    l.links.w1 = nil
+    core.touch(l.mem, "w1")
     l:turn()
     assert.equal("left", l.records.w1.status)
   end)

@@ -14,6 +14,7 @@ local M = {}
 
 local IDLE_MS = 1000
 local STEP_MS, STEP_MANY_MS, MANY = 200, 1000, 500 -- between two looks; with many nodes a look is work
+local PAGE = 128
 local NAMED_MAX = 20 -- late nodes that a message names
 
 local wakeup = async.event()
@@ -31,11 +32,26 @@ local function event(txn, kind, message, reason)
   require("symphony.cluster.events").add(txn, { kind = kind, message = message, reason = reason })
 end
 
+-- The ids of all nodes; others have a turn in between.
+local function node_ids()
+  local ids, after, more = {}, nil, true
+  while more do
+    local rows
+    rows, more = state.list_raw("/node/", { limit = PAGE, after = after })
+    if not rows then error(more, 0) end
+    for _, kv in ipairs(rows) do
+      ids[#ids + 1] = kv.key:match("[^/]*$")
+      after = kv.key
+    end
+    if more then async.sleep(0) end
+  end
+  return ids
+end
+
 -- Who has to follow; and how many nodes there are.
 local function followers()
-  local members, ids = {}, {}
+  local members, ids = {}, node_ids()
   for _, m in ipairs(require("symphony.cluster.gossip").members() or {}) do members[m.node_id] = m end
-  for i, kv in ipairs(assert(state.list_raw("/node/"))) do ids[i] = kv.key:match("[^/]*$") end
   return keyring.followers(ids, function(id) return members[id] end,
     function(id) return (state.get("/status/node/" .. id)) end, identity.me.node_id), #ids
 end
@@ -154,13 +170,21 @@ function M.show()
   return out
 end
 
+local said -- the last complaint: the same again is not worth a line a second
+
+local function complain(err)
+  local text = err.traceback or err.message
+  if err.code ~= "canceled" and text ~= said then log.warn("gossip key: " .. text) end
+  said = text
+end
+
 local function loop()
   local delay = IDLE_MS
   while true do
     wakeup:wait(delay)
     wakeup = async.event()
     local ok, result = xpcall(M.turn, errors.handler)
-    if not ok and result.code ~= "canceled" then log.warn("gossip key: " .. (result.traceback or result.message)) end
+    if ok then said = nil else complain(result) end
     delay = ok and result or IDLE_MS
   end
 end

@@ -62,10 +62,9 @@ local function link_of(l, id)
     local known = l.links[n.raft_node_id]
     return known and { up = known.up, s = now() - known.at }
   end
-  local ms = agents.connected(id)
-  if ms then return { up = true, s = ms / 1000 } end
-  ms = agents.lost(id)
-  return ms and { up = false, s = ms / 1000 } or nil
+  local since, ended = agents.connected(id), agents.lost(id)
+  if since then return { up = true, s = now() - since / 1000 } end
+  return ended and { up = false, s = ended / 1000 } or nil
 end
 
 local function begin()
@@ -93,11 +92,15 @@ end
 -- What follows from it ------------------------------------------------------------------------------------------------
 
 -- Errors that tell something about this manager, not about the node.
-local OWN = { canceled = true, internal = true, out_of_memory = true, busy = true, no_cluster = true, invalid = true }
+local OWN = { canceled = true, internal = true, out_of_memory = true, busy = true, no_cluster = true, invalid = true,
+  not_found = true }
 
 local function probe(l, id)
+  local member, n = gossip.member(id), l.cache.nodes[id]
+  local known = member and member.info and member.info.remote_port
+  local at = not known and n and n.remote_address or nil -- gossip does not know where: the state does
   async.spawn(function()
-    local done, ok, err = pcall(async.with_timeout, PROBE_MS, gossip.probe, id)
+    local done, ok, err = pcall(async.with_timeout, PROBE_MS, gossip.probe, id, at)
     if not done then ok, err = nil, errors.from(ok) end
     local verdict = ok and true or false
     if not ok and OWN[err.code] then verdict = nil end
@@ -122,10 +125,12 @@ local function record_event(fields)
   end)
 end
 
+local NOTES = { dead = "has found it dead", unknown = "does not hear of it", left = "has heard that it leaves" }
+
 local function say(l, plan)
   for _, note in ipairs(plan.notes) do
     log.info(("status: %s answers a direct probe, though gossip %s: it stays as it is"):format(
-      l.cache:name(note.id), note.verdict == "dead" and "has found it dead" or "does not hear of it"))
+      l.cache:name(note.id), NOTES[note.verdict]))
   end
   if plan.suspects then
     local text = ("%d of %d nodes seem to be lost at once: this leader may be the one that is cut off, and holds back")
@@ -147,10 +152,16 @@ local function sentence(name, status, reason)
   return ("%s is %s%s"):format(name, status, status == "down" and reason and ": " .. reason or "")
 end
 
--- Adds the change to @txn; the text that says so.
+-- Adds the change to @txn; the text that says so. nil when the state has gone on since it was decided: a report, most
+-- likely, was there before.
 local function add_change(txn, l, change)
   local n, key = l.cache.nodes[change.id], status_cache.STATUS .. change.id
+  local decided = l.cache.status[change.id]
   local record, kv = state.get(key)
+  if (record and record.status) ~= (decided and decided.status) then
+    l.cache:refresh(key)
+    return nil
+  end
   local fresh = {}
   for k, v in pairs(record or {}) do fresh[k] = v end
   local wall = sys.now()
@@ -171,8 +182,12 @@ end
 
 -- Writes what fits into one txn. Seconds until it may be tried again.
 local function write(l, changes)
-  local txn, texts = { compare = {}, ops = {} }, {}
-  for i = 1, math.min(#changes, BATCH) do texts[i] = add_change(txn, l, changes[i]) end
+  local txn, texts, written = { compare = {}, ops = {} }, {}, {}
+  for i = 1, math.min(#changes, BATCH) do
+    local text = add_change(txn, l, changes[i])
+    if text then texts[#texts + 1], written[#written + 1] = text, changes[i] end
+  end
+  if #written == 0 then return 0 end
   l.wrote = now()
   local result, err = state.submit(txn)
   if lead ~= l then return 0 end
@@ -182,9 +197,10 @@ local function write(l, changes)
   end
   if result.status ~= "applied" then return M.GAP_MS / 1000 end
   for i, text in ipairs(texts) do
-    log[changes[i].status == "down" and "warn" or "info"]("status: " .. text)
-    l.cache:refresh(status_cache.STATUS .. changes[i].id)
-    core.recorded(l.mem, changes[i].id, changes[i].status, now())
+    local change = written[i]
+    log[change.status == "down" and "warn" or "info"]("status: " .. text)
+    l.cache:refresh(status_cache.STATUS .. change.id)
+    core.recorded(l.mem, change.id, change.status, now())
   end
   return 0
 end
@@ -216,12 +232,11 @@ end
 local function lead_turn(l, status)
   if not l.cache:load() then return IDLE_MS / 1000 end
   local at = now()
-  local stats = gossip.stats()
   note_links(l.links, status.servers, at)
   resync(l, at)
   if lead ~= l then return 0 end
   local view = l.view
-  view.wall, view.gossip_since, view.health = sys.now(), stats and gossip_since, stats and stats.health or 0
+  view.wall, view.gossip_since, view.health = sys.now(), gossip.started() and gossip_since or nil, gossip.health()
   view.ready = l.cache.ready
   local plan = core.decide(l.mem, view, at)
   for _, id in ipairs(plan.probes) do probe(l, id) end
@@ -237,7 +252,7 @@ end
 
 -- Gossip has begun: what was looked at without it is looked at again.
 local function note_gossip()
-  if gossip_since or not gossip.stats() then return end
+  if gossip_since or not gossip.started() then return end
   gossip_since = now()
   for id in pairs(lead and lead.cache.nodes or {}) do core.touch(lead.mem, id) end
 end
@@ -261,13 +276,21 @@ local function hook()
   agents.on_change(touch)
 end
 
+local said -- the last complaint: the same again is not worth a line a second
+
+local function complain(err)
+  local text = err.traceback or err.message
+  if err.code ~= "canceled" and text ~= said then log.error("status: " .. text) end
+  said = text
+end
+
 local function loop()
   local delay = SOON_MS
   while true do
     wakeup:wait(delay)
     wakeup = async.event()
     local ok, result = xpcall(M.turn, errors.handler)
-    if not ok and result.code ~= "canceled" then log.error("status: " .. (result.traceback or result.message)) end
+    if ok then said = nil else complain(result) end
     delay = ok and result or BUSY_MS
   end
 end
@@ -364,7 +387,7 @@ function M.report(n, fields)
   if answer.turned then log.info("status: " .. sentence(n.name, answer.status)) end
   if lead then
     if answer.turned then core.recorded(lead.mem, n.node_id, answer.status, now()) end
-    if r.status == "ready" then core.heard(lead.mem, n.node_id, now()) end
+    if r.status == "ready" and answer.status ~= "left" then core.heard(lead.mem, n.node_id, now()) end
     touch(n.node_id)
   end
   return { status = answer.status }

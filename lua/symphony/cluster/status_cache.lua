@@ -12,7 +12,8 @@ M.NODE, M.STATUS = "/node/", "/status/node/"
 local PAGE = 128 -- records decoded before others have a turn
 
 --- @on_change(id): called when something about a node has changed.
----   nodes    id -> {node_id, name, role, raft_node_id, create_revision}      status   id -> its status record
+---   nodes    id -> {node_id, name, role, raft_node_id, remote_address, create_revision}
+---   status   id -> its status record
 ---   ready    how many of the nodes are recorded as ready
 function M.new(on_change)
   return setmetatable({ nodes = {}, status = {}, ready = 0, on_change = on_change }, M)
@@ -33,7 +34,8 @@ function M:refresh(key)
     self.status[id] = type(value) == "table" and value or nil
   elseif key == M.NODE .. id then
     self.nodes[id] = type(value) == "table" and { node_id = id, name = value.name, role = value.role,
-      raft_node_id = value.raft_node_id, create_revision = kv.create_revision } or nil
+      raft_node_id = value.raft_node_id, remote_address = value.remote_address,
+      create_revision = kv.create_revision } or nil
   end
   self.ready = self.ready + is_ready(self, id) - before
   self.on_change(id)

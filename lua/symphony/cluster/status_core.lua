@@ -141,16 +141,15 @@ local function ask(mem, plan, id, n, now)
   return true
 end
 
--- Seconds since @record was written; clocks of managers may differ.
-local function age(record, view)
-  return math.max(0, view.wall - record.since)
+-- Seconds since @record was written; the clock of the manager that did may be ahead of ours.
+local function age(n, record, view, now)
+  return math.max(0, view.wall - record.since, now - n.record_at)
 end
 
 -- Back from down or left, or up for the first time; @since: it is there since then.
 local function rise(n, view, record, since, now)
-  if record and record.status == "left" and not n.gone_seen and age(record, view) < M.LEFT_S then
-    return { wait = M.LEFT_S - age(record, view) }
-  end
+  local early = record and record.status == "left" and not n.gone_seen and M.LEFT_S - age(n, record, view, now) or 0
+  if early > 0 then return { wait = early } end
   local left = record and since + M.hold(record.flaps) - now or 0
   if left > 0 then return { wait = left } end
   return { want = "ready", reason = record and "it is heard of again" or "it has come up" }
@@ -159,7 +158,7 @@ end
 local function reason_of(n, lost)
   local text = n.evidence == "unknown"
     and (n.first == n.since and "it has not been heard of since this leader took over" or "it is not heard of any more")
-    or "gossip has found it dead"
+    or n.evidence == "left" and "gossip has last heard that it leaves" or "gossip has found it dead"
   if n.verdict == "failed" then return text .. ", and a direct probe failed" .. (n.why and ": " .. n.why or "") end
   return lost and text .. ", and its connection is lost" or text
 end
@@ -189,6 +188,7 @@ end
 -- the node is ready in the state and seems to be lost.
 local function judge(mem, plan, id, n, view, record, now)
   local is, seen = record and record.status, n.evidence
+  if record and n.record_since ~= record.since then n.record_since, n.record_at = record.since, now end
   if is == "left" and is_gone(seen) then n.gone_seen = true end
   if seen == "alive" then
     if is == "ready" then return {} end
@@ -198,14 +198,19 @@ local function judge(mem, plan, id, n, view, record, now)
     ask(mem, plan, id, n, now)
     return { wait = math.max(0.1, n.running and 1 or n.next_probe - now),
       lost = is == "ready" and n.verdict == "failed" }
-  elseif seen == "left" and not (n.heard and n.since <= n.heard) then
-    if is == "left" then return {} end
-    return { want = "left", reason = "it was stopped in order" }
   end
   local link = view.link(id)
+  if seen == "left" and link and link.up and now - n.since > M.LEFT_S then
+    -- It is connected long after that: gossip has not heard of its new start.
+    if is == "ready" then return {} end
+    return rise(n, view, record, now - (link.s or 0), now)
+  elseif seen == "left" and not (n.heard and n.since <= n.heard) then
+    if is == "left" then return link and link.up and { wait = M.LEFT_S } or {} end
+    return { want = "left", reason = "it was stopped in order" }
+  end
   if is == "down" or is == "left" then
     local up = link and link.up and link.s
-    if up and up < age(record, view) then return rise(n, view, record, now - up, now) end
+    if up and up < age(n, record, view, now) then return rise(n, view, record, now - up, now) end
     return {}
   elseif seen == "unknown" then
     if link and link.up then return {} end

@@ -146,11 +146,13 @@ end
 local function next_status(record, r, wall)
   if r.status == "left" then return "left", "it was stopped in order" end
   if not record or record.status == "ready" then return "ready" end
-  if core.hold(record.flaps) > 0 and record.status == "down" then
-    return "down", record.reason
-  elseif record.status == "left" and core.hold(record.flaps) > wall - record.since then
+  -- What is on its way out does not come back: a report that was under way, or one about having been called left.
+  local same_process = record.starts == r.starts and record.instance == r.instance
+  if record.status == "left" and same_process and math.abs(wall - record.since) < core.LEFT_S then
     return "left", record.reason
   end
+  local hold = core.hold(record.flaps)
+  if hold > 0 and (record.status == "down" or wall - record.since < hold) then return record.status, record.reason end
   return "ready"
 end
 
