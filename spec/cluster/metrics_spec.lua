@@ -104,6 +104,40 @@ describe("GET /metrics", function()
     end)
   end))
 
+  it("shows a turn of the loop that keeps all others waiting", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local function long()
+      local families = scrape(m)
+      return prometheus.value(families, "symphony_loop_turn_seconds_count") -
+        prometheus.value(families, "symphony_loop_turn_seconds_bucket", { le = "0.1" })
+    end
+    local before = long()
+    local result = m:cli("lua", "-e",
+      "local uv = require 'luv' local till = uv.hrtime() + 120e6 repeat until uv.hrtime() > till return 'spun'")
+    assert.truthy(result.out:find("spun", 1, true), result.out .. result.err)
+    assert.is_true(long() > before)
+  end))
+
+  it("leaves out what a manager has no more when it leaves, and has it again", cluster.scenario(function(t)
+    local m = t:cluster(2)
+    local function nodes()
+      local n = 0
+      for _, sample in ipairs(scrape(m[2]).symphony_nodes.samples) do n = n + sample.value end
+      return n
+    end
+    cluster.wait_for("both nodes", 20, function() return nodes() == 2 end)
+    m[2]:json("manager", "leave")
+    local families = scrape(m[2])
+    for name in pairs(families) do
+      for _, part in ipairs { "raft", "store", "node" } do assert.is_nil(name:match("^symphony_" .. part), name) end
+    end
+    m[2]:json("manager", "join", m[1]:remote(), "--token", t.tokens.manager)
+    cluster.wait_for("both nodes again", 20, function() return nodes() == 2 end)
+    for _, sample in ipairs(scrape(m[2]).symphony_metrics_failures_total.samples) do
+      assert.equal(0, sample.value, sample.labels.source)
+    end
+  end))
+
   it("is for those who may read, over TLS, and needs no quorum", cluster.scenario(function(t)
     local m = t:cluster(3)
     local status, body, ctype = remote(m[1], own(m[2]))
