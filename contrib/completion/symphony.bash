@@ -6,7 +6,7 @@ _symphony() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command='' words='' word i
   COMPREPLY=()
 
-  # The words of the command so far, at most two; those of `help` are another command's.
+  # The words of the command so far, at most three; those of `help` are another command's.
   for ((i = 1; i < COMP_CWORD; i++)); do
     word=${COMP_WORDS[i]}
     case $word in
@@ -16,7 +16,7 @@ _symphony() {
       *)
         case $command in
           '' | help) command=${command:+help }$word ;;
-          manager | token | node | kv | cluster | help\ *) command+=" $word" ;;
+          manager | block | token | node | kv | cluster | 'cluster gossip-key' | help\ *) command+=" $word" ;;
         esac
         ;;
     esac
@@ -26,25 +26,33 @@ _symphony() {
     --socket | --token-file | --file) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
     --role) mapfile -t COMPREPLY < <(compgen -W 'manager worker' -- "$cur"); return ;;
     --timeout | --name | --cluster-name | --token-ttl | --advertise | --token | --ttl | --uses | --label | --cidr) return ;;
+    --label-add | --label-rm | --since | --node) return ;;
+    --availability) mapfile -t COMPREPLY < <(compgen -W 'active pause drain' -- "$cur"); return ;;
+    --kind) mapfile -t COMPREPLY < <(compgen -W 'node node.joined node.ready node.down node.left node.removed node.updated' -- "$cur"); return ;;
     --fingerprint | --if-revision | --limit | --after | --from | --eval | -e) return ;;
   esac
 
   case ${command#help } in
-    '' | help) words='manager token node kv txn cluster lua help version' ;;
+    '' | help) words='manager block token node events kv txn cluster lua help version' ;;
     manager) words='init join members status remove leave transfer recover' ;;
+    block) words='join leave status' ;;
     token) words='create ls rm rotate' ;;
-    node) words='ls pending approve reject' ;;
+    node) words='ls inspect update rm pending approve reject' ;;
     kv) words='put get rm ls watch' ;;
-    cluster) words='backup restore' ;;
+    cluster) words='backup restore gossip-key' ;;
+    'cluster gossip-key') words='rotate status' ;;
   esac
   if [[ $command != help* ]]; then
     case $command in
       'manager init') words='--name --cluster-name --token-ttl --advertise --dev' ;;
-      'manager join') words='--token --token-file --name --advertise' ;;
+      'manager join' | 'block join') words='--token --token-file --name --advertise' ;;
       'manager remove' | 'manager rm') words='--plan --force' ;;
-      'manager leave') words='--force' ;;
+      'manager leave' | 'block leave') words='--force' ;;
       'manager recover') words='--yes' ;;
       'token create' | 'token rotate') words='--role --ttl --uses --label --cidr' ;;
+      'node update') words='--availability --label-add --label-rm --name' ;;
+      'node rm' | 'node remove') words='--force' ;;
+      events) words='--follow --since --node --kind --limit' ;;
       'node approve') words='--fingerprint --name --label' ;;
       'kv put') words='--file --if-revision' ;;
       'kv ls' | 'kv list') words='--limit --after' ;;

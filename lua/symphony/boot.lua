@@ -1,13 +1,15 @@
 --- The daemon's start: routes, commands, and then what this node was when it stopped.
 local M = {}
 
--- Modules with a function routes(router); those of a part that is not installed are left out.
-local routes = {
-  "symphony.api.routes_cluster",
+-- Modules with a function routes(router): of every daemon, and of a manager's.
+local everywhere = {
+  "symphony.api.routes_gossip",
+  "symphony.api.routes_here",
   "symphony.api.routes_metrics",
   "symphony.cli.runner",
   "symphony.repl.server",
 }
+local managers = { "symphony.api.routes_cluster" }
 
 --- Called once by the program. What fails here keeps the daemon from starting; nothing does later.
 function M.main()
@@ -16,13 +18,14 @@ function M.main()
     reader = true } }, function()
     return 200, { version = require("sym.sys").version }
   end)
-  for _, name in ipairs(routes) do
-    require(name).routes(router)
+  local is_manager = require("symphony.cluster.identity").role() == "manager"
+  for _, list in ipairs { everywhere, is_manager and managers or {} } do
+    for _, name in ipairs(list) do require(name).routes(router) end
   end
   require("sym.node").on_request(function(_, req)
     router.dispatch(req)
   end)
-  require("symphony.cluster.lifecycle").start()
+  require(is_manager and "symphony.cluster.lifecycle" or "symphony.cluster.worker").start()
 end
 
 return M

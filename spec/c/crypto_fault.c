@@ -178,6 +178,26 @@ static int describe(void)
     return cert_info(w.node.pem, strlen(w.node.pem), &info);
 }
 
+static int sign_text(void)
+{
+    struct key *k;
+    uint8_t spki[SPKI_LEN], sig[KEY_SIG_MAX];
+    size_t n;
+    int rv = key_share(w.node.key, &k);
+    if (rv != 0) {
+        return rv;
+    }
+    rv = key_public(k, spki);
+    if (rv == 0) {
+        rv = key_sign(k, "abc", 3, sig, &n);
+    }
+    if (rv == 0) {
+        rv = spki_verify(spki, sizeof spki, "abc", 3, sig, n);
+    }
+    key_free(k);
+    return rv;
+}
+
 static int issuer(void)
 {
     return cert_check_issuer(w.node.pem, strlen(w.node.pem), w.ca.pem, strlen(w.ca.pem));
@@ -273,6 +293,7 @@ static void allocations(void **state)
     allocations_fail("cert_new_ca", new_ca);
     allocations_fail("cert_sign", sign);
     allocations_fail("cert_info", describe);
+    allocations_fail("key_sign", sign_text);
     allocations_fail("cert_check_issuer", issuer);
     allocations_fail("cert_check_key", of_key);
     allocations_fail("tls_ctx_new", context);

@@ -127,6 +127,30 @@ static void certificates(void **state)
         "assert(not pcall(key.pem, key) and again:pem())\n");
 }
 
+static void signatures(void **state)
+{
+    (void)state;
+    run("local function fails(code, v, err) assert(v == nil and err.code == code, err and err.message) end\n"
+        "local key, other = crypto.key_generate(), crypto.key_generate()\n"
+        "local public = key:public()\n"
+        "assert(#public == 91 and public ~= other:public())\n"
+        "assert(crypto.hex(crypto.sha256(public)) == key:fingerprint())\n"
+        "local ca = crypto.ca_new(key, 'c', 1, 2)\n"
+        "assert(crypto.cert_info(ca).public == public)\n"
+        "local sig = key:sign('text')\n"
+        "assert(#sig <= 72 and crypto.verify(public, 'text', sig) == true)\n"
+        "assert(crypto.verify(public, '', key:sign('')) == true)\n"
+        "fails('unauthenticated', crypto.verify(public, 'Text', sig))\n"
+        "fails('unauthenticated', crypto.verify(public, 'text', sig .. 'x'))\n"
+        "fails('unauthenticated', crypto.verify(other:public(), 'text', sig))\n"
+        "fails('invalid', crypto.verify('', 'text', sig)) fails('invalid', crypto.verify(public .. '\\0', "
+        "'text', "
+        "sig))\n"
+        "key:close()\n"
+        "assert(not pcall(key.sign, key, 'x') and not pcall(key.public, key))\n"
+        "assert(not pcall(other.sign, other) and not pcall(crypto.verify, public, 'text'))\n");
+}
+
 static void misuse_raises(void **state)
 {
     (void)state;
@@ -159,6 +183,8 @@ static const char all_of_it[] =
     "local cert = csr and ca and crypto.cert_sign(key, ca, csr, {cn = 'a', ou = 'b', o = 'c', not_before = 1,"
     "  not_after = 2})\n"
     "local info = cert and crypto.cert_info(cert)\n"
+    "local sig = info and key:sign('x')\n"
+    "info = sig and crypto.verify(key:public(), 'x', sig) and info\n"
     "return info and crypto.base64(crypto.random(2000)) and crypto.unhex(crypto.hex(info.cn)) == 'a'";
 
 /* Lua without memory, at each of its allocations in turn: an error, and nothing left behind (ASan). */
@@ -187,6 +213,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(texts),
         cmocka_unit_test(certificates),
+        cmocka_unit_test(signatures),
         cmocka_unit_test(misuse_raises),
         cmocka_unit_test(lua_out_of_memory),
     };

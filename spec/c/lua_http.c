@@ -320,6 +320,7 @@ static void over_tls(void **state)
     script(
         T "serve(t(function(_, req)\n"
           "  local p = req.peer\n"
+          "  if p.cn then same(p.expires - os.time() > 0, true) same(math.type(p.expires), 'integer') end\n"
           "  req:respond(200, ('%s %s %s %s %s'):format(p.tls, p.cn, p.ou, p.expired, p.fingerprint))\n"
           "end))\n"
           "local full = {ca = ca_pem, cert = client_pem, key = client_key}\n"

@@ -1,6 +1,7 @@
 -- The HTTP API of docs/api.md at both doors, with every kind of client: what it answers, what it refuses, what it
 -- survives; and the life of the daemon around it.
 local uv = require "luv"
+local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
 local http = require "spec.support.http"
 local json = require "spec.support.json"
@@ -9,30 +10,8 @@ local proc = require "spec.support.proc"
 
 -- Clients -----------------------------------------------------------------------------------------------------------
 
--- A certificate of our cluster's CA for a new key, or for the key @of; the daemon signs it with what its state holds.
--- @spec: cn, ou, from and to (seconds from now). Returns curl's words for it.
-local SIGN = [[
-local crypto, store, json = require "sym.crypto", require "sym.store", require "symphony.json"
-local ca = json.decode(store.get("/cluster").value)
-local ca_key = crypto.key_load(json.decode(store.get("/secret/ca").value).key)
-local key = crypto.key_generate()
-return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = %q, ou = %q, o = ca.id,
-  not_before = os.time() + %d, not_after = os.time() + %d }) }]]
-
--- The value of a piece of code in the daemon.
-local function evaluate(m, code)
-  local result = m:cli("--json", "lua", "-e", code)
-  assert.equal(0, result.code, result.out .. result.err)
-  return assert(json.decode(result.out:match("^[^\n]*")))
-end
-
-local function certificate(t, m, spec)
-  local made = evaluate(m, SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000))
-  local base = ("%s/%s-%d"):format(t.root, spec.ou, uv.hrtime())
-  proc.write_file(base .. ".key", made.key)
-  proc.write_file(base .. ".crt", made.cert)
-  return { "--cert", base .. ".crt", "--key", base .. ".key" }
-end
+local evaluate, certificate, own, secure = clients.evaluate, clients.certificate, clients.own, clients.secure
+local refused, watch, wait_lines = clients.refused, clients.watch, clients.wait_lines
 
 -- A certificate for the key of the manager @m itself, signed as its own is, that has expired: curl's words for it, and
 -- a request for a new one.
@@ -52,47 +31,6 @@ local function expired(t, m)
   return { "--cert", file, "--key", key }, made.csr
 end
 
--- The manager's own certificate, as a client.
-local function own(m)
-  return { "--cert", m.dir .. "/tls/node.crt", "--key", m.dir .. "/tls/node.key" }
-end
-
--- curl's command line for a request to @m's remote port, whose certificate is checked for the manager's name.
-local function curl(m, who, ...)
-  local name = json.decode(proc.read_file(m.dir .. "/key.json")).node_id
-  local argv = { "curl", "-sS", "-N", "--cacert", m.dir .. "/tls/ca.crt", "--connect-to",
-    ("%s::%s:"):format(name, m.address) }
-  for _, words in ipairs { who or {}, { ... } } do table.move(words, 1, #words, #argv + 1, argv) end
-  return argv, ("https://%s:%d"):format(name, m.remote_port)
-end
-
-local function parse(text)
-  local head, body
-  repeat
-    head, body = text:match("^(HTTP/1%.[01] %d%d%d.-\r\n)\r\n(.*)$")
-    text = body or ""
-  until not head or not head:match("^HTTP/1%.[01] 100")
-  if not head then return nil, "no answer" end
-  local headers = {}
-  for name, value in head:gmatch("\r\n([^:\r\n]+):[ \t]*([^\r\n]*)") do headers[name:lower()] = value end
-  return { status = tonumber(head:match("^HTTP/1%.[01] (%d+)")), headers = headers, body = body,
-    json = json.decode(body) }
-end
-
--- One request over TLS with the words @who; the answer as http.call has it, or nil, what curl says.
-local function secure(m, who, method, target, body, headers)
-  local argv, url = curl(m, who, "--max-time", tostring(20 * cluster.patience), "-i", "--path-as-is")
-  argv[#argv + 1] = url .. target
-  local words = method == "HEAD" and { "-I" } or { "-X", method }
-  for line in (headers or ""):gmatch("[^\r\n]+") do table.move({ "-H", line }, 1, 2, #words + 1, words) end
-  if body then table.move({ "--data-binary", "@-" }, 1, 2, #words + 1, words) end
-  table.move(words, 1, #words, #argv + 1, argv)
-  local result = proc.run(argv, { stdin = body, timeout = 30 * cluster.patience })
-  local answer, err = parse(result.out)
-  if not answer or result.code ~= 0 then return nil, result.code .. " " .. result.err .. (err or "") end
-  return answer
-end
-
 -- Both doors, as functions (method, target, body, headers) -> answer.
 local function doors(m)
   return {
@@ -103,37 +41,6 @@ local function doors(m)
       return assert(secure(m, own(m), method, target, body, headers))
     end,
   }
-end
-
-local function refused(answer, status, code)
-  assert.equal(status, answer.status, answer.body)
-  assert.is_table(answer.json, answer.body)
-  assert.equal(code, answer.json.error.code, answer.body)
-  assert.is_true(#answer.json.error.message > 5, answer.body)
-end
-
--- A watch through curl: lines() gives the decoded lines so far.
-local function watch(m, who, target)
-  local argv, url = curl(m, who)
-  argv[#argv + 1] = url .. target
-  local call = proc.begin(argv)
-  function call.lines()
-    local list, from = {}, 1
-    while true do
-      local stop = call.out:find("\n", from, true) -- a pattern takes for ever on a long line that has not ended
-      if not stop then return list end
-      local line = call.out:sub(from, stop - 1)
-      list[#list + 1] = assert(json.decode(line), line)
-      from = stop + 1
-    end
-  end
-  return call
-end
-
-local function wait_lines(w, n)
-  return cluster.wait_for(n .. " lines of a watch", 10, function()
-    return #w.lines() >= n and w.lines(), w.out .. w.err
-  end)
 end
 
 local connection = {}

@@ -1,6 +1,6 @@
-local client = require "symphony.cli.client"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
+local stream = require "symphony.lines"
 local remote = require "symphony.cluster.remote"
 
 -- The error in an answer is one that can be shown and passed on, whatever the other side put into it.
@@ -20,7 +20,7 @@ end
 
 local function lines(text, piece)
   local got = {}
-  local take = client.lines(function(message) got[#got + 1] = json.encode(message) end)
+  local take = stream.of(function(message) got[#got + 1] = json.encode(message) end)
   for at = 1, #text, piece do take(text:sub(at, at + piece - 1)) end
   return table.concat(got, "\n")
 end

@@ -1,8 +1,9 @@
--- Managers as real processes on loopback, in folders of their own.
+-- Managers and workers as real processes on loopback, in folders of their own.
 --
 --   it("does something", cluster.scenario(function(t)
 --     local m = t:cluster(3)
 --     m[1]:json("kv", "put", "a", "b")
+--     local w = t:join_workers(2, m[1])
 --   end))
 --
 -- At the end of a scenario every daemon that still runs gets SIGTERM and must exit 0; whatever happens, nothing of
@@ -40,16 +41,18 @@ function M.cli(socket, ...)
   return result
 end
 
-local manager = {}
+local manager = {} -- and workers
 manager.__index = manager
 
 -- The command line that starts it, without what :start adds.
 function manager:command()
-  return {
-    M.symphonyd, "manager", "--config-dir", self.dir, "--listen-raft-port", tostring(self.raft_port),
+  local argv = {
+    M.symphonyd, self.kind, "--config-dir", self.dir,
     "--listen-remote-port", tostring(self.remote_port), "--listen-gossip-port", tostring(self.gossip_port),
     "--advertise-addr", self.address, "--bind-addr", self.address, "--log-format", "text",
   }
+  if self.raft_port then table.move({ "--listen-raft-port", tostring(self.raft_port) }, 1, 2, #argv + 1, argv) end
+  return argv
 end
 
 -- Starts the daemon and waits until its control socket answers.
@@ -155,19 +158,67 @@ function scope:folder(name)
   return path
 end
 
--- A manager that is not started. options: dir, its config folder; address; prefix, words before its command line.
-function scope:manager(options)
+local function daemon(self, list, kind, options)
   options = options or {}
-  local n = #self.managers + 1
+  local n = #list + 1
+  local label = ("%s-%02d"):format(kind == "manager" and kind or "worker", n)
   local m = setmetatable({
-    label = ("manager-%02d"):format(n), dir = options.dir or ("%s/manager-%02d"):format(self.root, n),
-    log_path = ("%s/manager-%02d.log"):format(self.root, n), address = options.address or "127.0.0.1",
-    prefix = options.prefix or {}, raft_port = proc.free_port(), remote_port = proc.free_port(),
-    gossip_port = proc.free_port(),
+    label = label, kind = kind, dir = options.dir or ("%s/%s"):format(self.root, label),
+    log_path = ("%s/%s.log"):format(self.root, label), address = options.address or "127.0.0.1",
+    prefix = options.prefix or {}, raft_port = kind == "manager" and proc.free_port() or nil,
+    remote_port = proc.free_port(), gossip_port = proc.free_port(),
   }, manager)
   m.socket = m.dir .. "/control.sock"
-  self.managers[n] = m
+  list[n] = m
   return m
+end
+
+-- A manager that is not started. options: dir, its config folder; address; prefix, words before its command line.
+function scope:manager(options)
+  return daemon(self, self.managers, "manager", options)
+end
+
+-- The same for a worker.
+function scope:worker(options)
+  return daemon(self, self.workers, "block", options)
+end
+
+-- @n started workers, joined by way of manager @m. options: make(i), as for :cluster; flags.
+function scope:join_workers(n, m, options)
+  options = options or {}
+  local list = {}
+  for i = 1, n do
+    list[i] = (options.make and options.make(i) or self:worker()):start(table.unpack(options.flags or {}))
+    local joined = list[i]:json("block", "join", m:remote(), "--token", self.tokens.worker)
+    list[i].node_id, list[i].name = joined.node_id, joined.name
+  end
+  return list
+end
+
+-- The rows of `node ls` as manager @m shows them, by node id.
+function scope:nodes(m)
+  local rows = {}
+  for _, row in ipairs(m:json("node", "ls")) do rows[row.node_id] = row end
+  return rows
+end
+
+-- Waits until manager @m calls every one of @list, workers that have joined, @status.
+function scope:wait_status(list, status, m, seconds)
+  return M.wait_for(("%d nodes to be %s"):format(#list, status), seconds or 20, function()
+    local rows, wrong = self:nodes(m), {}
+    for _, w in ipairs(list) do
+      local row = rows[w.node_id]
+      if not row or row.status ~= status then
+        wrong[#wrong + 1] = ("%s is %s"):format(w.label, row and row.status or "unknown")
+      end
+    end
+    return #wrong == 0 and rows, table.concat(wrong, ", ")
+  end)
+end
+
+local function all(self)
+  local list = table.move(self.managers, 1, #self.managers, 1, {})
+  return table.move(self.workers, 1, #self.workers, #list + 1, list)
 end
 
 -- @n started managers, joined, each a voter where the count allows it. options: flags for every daemon; make(i),
@@ -234,13 +285,13 @@ end
 
 function scope:close(check)
   local complaints = {}
-  for _, m in ipairs(self.managers) do
+  for _, m in ipairs(all(self)) do
     if m:is_running() then
       if m.paused then m:kill("sigcont") end
       m:kill(check and "sigterm" or "sigkill")
     end
   end
-  for _, m in ipairs(self.managers) do
+  for _, m in ipairs(all(self)) do
     if m.process then
       local ending = m:is_running()
       local code, signal = m.process:wait(15 * M.patience)
@@ -256,7 +307,7 @@ function scope:close(check)
 end
 
 function scope:show_logs()
-  for _, m in ipairs(self.managers) do
+  for _, m in ipairs(all(self)) do
     io.stderr:write(("--- the end of %s's log\n%s\n"):format(m.label, m:log_tail(40)))
   end
 end
@@ -264,7 +315,7 @@ end
 -- Wraps a test body for busted's `it`.
 function M.scenario(body)
   return function()
-    local t = setmetatable({ root = proc.temp_folder(), managers = {} }, scope)
+    local t = setmetatable({ root = proc.temp_folder(), managers = {}, workers = {} }, scope)
     local ok, err = xpcall(function()
       body(t)
       proc.check_callbacks()

@@ -1,12 +1,11 @@
-local fake = require "spec.unit.fake"
+local fake = require "spec.unit.cluster_fake"
 
 local on_request
 local started = false
-fake.module("node", {
-  on_request = function(fn)
-    on_request = fn
-  end,
-})
+fake.reset()
+package.loaded["sym.node"].on_request = function(fn)
+  on_request = fn
+end
 package.loaded["symphony.api.routes_cluster"] = {
   routes = function(router)
     router.route("GET", "/v1/cluster", {}, function()

@@ -120,7 +120,7 @@ describe("the client", function()
 
   it("takes streams apart, however they are cut", function()
     local seen = {}
-    local feed = client.lines(function(message)
+    local feed = require("symphony.lines").of(function(message)
       seen[#seen + 1] = message.n
     end)
     local text = '{"n":1}\n\n{"n":2}\nnot json\n7\n{"n":3}\n{"n":'

@@ -192,10 +192,14 @@ describe("admit.serve", function()
 
   it("stamps the token's labels on the node, and gives a worker no raft id", with_cluster(plain, function()
     local labelled = assert(tokens.create { role = "worker", ttl = 100, labels = { zone = "a" } }).token
-    local _, w = ask("j1", { token = labelled, role = "worker", addresses = {} })
+    local _, w = ask("j1", { token = labelled, role = "worker", services = { "block" },
+      addresses = { remote = "10.0.0.7:1", gossip = "10.0.0.7:2" } })
     assert.is_nil(w.raft_node_id)
+    assert.same({ "block" }, state.get("/node/" .. w.node_id).services)
+    assert.same({ key = crypto.base64(crypto.cert_info(w.certificate).public), role = "worker" },
+      state.get("/peer/" .. w.node_id))
     assert.same({ zone = "a" }, state.get("/node/" .. w.node_id).labels)
-    assert.is_false(crypto.cert_info(w.certificate).is_server)
+    assert.is_nil(state.get("/node/" .. w.node_id).raft_address)
     assert.is_nil(crypto.cert_info(w.certificate).raft_id)
   end))
 

@@ -54,6 +54,7 @@ end
 
 local function run(opts, side)
   local said = {}
+  opts.word = opts.word or "manager"
   if side then
     local real = package.loaded["sym.node"].start
     package.loaded["sym.node"].start = function(o)

@@ -216,6 +216,33 @@ describe("values", function()
     assert.equal("in 1h 1m", values.format_expiry(3660, 0))
     assert.equal("expired 59s ago", values.format_expiry(0, 59))
     assert.equal("in 3d", values.format_expiry(3 * 86400, 0))
+    assert.equal("0s", values.format_span(-5))
+    assert.equal("59s", values.format_span(59.9))
+    assert.equal("47h 59m", values.format_span(2 * 86400 - 1))
+  end)
+
+  it("reads and shows times of UTC", function()
+    local now = 1700000000
+    for text, at in pairs {
+      ["@5"] = 5, ["15m"] = now - 900, ["60"] = now - 60, ["2d"] = now - 2 * 86400, ["1970-01-01"] = 0,
+      ["2000-02-29"] = 951782400, ["2000-03-01"] = 951868800,
+      ["2023-11-14 22:13:20"] = now, ["2023-11-14T22:13:20Z"] = now,
+      ["2023-11-14 22:13"] = now - 20, ["2023-11-14T22:13Z"] = now - 20, ["2100-03-01"] = 4107542400,
+      ["2026-12-31 23:59:59"] = 1798761599,
+    } do
+      local got, err = values.parse_since(text, now)
+      assert.equal(at, got, text .. ": " .. tostring(err))
+      assert.equal("integer", math.type(got))
+    end
+    assert.equal("2023-11-14 22:13:20", values.format_time(now + 0.9))
+    assert.equal(now, values.parse_since(values.format_time(now), 0))
+    for _, text in ipairs { "", "soon", "never", "0", "-5m", "@", "@x", "@9999999999999", "2023-02-29", "2100-02-29",
+      "2023-00-10", "2023-13-01", "2023-01-00", "2023-01-32", "1969-12-31", "2023-01-01 24:00", "2023-01-01 10:60",
+      "2023-01-01 10:00:60", "2023-01-01 10", "2023-01-01 10:00:00x", "2023-01-01Z", "2023-1-1", ("9"):rep(5000) } do
+      local got, err = values.parse_since(text, now)
+      assert.is_nil(got, text)
+      assert.equal("invalid", err.code)
+    end
   end)
 end)
 

@@ -7,7 +7,7 @@ local parser = require "symphony.cli.parser"
 local reconcile = require "symphony.cluster.reconcile"
 local state = require "symphony.cluster.state"
 
-local OURS = { "manager", "token", "node", "kv", "txn", "cluster" }
+local OURS = { "manager", "token", "node", "events", "kv", "txn", "cluster" }
 
 -- Runs a command in this process: status, out, err.
 local function run(argv, more)
@@ -110,7 +110,7 @@ describe("manager", function()
     local status, out = run { "manager", "init", "--dev" }
     assert.equal(0, status)
     assert.truthy(out:find("symphony manager join 127.0.0.1:27242 --token SYMTKN-1-", 1, true))
-    assert.truthy(out:find("\n  SYMTKN-1-", 1, true))
+    assert.truthy(out:find("symphony block join 127.0.0.1:27242 --token SYMTKN-1-", 1, true))
     assert.truthy(out:find("DEVELOPMENT MODE", 1, true))
   end))
 
@@ -289,6 +289,98 @@ describe("token and node", function()
     local nodes = json_of { "node", "ls" }
     assert.equal(2, #nodes)
     assert.is_nil(nodes[1].certificate)
+  end))
+
+  local WORKER = { node_id = "0worker1vvvvvvvvvvvvvvvvvv", name = "w1", role = "worker", services = { "block" },
+    fingerprint = "f", remote_address = "h:1", labels = { zone = "a" }, availability = "drain", version = "1.2",
+    joined = 1600000000, certificate_expires = 1700090000 }
+
+  local function with_worker(fn)
+    return fake.task(function()
+      fake.make { name = "first" }
+      reconcile.stop()
+      fake.apply { ops = { state.put("/node/" .. WORKER.node_id, WORKER), state.put("/name/w1", WORKER.node_id),
+        state.put("/status/node/" .. WORKER.node_id, { status = "down", since = fake.now - 100,
+          reason = "no\27 answer" }),
+        state.put("/assign/" .. WORKER.node_id .. "/volume/v", "1") } }
+      fn()
+    end)
+  end
+
+  it("ls and inspect show nodes for people and for programs", with_worker(function()
+    local out = select(2, run { "node", "ls" })
+    assert.truthy(out:find("\n0worker1%w* +w1 +worker: block +down for 1m +drain +1.2 +h:1 +in 25h 0m\n"), out)
+    assert.truthy(out:find("first +manager: voter, leader +ready +active"), out)
+    local rows = json_of { "node", "ls" }
+    local row = rows[1].name == "w1" and rows[1] or rows[2]
+    for _, field in ipairs { "node_id", "name", "role", "services", "status", "since", "availability", "labels",
+      "addresses", "version", "certificate_expires" } do
+      assert.not_nil(row[field], field)
+    end
+    out = select(2, run { "node", "inspect", "w1" })
+    for _, line in ipairs { "name          w1", "role          worker: block", "status        down for 1m",
+      "reason        no\\x1b answer", "labels        zone=a", "assignments   1", "remote address h:1",
+      "joined        2020-09-13 12:26:40 UTC" } do
+      assert.truthy(out:find(line .. "\n", 1, true), line .. "\n" .. out)
+    end
+    local shown = json_of { "node", "inspect", "w1", "first" }
+    assert.same({ "w1", 1, {} }, { shown[1].name, shown[1].assignments, shown[1].events })
+    assert.equal("node.joined", shown[2].events[1].kind)
+    fails("not_found", { "node", "inspect", "w1", "nobody" })
+    fails("usage", { "node", "inspect" })
+  end))
+
+  it("update and rm ask the leader, and say what became of it", with_worker(function()
+    local nodes, sent = require "symphony.cluster.nodes", 0
+    fake.answer = function(opts)
+      sent = sent + 1
+      local ok, answer
+      if opts.method == "PATCH" then
+        ok, answer = pcall(nodes.serve_update, opts.path:match("[^/]*$"), json.decode(opts.body))
+      else
+        local force = opts.path:find("?force=true", 1, true)
+        ok, answer = pcall(nodes.serve_remove, opts.path:match("nodes/([^?]*)"), { force = force ~= nil })
+      end
+      return nil, { status = ok and 200 or errors.http_status(answer), body = json.encode(ok and answer or
+        errors.body(answer)) }
+    end
+    local _, out = run { "node", "update", "w1", "--availability", "active", "--label-add", "a=b", "--label-rm", "zone",
+      "--name", "w2" }
+    assert.equal("w2: w1 is called w2 now; availability active, was drain; label a=b; no label zone.\n", out)
+    _, out = run { "node", "update", "w2", "--name", "w2" }
+    assert.equal("w2 is so already.\n", out)
+    assert.equal(2, sent)
+    fails("usage", { "node", "update", "w2" })
+    fails("usage", { "node", "update", "w2", "--label-add", "a=b", "--label-rm", "a" })
+    fails("usage", { "node", "update", "w2", "--availability", "off" })
+    fails("invalid", { "node", "update", "w2", "--label-add", "a" })
+    fails("invalid", { "node", "update", "w2", "--name", "17" })
+    fails("not_found", { "node", "rm", "nobody" })
+    assert.equal(2, sent)
+    assert.truthy(fails("conflict", { "node", "rm", "w2" }).message:find("1 assignment$"))
+    _, out = run { "node", "rm", WORKER.node_id:sub(1, 7), "--force" }
+    assert.equal(("worker w2 (%s) is removed. What it had to do (1) is forgotten.\n"):format(WORKER.node_id), out)
+  end))
+end)
+
+describe("events", function()
+  before_each(function() fake.reset() end)
+
+  it("are shown with what led to them", fake.task(function()
+    fake.make { name = "first" }
+    local events = require "symphony.cluster.events"
+    assert(events.record { kind = "node.down", message = "w1 is down", reason = "no answer",
+      node = { node_id = "0w", name = "w1" } })
+    assert(events.record { kind = "node.down", message = "w1 is down: no answer", reason = "no answer" })
+    assert(events.record { kind = "node.down", message = "bad\nline" })
+    assert(events.record { kind = "node.down", reason = "no answer" })
+    local _, out = run { "events", "--kind", "node.down" }
+    local lines = {}
+    for line in out:gmatch("([^\n]*)\n") do lines[#lines + 1] = line end
+    assert.same({ "2023-11-14 22:13:20  node.down  w1    w1 is down (no answer)",
+      "2023-11-14 22:13:20  node.down  -     w1 is down: no answer",
+      "2023-11-14 22:13:20  node.down  -     bad\\x0aline", "2023-11-14 22:13:20  node.down  -     no answer" },
+      table.move(lines, 2, 5, 1, {}))
   end))
 end)
 

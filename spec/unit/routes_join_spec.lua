@@ -122,7 +122,7 @@ describe("POST /v1/join", function()
   it("without a token may be asked again, but not without end", with_cluster(function()
     assert.equal(202, (ask("192.0.2.1")))
     local body = require("symphony.json").encode { role = "worker", csr = fake.csr("m1"), name = "host",
-      addresses = { remote = "10.9.0.1:2" } }
+      addresses = { remote = "10.9.0.1:2", gossip = "10.9.0.1:3" } }
     local n = 0
     repeat
       n = n + 1
@@ -165,7 +165,7 @@ describe("POST /v1/renew", function()
     local ids = {}
     for _, name in ipairs { "a", "b" } do
       ids[name] = select(2, assert(admit.serve(assert(admit.check { role = "worker", csr = fake.csr(name), name = name,
-        addresses = {}, token = made.tokens.worker })))).node_id
+        addresses = { remote = "10.0.0.7:1", gossip = "10.0.0.7:2" }, token = made.tokens.worker })))).node_id
     end
     local before = fake.revision
     for _, more in ipairs { {}, { expired = true }, { headers = { ["symphony-forwarded"] = "1" } } } do

@@ -91,14 +91,18 @@ static int read_serial(X509 *x, char *out, size_t room)
     return 0;
 }
 
-static int read_fingerprint(X509 *x, uint8_t out[SHA256_LEN])
+static int read_public(X509 *x, struct cert_info *out)
 {
     unsigned char *der = NULL;
     int n = i2d_X509_PUBKEY(X509_get_X509_PUBKEY(x), &der);
     if (n <= 0) {
         return ossl_errf(SYM_EINVAL, "certificate: public key");
     }
-    int err = crypto_sha256(der, (size_t)n, out);
+    out->has_spki = spki_is_p256(der, (size_t)n);
+    if (out->has_spki) {
+        memcpy(out->spki, der, SPKI_LEN);
+    }
+    int err = crypto_sha256(der, (size_t)n, out->fingerprint);
     OPENSSL_free(der);
     return err;
 }
@@ -153,7 +157,7 @@ int cert_describe(X509 *x, struct cert_info *out)
         (err = read_serial(x, info.serial, sizeof info.serial)) != 0 ||
         (err = read_time(X509_get0_notBefore(x), &info.not_before)) != 0 ||
         (err = read_time(X509_get0_notAfter(x), &info.not_after)) != 0 ||
-        (err = read_fingerprint(x, info.fingerprint)) != 0 || (err = read_raft_id(x, &info.raft_id)) != 0) {
+        (err = read_public(x, &info)) != 0 || (err = read_raft_id(x, &info.raft_id)) != 0) {
         return err;
     }
     if (X509_digest(x, EVP_sha256(), info.digest, NULL) != 1) {

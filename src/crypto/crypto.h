@@ -13,6 +13,10 @@
 #include <stdint.h>
 
 #define SHA256_LEN 32
+/* A public key as raw DER, the SubjectPublicKeyInfo of RFC 5480: P-256, named and uncompressed, has one spelling. */
+#define SPKI_LEN 91
+/* A signature: ECDSA with SHA-256, DER. */
+#define KEY_SIG_MAX 72
 
 /* Fills @out; SYM_EIO if the system has no randomness. */
 int crypto_random(void *out, size_t n);
@@ -36,6 +40,17 @@ int key_to_pem(const struct key *k, struct buf *out);
 void key_free(struct key *k);
 /* SHA-256 of the SubjectPublicKeyInfo: what `node approve --fingerprint` compares. */
 int key_fingerprint(const struct key *k, uint8_t out[SHA256_LEN]);
+int key_public(const struct key *k, uint8_t out[SPKI_LEN]);
+/* The same key for another owner. SYM_ENOMEM. */
+int key_share(const struct key *k, struct key **out);
+/* Signs @text to @sig, which has room for KEY_SIG_MAX bytes. SYM_EIO, SYM_ENOMEM. */
+int key_sign(const struct key *k, const void *text, size_t n, uint8_t *sig, size_t *sig_len);
+
+/* Is it such a public key by its form? Whether it is on the curve shows spki_verify. */
+bool spki_is_p256(const void *spki, size_t n);
+/* Did the owner of @spki sign @text? SYM_EAUTH if not, SYM_EINVAL for any key but P-256, SYM_ENOMEM. Some 150 us. */
+int spki_verify(
+    const void *spki, size_t spki_len, const void *text, size_t n, const void *sig, size_t sig_len);
 
 /* A request signed by @k for itself, subject CN=@cn. */
 int csr_new(const struct key *k, const char *cn, struct buf *out);
@@ -67,6 +82,8 @@ struct cert_info {
     int64_t not_before, not_after;
     uint8_t digest[SHA256_LEN];      /* of the DER certificate: what a token pins, for a CA */
     uint8_t fingerprint[SHA256_LEN]; /* of its key, as key_fingerprint */
+    bool has_spki;                   /* it is P-256 */
+    uint8_t spki[SPKI_LEN];
     bool is_ca, is_server;
     uint64_t raft_id; /* 0: none */
 };

@@ -8,24 +8,37 @@
 #include <stdlib.h>
 #include <string.h>
 
-int p256_fingerprint(EVP_PKEY *pkey, uint8_t out[SHA256_LEN])
+bool spki_is_p256(const void *spki, size_t n)
 {
     /* SubjectPublicKeyInfo of id-ecPublicKey, prime256v1, and the tag of an uncompressed point (RFC 5480). */
     static const uint8_t head[] = {0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02,
         0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00, 0x04};
+    _Static_assert(sizeof head + 64 == SPKI_LEN, "a head and a point");
+    return n == SPKI_LEN && memcmp(spki, head, sizeof head) == 0;
+}
+
+static int p256_spki(EVP_PKEY *pkey, uint8_t out[SPKI_LEN])
+{
     unsigned char *der = NULL;
     int n = pkey == NULL ? -1 : i2d_PUBKEY(pkey, &der);
     if (n <= 0) {
         return ossl_errf(SYM_EINVAL, "public key");
     }
-    int err;
-    if ((size_t)n != sizeof head + 64 || memcmp(der, head, sizeof head) != 0) {
-        err = err_setf(SYM_EINVAL, "the key is not ECDSA P-256");
+    int err = 0;
+    if (spki_is_p256(der, (size_t)n)) {
+        memcpy(out, der, SPKI_LEN);
     } else {
-        err = crypto_sha256(der, (size_t)n, out);
+        err = err_setf(SYM_EINVAL, "the key is not ECDSA P-256");
     }
     OPENSSL_free(der);
     return err;
+}
+
+int p256_fingerprint(EVP_PKEY *pkey, uint8_t out[SHA256_LEN])
+{
+    uint8_t spki[SPKI_LEN];
+    int err = p256_spki(pkey, spki);
+    return err != 0 ? err : crypto_sha256(spki, sizeof spki, out);
 }
 
 static int wrap(EVP_PKEY *pkey, struct key **out)
@@ -112,4 +125,17 @@ void key_free(struct key *k)
 int key_fingerprint(const struct key *k, uint8_t out[SHA256_LEN])
 {
     return p256_fingerprint(k->pkey, out);
+}
+
+int key_public(const struct key *k, uint8_t out[SPKI_LEN])
+{
+    return p256_spki(k->pkey, out);
+}
+
+int key_share(const struct key *k, struct key **out)
+{
+    if (EVP_PKEY_up_ref(k->pkey) != 1) {
+        return ossl_errf(SYM_ENOMEM, "private key");
+    }
+    return wrap(k->pkey, out);
 }

@@ -704,9 +704,16 @@ static void refuse_method(struct http_req *req, const char *allowed)
 
 static void refuse_stopped(struct daemon *d, struct http_req *req)
 {
-    bool stopping = d->stopping || d->node_stopping;
-    err_setf(SYM_ECLOSED, stopping ? "this node is stopping" : "this node is not part of a cluster");
-    fail(req, SYM_ECLOSED, stopping ? NULL : "`symphony manager init` or `symphony manager join`");
+    if (d->stopping || d->node_stopping) {
+        err_setf(SYM_ECLOSED, "this node is stopping");
+        fail(req, SYM_ECLOSED, NULL);
+    } else if (strcmp(d->opt.role, "manager") != 0) {
+        err_setf(SYM_ECLOSED, "this node is a worker: the state is with the managers");
+        fail(req, SYM_ECLOSED, "ask a manager");
+    } else {
+        err_setf(SYM_ECLOSED, "this node is not part of a cluster");
+        fail(req, SYM_ECLOSED, "`symphony manager init` or `symphony manager join`");
+    }
 }
 
 static int start_call(struct call *c, bool unsure)

@@ -1,14 +1,16 @@
 /* require "sym.node": the node of this daemon, as lua/symphony/cluster starts and stops it.
  *
  * start{node_id, raft_id, raft_address, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
- *     -> {raft_port, remote_port} | nil, err; ports that are not given are the options'
+ *     -> {raft_port, remote_port} | nil, err; ports that are not given are the options'; without a raft_id it is a
+ *     worker: no raft, no store, and nothing of theirs need be given
  * stop(cb) -> true | nil, err; back to idle: cb(nil) from the loop, also if it was being stopped already
  * started() -> bool: until it is wholly stopped
  * set_tls(cert, key, ca) -> true | nil, err
  * recover{raft_id, raft_address} -> true | nil, err; only while stopped: makes this member the only voter
  * drop_peer(cn): closes the remote connections of that certificate name
- * on_request(fn(err, req)), on_change(fn(err)), on_removed(fn(err, code, reason)): err is nil
- * quit(code): orderly end of the daemon
+ * on_request(fn(err, req)), on_change(fn(err)), on_removed(fn(err, code, reason)), on_quit(fn(err)): err is nil
+ * quit(code): orderly end of the daemon; the first time, on_quit's function is called instead, if there is one, and has
+ *     a second to say it again
  * quorum_hint: a text, what to do without a quorum
  */
 #include "base/err.h"
@@ -57,12 +59,13 @@ static int l_start(lua_State *L)
     struct node_config cfg = {
         .raft_id = (uint64_t)number(L, "raft_id", 0),
         .starts = (uint64_t)number(L, "starts", 0),
-        .raft_address = field(L, "raft_address"),
-        .cluster_id = field(L, "cluster_id"),
         .cert = field(L, "cert"),
         .ca = field(L, "ca"),
     };
-    luaL_argcheck(L, cfg.raft_id > 0, 1, "raft_id");
+    if (cfg.raft_id > 0) {
+        cfg.raft_address = field(L, "raft_address");
+        cfg.cluster_id = field(L, "cluster_id");
+    }
     lua_getfield(L, 1, "bootstrap");
     cfg.bootstrap = lua_toboolean(L, -1);
     lua_getfield(L, 1, "key");
@@ -74,8 +77,10 @@ static int l_start(lua_State *L)
     if (rv != 0) {
         return vm_fail(L, rv);
     }
-    lua_pushinteger(L, peers_port(rnode_peers(d->raft)));
-    lua_setfield(L, -2, "raft_port");
+    if (d->raft != NULL) {
+        lua_pushinteger(L, peers_port(rnode_peers(d->raft)));
+        lua_setfield(L, -2, "raft_port");
+    }
     lua_pushinteger(L, d->opt.remote_port);
     lua_setfield(L, -2, "remote_port");
     return 1;
@@ -111,7 +116,7 @@ static int l_stop(lua_State *L)
 static int l_started(lua_State *L)
 {
     const struct daemon *d = daemon_of(L);
-    lua_pushboolean(L, d->raft != NULL || d->raft_stopping);
+    lua_pushboolean(L, d->tls != NULL);
     return 1;
 }
 
@@ -134,7 +139,7 @@ static int l_recover(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     uint64_t id = (uint64_t)number(L, "raft_id", 0);
     const char *address = field(L, "raft_address");
-    if (d->raft != NULL || d->node_stopping) {
+    if (d->tls != NULL) {
         return vm_fail(L, err_setf(SYM_EBUSY, "the node must be stopped first"));
     }
     int rv = daemon_recover(d, id, address);
@@ -179,6 +184,11 @@ static int l_on_removed(lua_State *L)
     return keep(L, &daemon_of(L)->on_removed);
 }
 
+static int l_on_quit(lua_State *L)
+{
+    return keep(L, &daemon_of(L)->on_quit);
+}
+
 static int l_quit(lua_State *L)
 {
     daemon_quit(daemon_of(L), (int)luaL_optinteger(L, 1, 0));
@@ -197,6 +207,7 @@ int luaopen_sym_node(lua_State *L)
         {"on_request", l_on_request},
         {"on_change", l_on_change},
         {"on_removed", l_on_removed},
+        {"on_quit", l_on_quit},
         {"quit", l_quit},
         {NULL, NULL},
     };

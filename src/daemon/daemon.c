@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { GRACE_MS = 500, PATIENCE_MS = 10000 };
+enum { GRACE_MS = 500, PATIENCE_MS = 10000, GOODBYE_MS = 1000 };
 
 struct store *bind_store_of(lua_State *L)
 {
@@ -204,40 +204,19 @@ static struct store_config store_config(const struct daemon *d, const char *dir)
     return (struct store_config){.dir = dir, .quota = d->opt.quota, .write_map = true};
 }
 
-int daemon_start(struct daemon *d, const struct node_config *cfg)
+/* Raft and what it applies to. On failure nothing of it is left open. */
+static int start_manager(struct daemon *d, const struct node_config *cfg)
 {
-    int rv;
+    int rv = SYM_ENOMEM;
     char *state = daemon_path(d, "state");
     char *raft = daemon_path(d, "raft");
     if (state == NULL || raft == NULL) {
-        rv = SYM_ENOMEM;
         goto free_paths;
-    }
-    if (d->stopping || d->node_stopping || d->raft != NULL) {
-        rv = err_setf(SYM_EBUSY, d->stopping        ? "this daemon is shutting down"
-                                 : d->node_stopping ? "the node is being stopped"
-                                                    : "the node is already started");
-        goto free_paths;
-    }
-    rv = server_tls(cfg, &d->tls);
-    if (rv != 0) {
-        goto free_paths;
-    }
-    /* The doors first: a taken port is found before anything is written. */
-    rv = http_server_new(d->loop, NULL, on_request, d, &d->remote);
-    if (rv != 0) {
-        goto free_tls;
-    }
-    http_server_set_trust(d->remote, is_trusted);
-    rv = http_server_listen_tcp(d->remote, d->opt.bind_addr, d->opt.remote_port, d->tls, &d->opt.remote_port);
-    if (rv != 0) {
-        rv = err_wrapf(rv, "remote port");
-        goto close_remote;
     }
     struct store_config store = store_config(d, state);
     rv = store_open(&store, &d->store);
     if (rv != 0) {
-        goto close_remote;
+        goto free_paths;
     }
     store_on_watch(d->store, on_watch, d);
     d->applied = store_applied(d->store);
@@ -281,15 +260,46 @@ int daemon_start(struct daemon *d, const struct node_config *cfg)
 close_store:
     store_close(d->store);
     d->store = NULL;
+free_paths:
+    free(state);
+    free(raft);
+    return rv;
+}
+
+int daemon_start(struct daemon *d, const struct node_config *cfg)
+{
+    if (d->stopping || d->node_stopping || d->tls != NULL) {
+        return err_setf(SYM_EBUSY, d->stopping        ? "this daemon is shutting down"
+                                   : d->node_stopping ? "the node is being stopped"
+                                                      : "the node is already started");
+    }
+    int rv = server_tls(cfg, &d->tls);
+    if (rv != 0) {
+        return rv;
+    }
+    /* The doors first: a taken port is found before anything is written. */
+    rv = http_server_new(d->loop, NULL, on_request, d, &d->remote);
+    if (rv != 0) {
+        goto free_tls;
+    }
+    http_server_set_trust(d->remote, is_trusted);
+    rv = http_server_listen_tcp(d->remote, d->opt.bind_addr, d->opt.remote_port, d->tls, &d->opt.remote_port);
+    if (rv != 0) {
+        rv = err_wrapf(rv, "remote port");
+        goto close_remote;
+    }
+    rv = cfg->raft_id != 0 ? start_manager(d, cfg) : 0;
+    if (rv != 0) {
+        goto close_remote;
+    }
+    return 0;
+
 close_remote:
     http_server_close(d->remote, 0, NULL, NULL);
     d->remote = NULL;
 free_tls:
     tls_ctx_free(d->tls);
     d->tls = NULL;
-free_paths:
-    free(state);
-    free(raft);
     return rv;
 }
 
@@ -311,14 +321,14 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
 {
     struct tls_ctx *tls;
     struct node_config cfg = {.cert = cert, .key = key, .ca = ca};
-    if (d->raft == NULL || d->remote == NULL) {
+    if (d->remote == NULL) {
         return err_setf(SYM_ECLOSED, "the node is not started");
     }
     int rv = server_tls(&cfg, &tls);
     if (rv != 0) {
         return rv;
     }
-    rv = peers_set_tls(rnode_peers(d->raft), cert, key, ca);
+    rv = d->raft != NULL ? peers_set_tls(rnode_peers(d->raft), cert, key, ca) : 0;
     if (rv != 0) {
         tls_ctx_free(tls);
         return rv;
@@ -384,9 +394,7 @@ static void stop_done(struct stop *stop)
 
 static void raft_stopped(void *arg)
 {
-    struct stop *stop = arg;
-    stop->d->raft_stopping = false;
-    stop_done(stop);
+    stop_done(arg);
 }
 
 static void door_closed(void *arg)
@@ -399,7 +407,6 @@ static void door_closed(void *arg)
     }
     if (raft != NULL) {
         d->raft = NULL; /* nothing may be asked of it any more */
-        d->raft_stopping = true;
         rnode_stop(raft, raft_stopped, stop);
     } else {
         stop_done(stop);
@@ -449,7 +456,7 @@ static int begin_stop(struct daemon *d, bool quit)
 
 int daemon_stop(struct daemon *d, void (*done)(void *arg), void *arg)
 {
-    if (d->raft == NULL && !d->node_stopping) {
+    if (d->tls == NULL) {
         return err_setf(SYM_ECLOSED, "the node is not started");
     }
     struct stop_wait *wait = malloc(sizeof *wait);
@@ -478,6 +485,7 @@ static void quit_done(struct daemon *d)
     vm_cb_drop(&d->on_request);
     vm_cb_drop(&d->on_change);
     vm_cb_drop(&d->on_removed);
+    vm_cb_drop(&d->on_quit);
     vm_close(d->L);
     d->L = NULL;
     api_free(d->api);
@@ -494,13 +502,27 @@ static void quit_now(struct daemon *d)
     }
 }
 
+static void on_goodbye_end(uv_timer_t *timer)
+{
+    struct daemon *d = timer->data;
+    daemon_quit(d, d->exit_code);
+}
+
 void daemon_quit(struct daemon *d, int code)
 {
     if (d->stopping) {
         return;
     }
+    if (d->exit_code == 0) {
+        d->exit_code = code;
+    }
+    if (d->on_quit.L != NULL && !d->quit_asked) {
+        d->quit_asked = true;
+        uv_timer_start(&d->deadline, on_goodbye_end, GOODBYE_MS, 0);
+        vm_cb_call(&d->on_quit, 0, NULL, NULL);
+        return;
+    }
     d->stopping = true;
-    d->exit_code = code;
     log_info("stopping");
     uv_timer_start(&d->deadline, on_patience_end, PATIENCE_MS, 0);
     if (d->node_stopping) {
@@ -529,6 +551,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
     uv_idle_init(loop, &d->pump);
     d->pump.data = d;
     uv_timer_init(loop, &d->deadline);
+    d->deadline.data = d;
     uv_unref((uv_handle_t *)&d->deadline);
     pulse_start(&d->pulse, loop);
 
@@ -539,6 +562,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {"sym.http", luaopen_sym_http},
         {"sym.store", luaopen_sym_store},
         {"sym.raft", luaopen_sym_raft},
+        {"sym.gossip", luaopen_sym_gossip},
         {"sym.node", luaopen_sym_node},
         {"sym.metrics", luaopen_sym_metrics},
         {NULL, NULL},

@@ -1,7 +1,7 @@
 /* The daemon's parts and the order in which they start and stop. Lua decides when (boot.lua); here is how.
  *
  *   idle      control socket and Lua: a fresh daemon that waits for init or join
- *   started   + store, raft, remote API (daemon_start)
+ *   started   + store, raft, remote API (daemon_start); of a worker the remote API only
  *   stopping  leadership handed over, doors closed, raft, store, Lua, loop (daemon_quit)
  */
 #ifndef SYM_DAEMON_DAEMON_H
@@ -13,9 +13,10 @@
 #include "raft/node.h"
 
 struct options {
-    const char *role; /* "manager" */
+    const char *role; /* "manager", or the service of a worker: "block" */
     const char *config_dir;
     uint16_t raft_port, remote_port, gossip_port; /* 0: a free one is taken at the start */
+    bool gossip_given; /* on the command line; else the port gives way when it is taken */
     const char *advertise_addr, *bind_addr;
     const char *lua_dirs[16];
     unsigned n_lua_dirs;
@@ -35,20 +36,21 @@ struct daemon {
     struct api *api;
     struct http_server *control;
     struct http_server *remote; /* NULL until the node is started, as are the next three */
-    struct store *store;
-    struct rnode *raft; /* NULL again as soon as it has been asked to stop */
-    struct tls_ctx *tls;
+    struct store *store;        /* never there in a worker, and no raft */
+    struct rnode *raft;         /* NULL again as soon as it has been asked to stop */
+    struct tls_ctx *tls;        /* there until the node is wholly stopped */
     struct watch *nodes;     /* sees nodes being removed */
     struct vm_cb on_request; /* Lua: every request that C does not answer itself */
     struct vm_cb on_change;  /* Lua: leader, term or membership changed */
     struct vm_cb on_removed; /* Lua: (err, code, reason) */
+    struct vm_cb on_quit;    /* Lua: the end has been asked for; it says so again when it is ready */
     uv_idle_t pump;          /* active while watches have more to get */
     uv_timer_t deadline;     /* the end of patience when stopping */
     struct pulse pulse;
     bool stopping;           /* on the way out */
     bool node_stopping;      /* the node is; its parts go one after the other */
-    bool raft_stopping;      /* raft has been asked to stop, and has not yet */
     bool quit_waits;         /* for the node's stop */
+    bool quit_asked;         /* on_quit has been told */
     struct stop_waits waits; /* who is told of its end */
     int exit_code;
     uint64_t applied;  /* of the store when raft last told of entries */
@@ -57,20 +59,22 @@ struct daemon {
 
 /* Serves the control socket and runs boot.lua. 0 or SYM_E* with err_msg(); then nothing is left open. */
 int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths);
-/* Orderly end: uv_stop, when nothing but handles that are closing is left. Said twice, it is the same; after
- * 10 s the process ends by itself. */
+/* Orderly end: uv_stop, when nothing but handles that are closing is left; after 10 s the process ends by itself. Where
+ * Lua wants to know (on_quit), the first call only tells it, and the end begins with the second, or a second later. */
 void daemon_quit(struct daemon *d, int code);
 /* After uv_stop: lets the loop run dry and closes it, still within those 10 s. */
 void daemon_close(struct daemon *d);
 
 struct node_config {
-    uint64_t raft_id, starts;
+    uint64_t raft_id; /* 0: a worker, for which what only raft needs is left out */
+    uint64_t starts;
     const char *raft_address; /* advertised host:port */
     const char *cluster_id, *cert, *ca;
     const struct key *key;
     bool bootstrap; /* first member of a new cluster: write the first configuration */
 };
-/* Store, raft and the remote API, in this order; what was opened is closed again on failure. */
+/* Store, raft and the remote API; with raft_id 0, a worker, which has neither store nor raft, the remote API only. What
+ * was opened is closed again on failure. */
 int daemon_start(struct daemon *d, const struct node_config *cfg);
 /* Back to idle: @done from the loop. Said while a stop is under way, it waits for the end of that one.
  * SYM_ECLOSED when it is idle. */

@@ -20,28 +20,31 @@
 #include <unistd.h>
 
 static const char usage[] =
-    "Usage: symphonyd manager [OPTION]...\n"
+    "Usage: symphonyd manager|block [OPTION]...\n"
     "\n"
-    "The daemon of one node. A fresh one serves only its control socket and waits for `symphony manager "
-    "init`\n"
-    "or `symphony manager join`; one that has been part of a cluster resumes by itself.\n"
+    "The daemon of one node: a manager, or a worker that runs the service named. A fresh one serves only its\n"
+    "control socket and waits for `symphony manager init`, `symphony manager join` or `symphony block "
+    "join`;\n"
+    "one that has been part of a cluster resumes by itself.\n"
     "\n"
     "      --config-dir DIR          everything the node owns; made 0700 (default .)\n"
-    "      --listen-raft-port N      managers to managers, TCP (default 15760; 0: a free one)\n"
     "      --listen-remote-port N    HTTPS API (default 27242; 0: a free one)\n"
-    "      --listen-gossip-port N    reserved for gossip, UDP (default 37065)\n"
+    "      --listen-gossip-port N    gossip, UDP (default 37065, or a free one if that is taken; 0: a free one)\n"
     "      --bind-addr IP            where to listen (default 0.0.0.0)\n"
     "      --advertise-addr HOST     what others are told (default: --bind-addr or the default route)\n"
     "      --socket-group GROUP      who may use DIR/control.sock besides root and this user\n"
     "      --lua-dir DIR             the operator's own Lua modules; may be repeated\n"
-    "      --election-ms N           election timeout (default 400)\n"
-    "      --heartbeat-ms N          heartbeat interval (default 50)\n"
-    "      --quota-mib N             most that the state may take (default 1024)\n"
-    "      --disk-floor-mib N        writes are refused below this much free disk (default 64)\n"
     "      --log-level LEVEL         debug, info, warn or error (default info)\n"
     "      --log-format FORMAT       text or json (default text on a terminal, else json)\n"
     "  -V, --version\n"
     "  -h, --help\n"
+    "\n"
+    "Of a manager only:\n"
+    "      --listen-raft-port N      managers to managers, TCP (default 15760; 0: a free one)\n"
+    "      --election-ms N           election timeout (default 400)\n"
+    "      --heartbeat-ms N          heartbeat interval (default 50)\n"
+    "      --quota-mib N             most that the state may take (default 1024)\n"
+    "      --disk-floor-mib N        writes are refused below this much free disk (default 64)\n"
     "\n"
     "Exit status: 0 after an orderly end, 1 when it could not start, 2 for a wrong command line, 70 when it "
     "had to\n"
@@ -135,6 +138,7 @@ static int parse(int argc, char **argv, struct options *opt)
     int level = LOG_INFO;
     bool json = !isatty(STDERR_FILENO);
     int c, index = 0;
+    const char *of_manager = NULL; /* an option that a worker does not have */
     *opt = (struct options){.config_dir = ".",
         .raft_port = 15760,
         .remote_port = 27242,
@@ -144,6 +148,9 @@ static int parse(int argc, char **argv, struct options *opt)
         unsigned long n = 0;
         int rv = 0;
         const char *name = c >= OPT_CONFIG ? long_options[index].name : "";
+        if (c == OPT_RAFT || c == OPT_ELECTION || c == OPT_HEARTBEAT || c == OPT_QUOTA || c == OPT_FLOOR) {
+            of_manager = name;
+        }
         switch (c) {
         case OPT_CONFIG:
             opt->config_dir = optarg;
@@ -159,6 +166,7 @@ static int parse(int argc, char **argv, struct options *opt)
         case OPT_GOSSIP:
             rv = number(name, optarg, 65535, &n);
             opt->gossip_port = (uint16_t)n;
+            opt->gossip_given = true;
             break;
         case OPT_BIND:
             rv = address(name, optarg);
@@ -216,10 +224,14 @@ static int parse(int argc, char **argv, struct options *opt)
             return rv;
         }
     }
-    if (optind + 1 != argc || strcmp(argv[optind], "manager") != 0) {
-        return err_setf(SYM_EINVAL, "say which role: symphonyd manager [OPTION]..., see --help");
+    if (optind + 1 != argc || (strcmp(argv[optind], "manager") != 0 && strcmp(argv[optind], "block") != 0)) {
+        return err_setf(
+            SYM_EINVAL, "say what this node is to be: symphonyd manager|block [OPTION]..., see --help");
     }
     opt->role = argv[optind];
+    if (of_manager != NULL && strcmp(opt->role, "manager") != 0) {
+        return err_setf(SYM_EINVAL, "--%s is for managers only", of_manager);
+    }
     unsigned election = opt->election_ms != 0 ? opt->election_ms : RNODE_ELECTION_MS;
     unsigned heartbeat = opt->heartbeat_ms != 0 ? opt->heartbeat_ms : RNODE_HEARTBEAT_MS;
     if (election < 2 * heartbeat) {
@@ -364,13 +376,16 @@ static void publish_options(lua_State *L, const struct options *opt)
     const struct {
         const char *name;
         lua_Integer value;
-    } numbers[] = {{"raft_port", opt->raft_port}, {"remote_port", opt->remote_port},
-        {"gossip_port", opt->gossip_port},
+    } numbers[] = {{"remote_port", opt->remote_port}, {"gossip_port", opt->gossip_port},
+        {"raft_port", opt->raft_port},
         {"election_ms", opt->election_ms != 0 ? opt->election_ms : RNODE_ELECTION_MS}};
-    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+    size_t n_numbers = strcmp(opt->role, "manager") == 0 ? sizeof numbers / sizeof *numbers : 2;
+    for (size_t i = 0; i < n_numbers; i++) {
         lua_pushinteger(L, numbers[i].value);
         lua_setfield(L, -2, numbers[i].name);
     }
+    lua_pushboolean(L, opt->gossip_given);
+    lua_setfield(L, -2, "gossip_given");
     lua_createtable(L, (int)opt->n_lua_dirs, 0);
     for (unsigned i = 0; i < opt->n_lua_dirs; i++) {
         lua_pushstring(L, opt->lua_dirs[i]);

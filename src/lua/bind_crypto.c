@@ -233,6 +233,31 @@ static int key_print(lua_State *L)
     return 1;
 }
 
+static int key_spki(lua_State *L)
+{
+    uint8_t out[SPKI_LEN];
+    int err = key_public(bind_crypto_check_key(L, 1), out);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_pushlstring(L, (const char *)out, sizeof out);
+    return 1;
+}
+
+static int key_signature(lua_State *L)
+{
+    size_t n, sig_len;
+    uint8_t sig[KEY_SIG_MAX];
+    const struct key *k = bind_crypto_check_key(L, 1);
+    const char *text = check_text(L, 2, TEXT_MAX, &n);
+    int err = key_sign(k, text, n, sig, &sig_len);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_pushlstring(L, (const char *)sig, sig_len);
+    return 1;
+}
+
 static int key_close(lua_State *L)
 {
     struct key **k = luaL_checkudata(L, 1, key_type);
@@ -339,7 +364,7 @@ static int l_cert_sign(lua_State *L)
 
 void bind_crypto_push_info(lua_State *L, const struct cert_info *info)
 {
-    lua_createtable(L, 0, 11);
+    lua_createtable(L, 0, 12);
     set_text(L, "cn", info->cn);
     set_text(L, "ou", info->ou);
     set_text(L, "o", info->o);
@@ -348,6 +373,9 @@ void bind_crypto_push_info(lua_State *L, const struct cert_info *info)
     set_integer(L, "not_after", (uint64_t)info->not_after);
     set_digest(L, "digest", info->digest);
     set_digest(L, "fingerprint", info->fingerprint);
+    if (info->has_spki) {
+        set_bytes(L, "public", info->spki, sizeof info->spki);
+    }
     set_bool(L, "is_ca", info->is_ca);
     set_bool(L, "is_server", info->is_server);
     if (info->raft_id != 0) {
@@ -392,10 +420,20 @@ static int l_cert_check_issuer(lua_State *L)
     return give_true(L, cert_check_issuer(pem, n, ca, ca_n));
 }
 
+/* verify(spki, text, signature) -> true | nil, err */
+static int l_verify(lua_State *L)
+{
+    size_t spki_len, n, sig_len;
+    const char *spki = luaL_checklstring(L, 1, &spki_len);
+    const char *text = check_text(L, 2, TEXT_MAX, &n);
+    const char *sig = luaL_checklstring(L, 3, &sig_len);
+    return give_true(L, spki_verify(spki, spki_len, text, n, sig, sig_len));
+}
+
 int luaopen_sym_crypto(lua_State *L)
 {
-    static const luaL_Reg key_methods[] = {
-        {"pem", key_pem}, {"fingerprint", key_print}, {"close", key_close}, {NULL, NULL}};
+    static const luaL_Reg key_methods[] = {{"pem", key_pem}, {"fingerprint", key_print}, {"public", key_spki},
+        {"sign", key_signature}, {"close", key_close}, {NULL, NULL}};
     static const luaL_Reg functions[] = {
         {"random", l_random},
         {"sha256", l_sha256},
@@ -416,6 +454,7 @@ int luaopen_sym_crypto(lua_State *L)
         {"cert_info", l_cert_info},
         {"cert_check_key", l_cert_check_key},
         {"cert_check_issuer", l_cert_check_issuer},
+        {"verify", l_verify},
         {NULL, NULL},
     };
     luaL_newmetatable(L, scratch_type);

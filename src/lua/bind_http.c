@@ -308,7 +308,7 @@ static const luaL_Reg none[] = {{NULL, NULL}};
 
 static void push_peer(lua_State *L, const struct http_req *req)
 {
-    lua_createtable(L, 0, 8);
+    lua_createtable(L, 0, 9);
     if (req->from->is_unix) {
         set_bool(L, "unix", true);
         set_integer(L, "uid", req->from->uid);
@@ -326,6 +326,7 @@ static void push_peer(lua_State *L, const struct http_req *req)
         set_text(L, "ou", req->peer->cert.ou);
         set_text(L, "o", req->peer->cert.o);
         set_bool(L, "expired", tls_peer_expired(req->peer));
+        set_integer(L, "expires", (uint64_t)req->peer->cert.not_after);
         set_digest(L, "fingerprint", req->peer->cert.fingerprint);
     }
 }

@@ -95,7 +95,7 @@ end
 
 -- The record of node @id in the state; nil if there is none. This manager may be behind: before it takes a member for a
 -- stranger it makes sure.
-local function node_record(id)
+local function in_state(id)
   local store = require "sym.store"
   local entry, err = store.get("/node/" .. id)
   if not entry and not err then
@@ -109,6 +109,14 @@ local function node_record(id)
     error(errors.from(err), 0)
   end
   return entry and json.decode(entry.value)
+end
+
+local node_record = in_state
+
+--- Who is a member is asked of fn(id) from now on, which returns {node_id, role, fingerprint} or nil: for a worker,
+--- which has no state.
+function M.set_members(fn)
+  node_record = fn
 end
 
 -- A peer is what its certificate's name is in the state now, whatever the certificate says.
@@ -139,6 +147,14 @@ local function authorize(route, who)
     errors.raise("expired", "the certificate has expired: it is good for POST /v1/renew only")
   end
   errors.raise("denied", "this is not allowed to a " .. who.kind)
+end
+
+--- Asks again, in a task, whether the peer of @req is one of @auth: a stream may outlive a certificate, and a member.
+--- Raises.
+function M.recheck(req, auth)
+  local peer = req.peer
+  if peer.expires and require("sym.sys").now() > peer.expires then peer.expired = true end
+  authorize({ auth = auth }, identify(req))
 end
 
 -- Answers -------------------------------------------------------------------------------------------------------------

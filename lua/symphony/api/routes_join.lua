@@ -1,8 +1,6 @@
--- POST /v1/join and /v1/renew for other nodes, POST /v1/manager/join for the client at the control socket.
+-- POST /v1/join and /v1/renew, for other nodes.
 local admit = require "symphony.cluster.admit"
-local async = require "symphony.async"
 local errors = require "symphony.errors"
-local join = require "symphony.cluster.join"
 local json = require "symphony.json"
 local leader = require "symphony.cluster.leader"
 local limiter = require "symphony.cluster.limiter"
@@ -71,39 +69,6 @@ local function check_own_key(router, req, who)
   end
 end
 
--- Streams {"say": text} while it goes on, and at the end {"done": answer} or {"error": {...}}.
-local function join_here(router, req)
-  local body = router.json(req)
-  local task, over = async.current(), false
-  req:on_gone(function()
-    if not over then task:cancel() end
-  end)
-  req:start(200, "application/x-ndjson")
-  local function send(message)
-    return async.await(req.write, req, json.encode(message) .. "\n")
-  end
-  local function word(name)
-    return type(body[name]) == "string" and body[name] or nil
-  end
-  local ok, answer, err = xpcall(join.run, errors.handler,
-    { address = word "address" or "", token = word "token", name = word "name", advertise = word "advertise" },
-    function(text) send { say = text } end)
-  over = true
-  if not ok then err, answer = answer, nil end
-  if answer then
-    send { done = answer }
-  else
-    err = errors.from(err)
-    if err.code == "internal" then
-      require("sym.log").error("join: " .. (err.traceback or err.message))
-      err = errors.new("internal", "an error in symphony itself", "the log of this daemon has the details")
-    end
-    send(errors.body(err))
-  end
-  req:finish()
-  return router.STREAM
-end
-
 function M.routes(router)
   refused, all = limiter.new(20, 3, 1024), limiter.new(200, 0.05, 1024)
   router.route("POST", "/v1/join", { auth = { none = true, manager = true }, leader_only = true, timeout_ms = 15000,
@@ -116,10 +81,6 @@ function M.routes(router)
     local fresh, err = admit.renew(body_of(router, req).csr)
     if not fresh then return nil, err end
     return 200, fresh
-  end)
-
-  router.route("POST", "/v1/manager/join", { auth = { control = true }, timeout_ms = false }, function(req)
-    return join_here(router, req)
   end)
 end
 

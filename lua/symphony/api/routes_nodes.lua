@@ -1,6 +1,7 @@
--- The nodes: GET /v1/nodes, GET /v1/nodes/{id}, POST /v1/nodes/{id}/remove; POST /v1/transfer.
-local errors = require "symphony.errors"
-local json = require "symphony.json"
+-- The nodes: GET /v1/nodes; GET, PATCH, DELETE /v1/nodes/{id}; POST /v1/nodes/{id}/remove; POST /v1/transfer.
+local async = require "symphony.async"
+local nodes = require "symphony.cluster.nodes"
+local render = require "symphony.cli.render"
 local remove = require "symphony.cluster.remove"
 local state = require "symphony.cluster.state"
 
@@ -8,32 +9,37 @@ local M = {}
 
 local READERS = { control = true, manager = true, operator = true, reader = true }
 local MANAGERS = { control = true, manager = true }
+local OPERATORS = { control = true, manager = true, operator = true }
 
--- A record without what nobody needs to see.
-function M.shown(n)
-  n.certificate = nil
-  return n
-end
+-- Without a quorum an answer is given only for ?stale=ok, and marked.
+local function freshness(req) return { stale = req:param("stale") == "ok" } end
 
--- The records; without a quorum only with ?stale=ok, and marked.
-local function rows(req)
-  local fresh = assert(state.read { stale = req:param("stale") == "ok" })
-  local list = assert(state.nodes())
-  for _, kv in ipairs(list) do kv.value.stale = fresh.stale or nil end
-  return list
+local function pause() async.sleep(0) end
+
+-- Takes the node that @id means out: a worker at once, a manager when the others can spare it.
+local function take_out(id, force)
+  assert(state.read())
+  local n = state.node(id)
+  if n and n.role == "worker" then return nodes.serve_remove(n.node_id, { force = force }) end
+  return remove.serve(n and n.node_id or id, { force = force })
 end
 
 function M.routes(router)
   router.route("GET", "/v1/nodes", { auth = READERS }, function(req)
-    local out = json.array {}
-    for i, kv in ipairs(rows(req)) do out[i] = M.shown(kv.value) end
-    return 200, out
+    return 200, render.encode(assert(nodes.list(freshness(req))), pause)
   end)
 
   router.route("GET", "/v1/nodes/{id}", { auth = READERS }, function(req, params)
-    local kv = state.find_node(rows(req), params.id)
-    if not kv then errors.raise("not_found", "there is no such node") end
-    return 200, M.shown(kv.value)
+    local fresh = assert(state.read(freshness(req)))
+    return 200, (assert(nodes.get(params.id, fresh)))
+  end)
+
+  router.route("PATCH", "/v1/nodes/{id}", { auth = OPERATORS, leader_only = true }, function(req, params)
+    return 200, nodes.serve_update(params.id, router.json(req))
+  end)
+
+  router.route("DELETE", "/v1/nodes/{id}", { auth = MANAGERS, leader_only = true }, function(req, params)
+    return 200, take_out(params.id, req:param("force") == "true")
   end)
 
   router.route("POST", "/v1/nodes/{id}/remove", { auth = MANAGERS, leader_only = true }, function(req, params)

@@ -5,6 +5,7 @@ local sys = require "sym.sys"
 local commands = require "symphony.cli.commands"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
+local lines = require "symphony.lines"
 
 local M = {}
 
@@ -145,26 +146,6 @@ function M.call(socket, method, path, body, opts, cb)
   end
 end
 
---- A function that takes a stream in chunks and calls fn(message) for each of its lines of JSON.
-function M.lines(fn)
-  local parts = {} -- of the line that has not ended
-  return function(chunk)
-    local from = 1
-    local stop = chunk:find("\n", 1, true)
-    while stop do
-      parts[#parts + 1] = chunk:sub(from, stop - 1)
-      local line = table.concat(parts)
-      parts, from = {}, stop + 1
-      local message = line ~= "" and json.decode(line)
-      if type(message) == "table" then
-        fn(message)
-      end
-      stop = chunk:find("\n", from, true)
-    end
-    parts[#parts + 1] = chunk:sub(from)
-  end
-end
-
 local function fail(err, found)
   err_out(require("symphony.cli.render").error(err, { json = found.json, color_err = found.terminal.color_err }))
   finish(errors.exit_code(err))
@@ -202,7 +183,7 @@ local function remote(argv, found, socket)
     end)
   end
 
-  local stream = M.lines(function(message)
+  local stream = lines.of(function(message)
     local text = message.out or message.out64 and require("sym.crypto").unbase64(message.out64)
     local complaint = message.err or message.err64 and require("sym.crypto").unbase64(message.err64)
     if text then

@@ -10,15 +10,19 @@ local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
 local ids = require "symphony.cluster.ids"
+local keyring = require "symphony.cluster.keyring"
 local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local pending = require "symphony.cluster.pending"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local statement = require "symphony.cluster.statement"
+local status_report = require "symphony.cluster.status_report"
 local sys = require "sym.sys"
 local token = require "symphony.cluster.token"
 local values = require "symphony.cluster.values"
@@ -37,24 +41,33 @@ local function invalid(message, hint)
   return nil, errors.new("invalid", message, hint)
 end
 
--- Hostile JSON to {role, csr, name, named, addresses, implied (nobody chose their host), version, token (parsed)};
--- nil, err.
+-- Which addresses a node of @role has, of hostile @given: {kind = "host:port"}. nil, err. Pure.
+function M.check_addresses(given, role)
+  if type(given) ~= "table" then return invalid("addresses are missing") end
+  local addresses = {}
+  for _, kind in ipairs(advertise.KINDS) do
+    local text = given[kind]
+    if kind ~= "raft" or role == "manager" then
+      local host, why = address.parse(text)
+      if not host then return nil, why end
+      addresses[kind] = text
+    end
+  end
+  return addresses
+end
+
+-- Hostile JSON to {role, csr, name, named, addresses, services, implied (nobody chose their host), version, token
+-- (parsed)}; nil, err.
 function M.check(body)
   if type(body) ~= "table" then return invalid("the request is not a JSON object") end
   if not token.ROLES[body.role] then return invalid("role must be manager or worker") end
   if type(body.csr) ~= "string" or #body.csr > CSR_MAX then return invalid("csr is missing or too long") end
   local name, err = values.check_name(body.name)
   if not name then return nil, err end
-  if type(body.addresses) ~= "table" then return invalid("addresses are missing") end
-  local addresses = {}
-  for _, kind in ipairs { "raft", "remote", "gossip" } do
-    local text = body.addresses[kind]
-    if text ~= nil or body.role == "manager" then
-      local host, why = address.parse(text)
-      if not host then return nil, why end
-      addresses[kind] = text
-    end
-  end
+  local addresses, services
+  addresses, err = M.check_addresses(body.addresses, body.role)
+  if addresses then services, err = status_report.check_services(body.services or {}) end
+  if not services then return nil, err end
   if body.version ~= nil and (type(body.version) ~= "string" or #body.version > 64) then
     return invalid("version is no version")
   end
@@ -64,7 +77,8 @@ function M.check(body)
     if not parsed then return nil, err end
   end
   return { role = body.role, csr = body.csr, name = name, named = body.named == true, addresses = addresses,
-    implied = body.implied == true, version = body.version, token = parsed }
+    services = body.role == "worker" and services or nil, implied = body.implied == true, version = body.version,
+    token = parsed }
 end
 
 -- A free name: the wanted one; when a person chose it and it is taken, an error; else with the first free suffix.
@@ -257,8 +271,8 @@ local function create(request, cluster, labels)
   local n = {
     node_id = id, name = name, role = request.role, fingerprint = request.fingerprint,
     raft_address = request.addresses.raft, remote_address = request.addresses.remote,
-    gossip_address = request.addresses.gossip, labels = labels or {}, availability = "active",
-    version = request.version, joined = math.floor(sys.now()),
+    gossip_address = request.addresses.gossip, services = request.services, labels = labels or {},
+    availability = "active", version = request.version, joined = math.floor(sys.now()),
   }
   local txn = {
     compare = { state.absent("/node/" .. id), state.absent("/name/" .. name),
@@ -270,6 +284,7 @@ local function create(request, cluster, labels)
   table.insert(txn.ops, state.put("/node/" .. id, n))
   table.insert(txn.ops, state.put("/name/" .. name, id))
   table.insert(txn.ops, state.put("/fingerprint/" .. request.fingerprint, id))
+  table.insert(txn.ops, peers.put(n))
   return txn, n
 end
 
@@ -285,8 +300,17 @@ local function renumber(n, kv, request, cluster)
   return txn, n
 end
 
--- The txn that lets @request in as @kind ("create" or "renumber"), and the node's record.
-local function admission(kind, request, view, kvs, labels)
+local VIA = { token = " with a token", dev = ", let in by development mode", approval = ", approved" }
+
+-- What the event says.
+local function told(kind, n, via, from)
+  local what = kind == "create" and ("%s %s joins"):format(n.role, n.name)
+    or ("%s comes back as raft id %d"):format(n.name, n.raft_node_id)
+  return ("%s from %s%s"):format(what, from or "?", VIA[via])
+end
+
+-- The txn that lets @request in as @kind ("create" or "renumber") for the reason @via, and the node's record.
+local function admission(kind, request, view, kvs, via, labels)
   local txn, n
   if kind == "renumber" then
     txn, n = renumber(view.node, kvs.node, request, view.cluster)
@@ -294,16 +318,16 @@ local function admission(kind, request, view, kvs, labels)
     txn, n = create(request, view.cluster, labels)
   end
   if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
+  events.add(txn, { kind = "node.joined", node = n, message = told(kind, n, via, view.from) })
   return txn, n
 end
 
 -- What the joiner gets.
 local function welcome(n, cluster)
-  local gossip = state.get("/secret/gossip")
   return {
     node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role, cluster_id = cluster.id,
     cluster_name = cluster.name, certificate = n.certificate, ca = cluster.ca, addresses = { raft = n.raft_address,
-    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = gossip and gossip.keys or {},
+    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = keyring.keys(state.get(keyring.KEY)),
     managers = members.addresses(assert(state.managers()), assert(raft.status()).leader), dev = cluster.dev or nil,
   }
 end
@@ -370,7 +394,7 @@ function M.serve(request, from)
         { compare = { before, { prefix = "/pending/", count = view.pending_count } },
           ops = { state.put(key, decision.record) } }
     end
-    local txn, n = admission(kind, request, view, kvs, view.token and view.token.labels)
+    local txn, n = admission(kind, request, view, kvs, decision.via, view.token and view.token.labels)
     if decision.via == "token" then
       table.insert(txn.compare, state.unchanged(kvs.token))
       if view.token.uses then table.insert(txn.ops, state.put(kvs.token.key, token.used(view.token))) end
@@ -398,7 +422,8 @@ function M.approve(id, opts)
     local record = kv.value
     assert(pending.confirm(record, opts.fingerprint))
     local request = { role = record.role, csr = record.csr, fingerprint = record.fingerprint, name = opts.name or
-      record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, version = record.version }
+      record.name, named = opts.name ~= nil or record.named, addresses = record.addresses, services = record.services,
+      version = record.version }
     local view, kvs = look(request, record.from)
     local kind = assert(kind_of(request, view))
     assert(check_address(request, view))
@@ -410,7 +435,7 @@ function M.approve(id, opts)
     if kind == "existing" then
       txn, n = { compare = {}, ops = { state.delete(kv.key) } }, view.node
     else
-      txn, n = admission(kind, request, view, kvs, opts.labels)
+      txn, n = admission(kind, request, view, kvs, "approval", opts.labels)
     end
     table.insert(txn.compare, state.unchanged(kv))
     return txn, { node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role,

@@ -6,12 +6,17 @@ local sys = require "sym.sys"
 
 local M = {}
 
--- "host" and options to {raft, remote, gossip}. Pure.
+M.KINDS = { "raft", "remote", "gossip" }
+local GOSSIP_PORT = 37065
+
+-- "host" and options to {raft, remote, gossip}; a worker has no raft port. Pure.
 function M.of(host, options)
-  return {
-    raft = address.format(host, options.raft_port), remote = address.format(host, options.remote_port),
-    gossip = address.format(host, options.gossip_port),
-  }
+  local out = {}
+  for _, kind in ipairs(M.KINDS) do
+    local port = options[kind .. "_port"]
+    out[kind] = port and address.format(host, port)
+  end
+  return out
 end
 
 -- All of "host:port" by kind at 127.0.0.1. Pure.
@@ -50,25 +55,48 @@ function M.pick(wanted, options, dev, default)
   return host, said == nil
 end
 
+local function socket_of(kind)
+  local uv = require "luv"
+  return kind == "gossip" and uv.new_udp() or uv.new_tcp()
+end
+
 -- A port that was given as 0 is fixed now: a free one, kept from then on.
-local function fix(port, bind)
+local function fix(kind, port, bind)
   if port ~= 0 then return port end
-  local tcp = require("luv").new_tcp()
-  local ok = tcp:bind(bind, 0) and tcp:getsockname()
-  tcp:close()
+  local socket = socket_of(kind)
+  local ok = socket:bind(bind, 0) and socket:getsockname()
+  socket:close()
   return ok and ok.port or 0
+end
+
+-- Can @port be listened on? true; or false, why, name of the error.
+local function try(kind, bind, port)
+  local socket = socket_of(kind)
+  local bound, why, name = socket:bind(bind, port)
+  if bound and kind ~= "gossip" then bound, why, name = socket:listen(1, function() end) end
+  socket:close()
+  return bound, why, name
+end
+
+-- The gossip port that nobody chose: others are told where it is, so that it can give way to another node's here.
+local function any_gossip_port(known, bind)
+  if known then return select(2, address.parse(known, 0)) end
+  return try("gossip", bind, GOSSIP_PORT) and GOSSIP_PORT or fix("gossip", 0, bind)
 end
 
 -- The daemon's options with every port fixed; @known: advertised addresses of before, whose ports are kept for 0.
 function M.options(known)
   local options = {}
   for k, v in pairs(sys.options()) do options[k] = v end
-  for _, kind in ipairs { "raft", "remote", "gossip" } do
+  local bind = options.bind_addr or "0.0.0.0"
+  for _, kind in ipairs(M.KINDS) do
     local name = kind .. "_port"
-    if options[name] == 0 and known then
+    if kind == "gossip" and not options.gossip_given then
+      options[name] = any_gossip_port(known and known.gossip, bind)
+    elseif options[name] == 0 and known then
       options[name] = select(2, address.parse(known[kind], 0))
-    else
-      options[name] = fix(options[name], options.bind_addr or "0.0.0.0")
+    elseif options[name] then
+      options[name] = fix(kind, options[name], bind)
     end
   end
   return options
@@ -77,15 +105,13 @@ end
 -- Are the ports free to listen on? true; nil, err. What is found free may be taken a moment later: this is for the
 -- clear message before anything has been asked of anybody.
 function M.check_ports(options)
-  local uv = require "luv"
-  for _, kind in ipairs { "raft", "remote" } do
-    local tcp = uv.new_tcp()
-    local bound, why, name = tcp:bind(options.bind_addr or "0.0.0.0", options[kind .. "_port"])
-    if bound then bound, why, name = tcp:listen(1, function() end) end
-    tcp:close()
+  for _, kind in ipairs(M.KINDS) do
+    local port = options[kind .. "_port"]
+    local bound, why, name = true, nil, nil
+    if port then bound, why, name = try(kind, options.bind_addr or "0.0.0.0", port) end
     if not bound then
       return nil, errors.new(name == "EADDRINUSE" and "in_use" or "io",
-        ("cannot listen on %s port %d: %s"):format(kind, options[kind .. "_port"], why),
+        ("cannot listen on %s port %d: %s"):format(kind, port, why),
         ("start symphonyd with another --listen-%s-port, or stop what uses this one"):format(kind))
     end
   end

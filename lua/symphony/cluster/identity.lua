@@ -30,16 +30,25 @@ end
 
 local function damaged(path, why)
   return nil, errors.new("corrupt", ("%s is damaged: %s"):format(path, why),
-    ("put it back from where it was last good; or stop this daemon, move %s away, remove this member on another "
-    .. "manager (`symphony manager remove`), and join again with an empty folder"):format(M.dir()))
+    ("put it back from where it was last good; or stop this daemon, move %s away, remove this node on another "
+    .. "manager (`symphony node rm`), and join again with an empty folder"):format(M.dir()))
 end
 
-local NUMBER_MAX = 1 << 52 -- both numbers are counted up, and JSON keeps no more than 2^53
+local NUMBER_MAX = 1 << 52 -- the numbers are counted up, and JSON keeps no more than 2^53
 local FIELDS = {
   node_id = "string", cluster_id = "string", role = "string", name = "string", folder = "string",
-  raft_node_id = "integer", starts = "integer", advertise = "table", managers = "table",
+  starts = "integer", advertise = "table", managers = "table",
 }
-local OPTIONAL = { removed = "boolean", reason = "string", phase = "string" }
+local ADDRESSES = { manager = { "raft", "remote", "gossip" }, worker = { "remote", "gossip" } }
+
+-- What this daemon is for: "manager" or "worker"; and the word of its commands: "manager", or its service.
+function M.role()
+  return M.word() == "manager" and "manager" or "worker"
+end
+function M.word()
+  return sys.options().role or "manager"
+end
+local OPTIONAL = { removed = "boolean", reason = "string", phase = "string", gossip_start = "number", trust = "number" }
 
 -- key.json's text to a document. Pure. nil, why.
 function M.parse(text)
@@ -56,10 +65,16 @@ function M.parse(text)
     if doc[name] ~= nil and type(doc[name]) ~= kind then
       return nil, ("field \"%s\" is of the wrong kind"):format(name) end
   end
-  if doc.raft_node_id < 1 or doc.starts < 0 or math.max(doc.raft_node_id, doc.starts) > NUMBER_MAX then
+  local addresses, id = ADDRESSES[doc.role], doc.raft_node_id
+  if not addresses then return nil, "its role is neither manager nor worker" end
+  if doc.role == "manager" and math.type(id) ~= "integer" then
+    return nil, "field \"raft_node_id\" is missing or of the wrong kind"
+  end
+  if doc.role == "worker" and id ~= nil then return nil, "a worker has no raft_node_id" end
+  if doc.starts < 0 or doc.starts > NUMBER_MAX or (id and (id < 1 or id > NUMBER_MAX)) then
     return nil, "a number in it is out of range"
   end
-  for _, name in ipairs { "raft", "remote", "gossip" } do
+  for _, name in ipairs(addresses) do
     if type(doc.advertise[name]) ~= "string" then return nil, ("field \"advertise.%s\" is missing"):format(name) end
   end
   for at, address in pairs(doc.managers) do
@@ -115,29 +130,77 @@ end
 function M.member()
   local me = M.me
   if me == nil then
-    return nil, errors.new("no_cluster", "this daemon belongs to no cluster yet",
-      "`symphony manager init` makes one, `symphony manager join HOST:PORT --token TOKEN` joins one")
+    return nil, errors.new("no_cluster", "this daemon belongs to no cluster yet", M.role() == "manager"
+      and "`symphony manager init` makes one, `symphony manager join HOST:PORT --token TOKEN` joins one"
+      or ("`symphony %s join HOST:PORT --token TOKEN` joins one"):format(M.word()))
   end
   if me.phase == "init" then
     return nil, errors.new("no_cluster", "the making of the cluster was interrupted before it was finished",
       "say `symphony manager init` again: it starts afresh")
   end
   if me.phase == "leave" then
-    return nil, errors.new("removed", ("this manager is leaving cluster %s"):format(me.cluster_id),
-      "`symphony manager leave` finishes that")
+    return nil, errors.new("removed", ("this node is leaving cluster %s"):format(me.cluster_id),
+      ("`symphony %s leave` finishes that"):format(M.word()))
   end
   if me.removed then
-    return nil, errors.new("removed", ("this manager is no member of cluster %s any more: %s"):format(me.cluster_id,
-      me.reason or "removed"), M.REJOIN)
+    return nil, errors.new("removed", ("this node is no member of cluster %s any more: %s"):format(me.cluster_id,
+      me.reason or "removed"), M.rejoin())
   end
   return me
 end
 
-M.REJOIN = "`symphony manager leave` wipes what this folder still holds of it; then `symphony manager join` again"
+-- What to do once this node is no member any more.
+function M.rejoin()
+  local word = M.word()
+  return ("`symphony %s leave` wipes what this folder still holds of it; then `symphony %s join` again"):format(word,
+    word)
+end
 
--- A folder that was copied, or put back from a backup, must not vote: raft would count its votes twice.
+-- Is this daemon a @role? true; nil, err that says where to say it instead.
+function M.needs(role)
+  if M.role() == role then return true end
+  if role == "manager" then
+    return nil, errors.new("conflict", ("this daemon is a worker (`symphonyd %s`): the state is with the managers")
+      :format(M.word()), "say it at the control socket of a manager")
+  end
+  return nil, errors.new("conflict", "this daemon is a manager, and no worker",
+    "say it at the worker's control socket; `symphony manager` has the commands of this one")
+end
+
+-- A folder of one role is of no use to a daemon of the other. true; nil, err.
+function M.check_role(doc)
+  if doc.role == M.role() then return true end
+  return nil, errors.new("exists", ("%s is the folder of a %s, and this is `symphonyd %s`"):format(M.dir(), doc.role,
+    M.word()), doc.role == "manager" and "start it as `symphonyd manager`; or give this one a --config-dir of its own"
+    or "start it with the service that it was; or give this one a --config-dir of its own")
+end
+
+-- Where what makes a folder this one is kept: a worker has no log, but its key.
+local function own_folder(doc)
+  return M.path(doc.role == "manager" and "raft" or "tls")
+end
+
+-- The identity of the folder that @doc is of, for its field folder; nil, err.
+function M.folder_of(doc)
+  return sys.folder_identity(own_folder(doc))
+end
+
+local function check_worker(doc)
+  local path = own_folder(doc)
+  local now, err = sys.folder_identity(path)
+  if not now then return damaged(path, err.message) end
+  if now == doc.folder then return true end
+  return nil, errors.new("denied", path .. " is not the folder that this node was made in: it was copied from another "
+    .. "machine or put back from a backup, and two would be the same node",
+    "use the original folder; or move this one away, and join again with an empty one (`symphony node rm` on a manager "
+    .. "removes a node that will not come back)")
+end
+
+-- A folder that was copied, or put back from a backup, must not vote: raft would count its votes twice. Nor must two
+-- workers be one.
 function M.check_folder(doc)
-  local path = M.path("raft")
+  if doc.role ~= "manager" then return check_worker(doc) end
+  local path = own_folder(doc)
   local now, err = sys.folder_identity(path)
   if not now then
     return nil, errors.new("corrupt", ("%s is not there (%s), but key.json says that this manager has one"):format(path,
@@ -223,8 +286,8 @@ function M.load_tls(doc)
     return damaged(tls_path("node.crt"), "it is of another node than key.json")
   end
   if cert.raft_id ~= doc.raft_node_id then
-    return damaged(tls_path("node.crt"), ("it is for raft id %s, but key.json says %d"):format(cert.raft_id or "none",
-      doc.raft_node_id))
+    return damaged(tls_path("node.crt"), ("it is for raft id %s, but key.json says %s"):format(cert.raft_id or "none",
+      doc.raft_node_id or "none"))
   end
   return { key = key, cert = pems["node.crt"], ca = pems["ca.crt"], info = cert }
 end
@@ -254,7 +317,7 @@ end
 
 -- Removes all that a membership leaves behind, key.json last.
 function M.wipe()
-  for _, name in ipairs { "raft", "state", "tls" } do
+  for _, name in ipairs { "raft", "state", "tls" } do -- not what a service keeps: that is somebody's data
     local ok, err = sys.remove_tree(M.path(name))
     if not ok and err.code ~= "not_found" then
       return nil, errors.new(err.code, ("cannot remove %s: %s"):format(M.path(name), err.message))

@@ -7,11 +7,14 @@ local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
 local identity = require "symphony.cluster.identity"
 local ids = require "symphony.cluster.ids"
 local json = require "symphony.json"
+local keyring = require "symphony.cluster.keyring"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
@@ -44,8 +47,9 @@ function M.first_txn(p)
     state.put("/node/" .. p.node.node_id, p.node),
     state.put("/name/" .. p.node.name, p.node.node_id),
     state.put("/fingerprint/" .. p.node.fingerprint, p.node.node_id),
+    peers.put(p.node),
     state.put("/secret/ca", { key = p.ca_key }),
-    state.put("/secret/gossip", { keys = json.array { p.gossip_key } }),
+    state.put(keyring.KEY, keyring.first(p.gossip_key, p.now)),
   }
   for _, t in ipairs(p.tokens) do ops[#ops + 1] = state.put(t.key, t.record) end
   return { compare = { state.absent("/cluster") }, ops = ops }
@@ -56,7 +60,7 @@ local function make(opts, host, options)
   local key = assert(identity.node_key())
   local p = {
     now = now, dev = opts.dev or false, cluster_id = ids.new(), cluster_name = opts.cluster_name or "symphony",
-    gossip_key = crypto.base64(crypto.random(32)),
+    gossip_key = keyring.generate(),
   }
   local ca_key
   ca_key, p.ca = pki.new_ca(p.cluster_id, now)
@@ -88,7 +92,10 @@ end
 local function run(opts, host, options)
   local doc, p = make(opts, host, options)
   assert(lifecycle.activate(doc, { bootstrap = true, quiet = true }))
-  local result = assert(state.submit(M.first_txn(p), FIRST_WRITE_MS))
+  local txn = M.first_txn(p)
+  events.add(txn, { kind = "node.joined", node = p.node,
+    message = ("manager %s makes the cluster"):format(p.node.name) })
+  local result = assert(state.submit(txn, FIRST_WRITE_MS))
   if result.status ~= "applied" then errors.raise("exists", "there is a cluster in this folder's state already") end
   doc.phase = nil
   assert(identity.become(doc))
@@ -103,7 +110,8 @@ end
 -- @opts: name, cluster_name, token_ttl (seconds or false), dev, advertise (host). Returns the answer of the command and
 -- what its text needs besides; nil, err. It goes on to its end also when who asked for it has gone.
 function M.run(opts)
-  local ok, err = M.allowed(identity.me)
+  local ok, err = identity.needs("manager")
+  if ok then ok, err = M.allowed(identity.me) end
   if ok and opts.name then ok, err = values.check_name(opts.name) end
   if ok and opts.cluster_name then ok, err = values.check_name(opts.cluster_name) end
   if not ok then return nil, err end

@@ -1,8 +1,9 @@
--- `manager join`, the joiner's side.
+-- `manager join` and `block join`, the joiner's side.
 --
 --   1. the node's key is on disk before anything is asked: saying it again is the same request
 --   2. the certificate, the CA and then key.json are written: from there on this is a member, which resumes by itself
---   3. the node starts and waits until raft's configuration holds it
+--   3. the node starts; a manager waits until raft's configuration holds it, a worker until the cluster says that it
+--      is ready
 local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
 local async = require "symphony.async"
@@ -35,15 +36,24 @@ local MANAGERS_MAX = 64
 function M.allowed(me, pin, own)
   if not me or me.phase == "init" then return true end
   if me.removed or me.phase == "leave" then
-    return nil, errors.new("removed", ("this manager was removed from cluster %s"):format(me.cluster_id),
-      identity.REJOIN)
+    return nil, errors.new("removed", ("this node was removed from cluster %s"):format(me.cluster_id),
+      identity.rejoin())
   end
   if pin and own and pin ~= own then
-    return nil, errors.new("exists", ("this daemon is a manager of another cluster, %s"):format(me.cluster_id),
-      "`symphony manager leave` ends that; or join with a daemon that has another --config-dir")
+    return nil, errors.new("exists", ("this daemon is a member of another cluster, %s"):format(me.cluster_id),
+      ("`symphony %s leave` ends that; or join with a daemon that has another --config-dir"):format(identity.word()))
   end
   return nil, errors.new("exists", ("this daemon is a member of cluster %s already%s"):format(me.cluster_id,
-    pin and ", the one of this token" or ""), "`symphony manager members` shows it")
+    pin and ", the one of this token" or ""), me.role == "worker" and "`symphony node ls` on a manager shows it"
+    or "`symphony manager members` shows it")
+end
+
+-- `manager join` is for `symphonyd manager`, and `block join` for `symphonyd block`. @word: of the command. true; nil,
+-- err. Pure.
+function M.fits(word, own)
+  if word == own then return true end
+  return nil, errors.new("conflict", ("this daemon is `symphonyd %s`, which does not join as %s"):format(own, word),
+    ("`symphony %s join` joins it; or say this at the control socket of a `symphonyd %s`"):format(own, word))
 end
 
 -- Does what the other side sent hold together? true; nil, err. Pure but for the crypto.
@@ -56,7 +66,8 @@ function M.check_welcome(w, key, role, pin)
     if type(w[name]) ~= "string" or #w[name] > 65536 then return bad(name .. " is missing") end
   end
   if type(w.addresses) ~= "table" or type(w.managers) ~= "table" then return bad("addresses are missing") end
-  if math.type(w.raft_node_id) ~= "integer" or w.raft_node_id < 1 or w.raft_node_id > 1 << 52 then
+  local raft_id = w.raft_node_id
+  if role == "manager" and (math.type(raft_id) ~= "integer" or raft_id < 1 or raft_id > 1 << 52) then
     return bad("raft_node_id is missing or out of range")
   end
   if not values.check_name(w.name) then return bad("its name is none") end
@@ -163,7 +174,8 @@ local function wait_for_role(me, say)
   local member_at
   while true do
     if me.removed then
-      return nil, errors.new("removed", "this manager was removed from the cluster while it joined", identity.REJOIN)
+      return nil, errors.new("removed", "this manager was removed from the cluster while it joined",
+        identity.rejoin())
     end
     local rows, status = members.planned(), raft.status()
     local now = sys.mono_ms()
@@ -188,30 +200,57 @@ local function wait_for_role(me, say)
   end
 end
 
+local function document(welcome, advertised)
+  return {
+    node_id = welcome.node_id, raft_node_id = welcome.raft_node_id, cluster_id = welcome.cluster_id,
+    role = welcome.role, name = welcome.name, starts = 0, advertise = advertised,
+    managers = json.array(welcome.managers), removed = false,
+  }
+end
+
+-- What differs between the roles: the start of a node that is admitted, and what it waits for then. enter(doc, welcome)
+-- and wait(me, say) give true and the answer; nil, err.
+local sides = {}
+
+sides.manager = {
+  enter = function(doc)
+    doc.folder = assert(identity.make_raft_folder())
+    return lifecycle.activate(doc)
+  end,
+  wait = function(me, say)
+    local p, err = wait_for_role(me, say)
+    if not p then return nil, err end
+    return {
+      cluster_id = me.cluster_id, node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name,
+      raft_role = p.role, members = p.members, voters = p.voters, tolerates = voters.tolerates(p.voters),
+      warning = p.members == 2 and M.TWO or nil,
+    }
+  end,
+}
+
+sides.worker = {
+  enter = function(doc, welcome)
+    doc.folder = assert(identity.folder_of(doc))
+    return require("symphony.cluster.worker").activate(doc, welcome)
+  end,
+  wait = function(me, say)
+    local status, err = require("symphony.cluster.worker").wait_ready(say)
+    if not status then return nil, err end
+    return { cluster_id = me.cluster_id, node_id = me.node_id, name = me.name, status = status }
+  end,
+}
+
+M.TWO = "two managers tolerate no failure: if either is lost, the cluster may stop. Join a third one."
+
 -- Everything from the certificate on; also for a join that got so far before and died.
 local function enter(welcome, advertised)
   assert(identity.save_tls { ca = welcome.ca, cert = welcome.certificate })
-  local doc = {
-    node_id = welcome.node_id, raft_node_id = welcome.raft_node_id, cluster_id = welcome.cluster_id,
-    role = welcome.role, name = welcome.name, starts = 0, folder = assert(identity.make_raft_folder()),
-    advertise = advertised, managers = json.array(welcome.managers), removed = false,
-  }
-  local ok, err = lifecycle.activate(doc)
+  local ok, err = sides[welcome.role].enter(document(welcome, advertised), welcome)
   if not ok then
-    return nil, errors.new(err.code, "this manager is admitted, but cannot start: " .. err.message,
+    return nil, errors.new(err.code, "this node is admitted, but cannot start: " .. err.message,
       (err.hint and err.hint .. "; " or "") .. "then start the daemon again: it goes on by itself")
   end
   return true
-end
-
-local TWO = "two managers tolerate no failure: if either is lost, the cluster may stop. Join a third one."
-
-local function answer(me, p)
-  return {
-    cluster_id = me.cluster_id, node_id = me.node_id, raft_node_id = me.raft_node_id, name = me.name,
-    raft_role = p.role, members = p.members, voters = p.voters, tolerates = voters.tolerates(p.voters),
-    warning = p.members == 2 and TWO or nil,
-  }
 end
 
 -- What a text is good for: an address and a token, checked before anything is asked. nil, err. Pure.
@@ -237,14 +276,18 @@ local function own_ca()
   return info and crypto.unhex(info.digest)
 end
 
--- @opts: address, token, name, advertise. @say(text): progress. Returns the answer of the command; nil, err.
+-- @opts: word (of the command: "manager" or a service), address, token, name, advertise. @say(text): progress. Returns
+-- the answer of the command; nil, err.
 function M.run(opts, say)
-  local ready, err = M.prepare(opts)
+  local ready, err
+  local role, word = identity.role(), identity.word()
+  local ok, misfit = M.fits(opts.word, word)
+  if not ok then return nil, misfit end
+  ready, err = M.prepare(opts)
   if not ready then return nil, err end
-  local ok
   ok, err = M.allowed(identity.me, ready.pin, own_ca())
   if not ok then return nil, err end
-  local lock <close>, held_by = busy.take("manager join", "end it with Ctrl-C where it was typed")
+  local lock <close>, held_by = busy.take(word .. " join", "end it with Ctrl-C where it was typed")
   if not lock then return nil, held_by end
   if identity.me then
     ok, err = identity.wipe() -- an init that never came to its end
@@ -264,10 +307,10 @@ function M.run(opts, say)
   local advertised = advertise.of(host, options)
   local name = opts.name or values.name_from(sys.hostname())
   local welcome, pin = ask { at = ready.at, key = key, pin = ready.pin, say = say, body = {
-    role = "manager", name = name, named = opts.name ~= nil, addresses = advertised,
-    implied = implied, version = sys.version, token = opts.token } }
+    role = role, services = role == "worker" and json.array { word } or nil, name = name, named = opts.name ~= nil,
+    addresses = advertised, implied = implied, version = sys.version, token = opts.token } }
   if not welcome then return nil, pin end
-  ok, err = M.check_welcome(welcome, key, "manager", pin)
+  ok, err = M.check_welcome(welcome, key, role, pin)
   if not ok then return nil, err end
   if welcome.dev and implied then advertised = advertise.on_loopback(advertised) end -- as admit has it
 
@@ -277,13 +320,8 @@ function M.run(opts, say)
     local _ <close> = entering
     local entered, why = enter(welcome, advertised)
     if not entered then return nil, why end
-    local p
-    p, why = wait_for_role(identity.me, function(text) pcall(say, text) end)
-    if not p then return nil, why end
-    return answer(identity.me, p)
+    return sides[role].wait(identity.me, function(text) pcall(say, text) end)
   end):wait()
 end
-
-M.TWO = TWO
 
 return M

@@ -15,7 +15,7 @@ local M = {}
 local PATIENCE_MS = 4000 -- for a leader to be there; a write has to answer within five seconds
 local RETRY_MS = 50
 local ANSWER_MS = 20000
-local HOPS, FROM = "symphony-forwarded", "symphony-from"
+local HOPS, FROM, NODE = "symphony-forwarded", "symphony-from", "symphony-node"
 
 -- Where the leader is now: "host:port"; nil when it is not known.
 local function whereabouts()
@@ -43,6 +43,12 @@ function M.origin(req, who)
     if from and #from <= 64 then return from end
   end
   return req.peer.unix and "127.0.0.1" or req.peer.addr
+end
+
+-- The id of the node for whom the manager @who has passed @req on; nil: it asks for itself.
+function M.on_behalf(req, who)
+  local id = who.kind == "manager" and M.is_forwarded(req) and req:header(NODE)
+  return id and #id <= 64 and id or nil
 end
 
 -- May a failed pass be tried again? Only when it surely did not happen. Pure.
@@ -85,7 +91,7 @@ function M.forward(req, _, who)
   end
   local path = remote.encode_path(req.path)
   if req.query and req.query ~= "" then path = path .. "?" .. req.query end
-  local headers = { [HOPS] = "1", [FROM] = M.origin(req, who) }
+  local headers = { [HOPS] = "1", [FROM] = M.origin(req, who), [NODE] = who.node and who.node.node_id }
   for _, name in ipairs { "content-type", "idempotency-key", "idempotency-since" } do
     headers[name] = req:header(name)
   end

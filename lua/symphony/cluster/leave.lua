@@ -32,6 +32,8 @@ end
 
 -- @opts: force. Returns the answer; nil, err.
 function M.run(opts)
+  local fits, misfit = identity.needs("manager")
+  if not fits then return nil, misfit end
   local me = identity.me
   local rows = me and not me.removed and members.planned() or nil
   local way, err = M.way(me, rows and #rows or nil, opts.force)

@@ -2,16 +2,22 @@
 -- member any more, stopping.
 local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
+local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local node = require "sym.node"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local reconcile = require "symphony.cluster.reconcile"
+local rotation = require "symphony.cluster.rotation"
 local state = require "symphony.cluster.state"
+local status = require "symphony.cluster.status"
 local store = require "sym.store"
 local sys = require "sym.sys"
 
@@ -21,9 +27,12 @@ local UPKEEP_MS = 60 * 1000
 local SOON_MS = 2000
 
 local upkeep       -- the task of renewal and addresses
-local watch        -- on the nodes of the cluster
+local watches = {} -- prefix -> watch
 local change = async.event()
 local hooked = false
+
+-- What runs while a manager serves: each has start() and stop(), and on a follower it waits, but for the agents.
+local parts = { reconcile, agents, status, rotation }
 
 local function say(err)
   return err.message .. (err.hint and " -- " .. err.hint or "")
@@ -45,6 +54,16 @@ local function remember_managers()
   if not ok then log.warn(err.message) end
 end
 
+-- Somebody may have given this manager another name.
+local function remember_name()
+  local me = identity.me
+  local n = me and not me.removed and state.get("/node/" .. me.node_id)
+  if not n or n.name == me.name then return end
+  me.name = n.name
+  local ok, err = identity.save(me)
+  if not ok then log.warn(err.message) end
+end
+
 -- Serving -----------------------------------------------------------------------------------------------------------
 
 local on_gone
@@ -57,27 +76,80 @@ local function on_nodes(_, events)
     end
   end
   remember_managers()
+  remember_name()
   reconcile.wake()
   change:set()
 end
 
-local function watch_nodes()
-  if watch then watch:close() end
-  watch = nil
+-- Gossip on a manager speaks with those, and by those keys, that its state has.
+local function on_peers(_, events)
+  for _, event in ipairs(events or {}) do
+    local id = event.key:sub(#"/peer/" + 1)
+    local peer = not event.deleted and json.decode(event.value)
+    if type(peer) == "table" and type(peer.key) == "string" then
+      gossip.set_peer(id, peer.key)
+    elseif event.deleted then
+      gossip.forget(id)
+    end
+  end
+end
+
+local function on_keys()
+  local secret = state.get("/secret/gossip")
+  if not secret then return end
+  local ok, err = gossip.set_keys(secret)
+  if not ok then log.error("gossip: " .. err.message) end
+end
+
+local function on_lost_history(prefix)
+  if prefix == "/node/" then
+    on_nodes(nil, nil)
+  elseif prefix == "/peer/" then
+    for id, key in pairs(peers.all()) do gossip.set_peer(id, key) end
+  else
+    on_keys()
+  end
+end
+
+local function watch(prefix, fn)
+  if watches[prefix] then watches[prefix]:close() end
+  watches[prefix] = nil
   if not node.started() then return end
-  local err
-  watch, err = store.watch("/node/", store.revision(), function(status, events)
-    if status and status.code == "compacted" then
+  local w, err = store.watch(prefix, store.revision(), function(ended, events)
+    if ended and ended.code == "compacted" then
       -- The history is gone (a snapshot came): look at the whole and watch from here.
       async.spawn(function()
-        watch_nodes()
-        on_nodes(nil, nil)
+        watch(prefix, fn)
+        on_lost_history(prefix)
       end)
-    elseif not status then
-      on_nodes(nil, events)
+    elseif not ended then
+      fn(nil, events)
     end
   end)
-  if not watch then log.error("cannot watch the nodes: " .. err.message) end
+  if not w then log.error(("cannot watch %s: %s"):format(prefix, err.message)) end
+  watches[prefix] = w
+end
+
+-- Gossip needs the keys that are in the state, which a manager that joins has not got yet.
+local function speak()
+  local secret
+  while true do
+    if not node.started() or not identity.member() then return end
+    secret = state.get("/secret/gossip")
+    if secret and state.text("/peer/" .. identity.me.node_id) then break end
+    async.sleep(20)
+  end
+  if gossip.started() then return end
+  local ok, err = gossip.start(secret, peers.all())
+  if not ok then
+    log.error(say(err))
+    return
+  end
+  watch("/peer/", on_peers)
+  watch("/secret/gossip", on_keys)
+  for _, at in ipairs(identity.me.managers) do
+    if at ~= identity.me.advertise.remote and gossip.exchange_with(at) then break end
+  end
 end
 
 -- A new certificate for this manager, made with the state's CA. Also for one that has expired: raft lets configured
@@ -150,9 +222,10 @@ local function hook()
 end
 
 local function begin_serving()
-  watch_nodes()
-  reconcile.start()
+  watch("/node/", on_nodes)
+  for _, part in ipairs(parts) do part.start() end
   start_upkeep()
+  async.spawn(speak)
 end
 
 -- Starts the node as @doc says; one start more is written down before. opts.bootstrap: the first member of a new
@@ -167,7 +240,7 @@ function M.activate(doc, opts)
   if not ok then return nil, err end
   local _, raft_port = address.parse(doc.advertise.raft)
   local _, remote_port = address.parse(doc.advertise.remote)
-  doc.starts = doc.starts + 1
+  doc.starts, doc.gossip_start = doc.starts + 1, gossip.next_start(doc.gossip_start)
   ok, err = identity.become(doc)
   if not ok then return nil, err end
   ok, err = node.start { node_id = doc.node_id, raft_id = doc.raft_node_id, raft_address = doc.advertise.raft,
@@ -196,11 +269,14 @@ M.serve = begin_serving
 
 -- Back to idle; the control socket stays.
 function M.deactivate()
-  reconcile.stop()
+  for _, part in ipairs(parts) do part.stop() end
   if upkeep then upkeep:cancel() end
   upkeep = nil
-  if watch then watch:close() end
-  watch = nil
+  gossip.stop()
+  for prefix, w in pairs(watches) do
+    watches[prefix] = nil
+    w:close()
+  end
   if not node.started() then return true end
   local ok, err = async.await(node.stop)
   if not ok then return nil, errors.from(err) end
@@ -218,7 +294,7 @@ function on_gone(code, reason)
   else
     me.reason = "it was removed"
   end
-  log.error(("%s; it stops serving -- %s"):format(me.reason, identity.REJOIN))
+  log.error(("%s; it stops serving -- %s"):format(me.reason, identity.rejoin()))
   local ok, err = identity.save(me)
   if not ok then log.error(err.message) end
   change:set()
@@ -274,7 +350,7 @@ local actions = {
   end,
   removed = function(doc)
     identity.me = doc
-    log.error(("%s -- %s"):format(doc.reason or "this manager was removed", identity.REJOIN))
+    log.error(("%s -- %s"):format(doc.reason or "this manager was removed", identity.rejoin()))
     return true
   end,
   recover = function(doc)
@@ -295,6 +371,7 @@ function M.start()
   async.spawn(function()
     local doc, err = identity.load()
     local ok = not err
+    if ok and doc then ok, err = identity.check_role(doc) end
     if ok then ok, err = actions[M.verdict(doc)](doc) end
     if not ok then
       log.error(say(errors.from(err)))

@@ -172,11 +172,19 @@ function M.addresses(rows, leader)
   return out
 end
 
--- The manager that @name means: its planned row. nil, err.
+-- The manager that @name means: raft id, node id or the beginning of one, or name. Its planned row; nil, err.
 function M.find(rows, name)
   for _, m in ipairs(rows) do
     if m.node_id == name or m.name == name or tostring(m.id) == name then return m end
   end
+  local found
+  for _, m in ipairs(rows) do
+    if state.begins(m.node_id, name) then
+      if found then return nil, state.ambiguous(name) end
+      found = m
+    end
+  end
+  if found then return found end
   return nil, errors.new("not_found", ("no manager is called \"%s\""):format(name:sub(1, 80)),
     "`symphony manager members` lists raft ids, node ids and names")
 end

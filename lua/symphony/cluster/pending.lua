@@ -25,6 +25,7 @@ function M.record(request, from, now, node)
   return {
     id = M.id(request.fingerprint), role = request.role, csr = request.csr, fingerprint = request.fingerprint,
     name = node and node.name or request.name, named = request.named, addresses = request.addresses,
+    services = request.services,
     replaces = node and node.raft_node_id, from = from, version = request.version, expires = math.floor(now) + M.LIFE,
   }
 end

@@ -17,12 +17,12 @@ function M.new_ca(cluster_id, now)
   return key, assert(crypto.ca_new(key, cluster_id, now - BACKDATE, now + M.CA_LIFE))
 end
 
--- Signs @csr for node @n: its node_id, role and, of a manager, the raft_node_id that it may act as. Only managers may
--- serve: a worker must not be able to pose as one. Raises.
+-- Signs @csr for node @n: its node_id, role and, of a manager, the raft_node_id that it may act as. Every node serves
+-- its remote port; that a worker is no manager is in its role, which whoever calls a manager looks at. Raises.
 function M.sign(ca_key, ca_pem, csr, n, cluster_id, now)
   now = math.floor(now)
   return assert(crypto.cert_sign(ca_key, ca_pem, csr, { cn = n.node_id, ou = n.role, o = cluster_id,
-    not_before = now - BACKDATE, not_after = now + M.NODE_LIFE, server = n.role == "manager",
+    not_before = now - BACKDATE, not_after = now + M.NODE_LIFE, server = true,
     raft_id = n.raft_node_id }))
 end
 

@@ -1,9 +1,11 @@
 -- The leader's hand on the membership: compares what the state wants with what raft has, and takes one step after the
 -- other until they agree. Whoever leads next goes on from the same state.
 local async = require "symphony.async"
+local erase = require "symphony.cluster.erase"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local node = require "sym.node"
+local peers = require "symphony.cluster.peers"
 local pending = require "symphony.cluster.pending"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
@@ -56,19 +58,17 @@ function M.departed(rows, servers)
   return out
 end
 
--- The txn that takes the last traces of @member out of the state.
-function M.farewell(member)
-  local n = member.kv.value
-  return {
-    compare = { state.unchanged(member.kv) },
-    ops = { state.delete("/node/" .. n.node_id), state.delete("/raft/" .. n.raft_node_id),
-      state.delete("/name/" .. n.name), state.delete("/fingerprint/" .. n.fingerprint) },
-  }
+-- The txn that takes @member out of the state.
+local function farewell(member)
+  local txn = { compare = { state.unchanged(member.kv) }, ops = {} }
+  erase.add(txn, member.kv.value, { message = ("%s (raft id %d) is removed"):format(member.name, member.id),
+    forced = member.forced or nil })
+  return txn
 end
 
 local function finish(rows, servers)
   for _, m in ipairs(M.departed(rows, servers)) do
-    local result, err = state.submit(M.farewell(m))
+    local result, err = state.submit(farewell(m))
     if not result then return err end
     if result.status == "applied" then log.info(("membership: %s (raft id %d) is removed"):format(m.name, m.id)) end
   end
@@ -129,6 +129,16 @@ local function sweep()
   last_sweep = now
   pending.sweep()
   tokens.sweep()
+  peers.complete()
+end
+
+-- What removed nodes have left behind. Returns the milliseconds until the next look, @delay or less.
+local function clear_up(delay)
+  local status = node.started() and raft.status()
+  if not status or status.state ~= "leader" then return delay end
+  local more, err = erase.step()
+  if err then log.warn("what is left of a removed node: " .. (err.message or err.code)) end
+  return more and math.min(delay, NOW_MS) or delay
 end
 
 local function loop()
@@ -141,6 +151,9 @@ local function loop()
     local ok, result = pcall(M.turn)
     if not ok then log.error("membership: " .. tostring(result)) end
     delay = ok and result or IDLE_MS
+    ok, result = pcall(clear_up, delay)
+    if not ok then log.error("clearing up: " .. tostring(result)) end
+    delay = ok and result or delay
     local swept, err = pcall(sweep)
     if not swept then log.error("sweep: " .. tostring(err)) end
   end

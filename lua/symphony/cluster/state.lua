@@ -21,7 +21,8 @@ M.QUORUM_HINT = node.quorum_hint
 
 -- True when there is a state to ask; else nil, err that says what this daemon is instead.
 function M.ready()
-  local ok, err = identity.member()
+  local ok, err = identity.needs("manager")
+  if ok then ok, err = identity.member() end
   if not ok then return nil, err end
   if not node.started() then
     local why = identity.trouble or "it is starting or ending"
@@ -207,12 +208,34 @@ function M.managers()
   return out
 end
 
--- The node that @name means: raft id, node id or name. nil if there is none.
-function M.find_node(rows, name)
-  for _, kv in ipairs(rows) do
-    local n = kv.value
-    if n.node_id == name or n.name == name or (n.raft_node_id and tostring(n.raft_node_id) == name) then return kv end
+local PREFIX_MIN = 6
+local NODE_HINT = "`symphony node ls` lists the nodes"
+
+-- Is @name the beginning of node id @id, and long enough for one?
+function M.begins(id, name)
+  return #name >= PREFIX_MIN and id:sub(1, #name) == name
+end
+
+function M.ambiguous(name)
+  return errors.new("invalid", ("\"%s\" is ambiguous: several node ids begin so"):format(name:sub(1, 80)), NODE_HINT)
+end
+
+-- The node that @name means: its name, node id or raft id, or the beginning of a node id (6 characters or more) that no
+-- other has. Its record and kv from local state; nil, err: "not_found", or "invalid" when several ids begin so.
+function M.node(name)
+  local key = #name <= 64 and "/node/" .. name
+  local id = key and (M.text("/name/" .. name) or (name:find("^%d+$") and M.text("/raft/" .. name)))
+  if id then key = "/node/" .. id end
+  local n, kv
+  if key then n, kv = M.get(key) end
+  if n or kv then return n, kv end
+  if key and not id and #name >= PREFIX_MIN then
+    local rows, err = M.list(key, { limit = 2 })
+    if not rows then return nil, err end
+    if #rows > 1 then return nil, M.ambiguous(name) end
+    if rows[1] then return rows[1].value, rows[1] end
   end
+  return nil, errors.new("not_found", ("no node is called \"%s\""):format(name:sub(1, 80)), NODE_HINT)
 end
 
 return M

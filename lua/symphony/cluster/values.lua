@@ -90,21 +90,60 @@ function M.parse_duration(text)
   return math.tointeger(seconds)
 end
 
+-- "5s", "12m", "23h 59m", "8d"; what is below zero counts as nothing.
+function M.format_span(seconds)
+  local left = math.max(0, math.floor(seconds))
+  if left >= 2 * 86400 then return ("%dd"):format(left // 86400) end
+  if left >= 3600 then return ("%dh %dm"):format(left // 3600, left % 3600 // 60) end
+  if left >= 60 then return ("%dm"):format(left // 60) end
+  return ("%ds"):format(left)
+end
+
 -- "in 23h 59m", "expired 5m ago", "never".
 function M.format_expiry(expires, now)
   if not expires then return "never" end
-  local left = math.abs(math.floor(expires - now))
-  local text
-  if left >= 2 * 86400 then
-    text = ("%dd"):format(left // 86400)
-  elseif left >= 3600 then
-    text = ("%dh %dm"):format(left // 3600, left % 3600 // 60)
-  elseif left >= 60 then
-    text = ("%dm"):format(left // 60)
-  else
-    text = ("%ds"):format(left)
-  end
+  local text = M.format_span(math.abs(math.floor(expires - now)))
   return expires > now and "in " .. text or "expired " .. text .. " ago"
+end
+
+-- "2026-11-30 17:05:00", in UTC.
+function M.format_time(seconds)
+  return os.date("!%Y-%m-%d %H:%M:%S", math.floor(seconds))
+end
+
+-- Days from 1970 to this day of the Gregorian calendar; nil if there is no such day.
+local function days_of(year, month, day)
+  if month < 1 or month > 12 or day < 1 or year < 1970 then return nil end
+  local leap = year % 4 == 0 and (year % 100 ~= 0 or year % 400 == 0)
+  local lengths = { 31, leap and 29 or 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31 }
+  if day > lengths[month] then return nil end
+  local before = year - 1
+  local days = 365 * (year - 1970) + before // 4 - before // 100 + before // 400 - 477
+  for i = 1, month - 1 do days = days + lengths[i] end
+  return days + day - 1
+end
+
+-- A time in the past as seconds since 1970: a duration before @now ("15m"), a time of UTC ("2026-11-30",
+-- "2026-11-30 17:05", with seconds, with T for the blank and Z behind), or "@1700000000". nil, err. Pure.
+function M.parse_since(text, now)
+  local unix = text:match("^@(%d+)$")
+  if unix and #unix <= 12 then return math.tointeger(tonumber(unix)) end
+  local date, clock = text:match("^(%d%d%d%d%-%d%d%-%d%d)(.*)$")
+  if date then
+    local year, month, day = date:match("(%d+)-(%d+)-(%d+)")
+    local days = days_of(math.tointeger(year), math.tointeger(month), math.tointeger(day))
+    local hour, minute, rest = clock:match("^[ T](%d%d):(%d%d)(.*)$")
+    local second = (rest or ""):match("^:(%d%d)Z?$") or ((rest == "" or rest == "Z") and "0")
+    if clock == "" then hour, minute, second = "0", "0", "0" end
+    if days and hour and second and tonumber(hour) < 24 and tonumber(minute) < 60 and tonumber(second) < 60 then
+      return days * 86400 + math.tointeger(hour) * 3600 + math.tointeger(minute) * 60 + math.tointeger(second)
+    end
+  else
+    local span = M.parse_duration(text)
+    if span then return now - span end
+  end
+  return nil, errors.new("invalid", ("\"%s\" is neither a duration nor a time"):format(text:sub(1, 40)),
+    "write for example 15m, 24h, 2026-11-30, \"2026-11-30 17:05\" (UTC) or @1700000000")
 end
 
 -- Bytes as JSON fields: obj[name] if they are clean UTF-8, else obj[name .. "_base64"].

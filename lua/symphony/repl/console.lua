@@ -1,7 +1,7 @@
 --- The client's side of `symphony lua`.
-local client = require "symphony.cli.client"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
+local lines = require "symphony.lines"
 local render = require "symphony.cli.render"
 local sys = require "sym.sys"
 
@@ -19,7 +19,7 @@ end
 -- came with `more` is kept back: the line may only be unfinished.
 local function run(ctx, request)
   local seen = {}
-  local stream = client.lines(function(message)
+  local stream = lines.of(function(message)
     local text = message.out or message.out64 and require("sym.crypto").unbase64(message.out64) or message.result
     if text then
       ctx.out(text)

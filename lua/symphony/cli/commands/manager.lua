@@ -1,6 +1,7 @@
 -- symphony manager ...: the cluster's managers. Modules of the daemon are loaded when a command runs there: the client
 -- reads this file too.
 local errors = require "symphony.errors"
+local joining = require "symphony.cli.joining"
 local stale = require "symphony.cli.stale"
 
 -- init ----------------------------------------------------------------------------------------------------------------
@@ -49,9 +50,9 @@ Example:
         "",
         ("  symphony manager join %s --token %s"):format(more.remote, answer.tokens.manager),
         "",
-        "The token for workers, which join as soon as there is a service for them to run:",
+        "To add a worker, on a machine where `symphonyd block` runs:",
         "",
-        "  " .. answer.tokens.worker,
+        ("  symphony block join %s --token %s"):format(more.remote, answer.tokens.worker),
         "",
         ("The tokens %s; `symphony token create` makes others."):format(life(ttl)),
       }
@@ -66,23 +67,8 @@ Example:
 
 -- join ----------------------------------------------------------------------------------------------------------------
 
--- The token of --token, --token-file or $SYMPHONY_TOKEN; nil if there is none. Raises.
-local function token_of(ctx, sys)
-  local args = ctx.args
-  if args.token and args.token_file then
-    errors.raise("usage", "give one of --token and --token-file", "symphony help manager join shows how it is used")
-  end
-  if args.token then return args.token end
-  if args.token_file then
-    local text, err = sys.read_file(args.token_file, 64 * 1024)
-    if not text then errors.raise(err.code, "cannot read the token: " .. err.message) end
-    return (text:gsub("%s+$", ""))
-  end
-  return sys.getenv("SYMPHONY_TOKEN")
-end
-
-local join = {
-  name = "join",
+local join = joining.command {
+  word = "manager",
   summary = "Join this manager to a cluster",
   description = [[
 Joins this daemon to the cluster of the manager at HOST:PORT (its remote port). Without a token the
@@ -92,45 +78,10 @@ interrupted is finished by saying it again.
 Example:
   symphony manager join 10.0.0.5:27242 --token SYMTKN-1-...
   symphony manager join manager-01.example.org --token-file /run/token]],
-  where = "client",
-  args = function(parser)
-    parser:argument("address", "A manager of the cluster; the port is 27242 unless it is given."):argname("HOST:PORT")
-    parser:option("--token", "The token ($SYMPHONY_TOKEN serves as well)."):argname("TOKEN")
-    parser:option("--token-file", "A file with the token."):argname("FILE")
-    parser:option("--name", "This manager's name (default: the host's, with a number behind it if that is taken).")
-      :argname("NAME")
-    parser:option("--advertise", "The address that others are told."):argname("HOST")
-  end,
-  run = function(ctx)
-    local json = require "symphony.json"
-    local args, last = ctx.args, nil
-    local lines = require("symphony.cli.client").lines(function(message)
-      if message.say then
-        ctx.err(message.say)
-      else
-        last = message
-      end
-    end)
-    local request = { address = args.address, token = token_of(ctx, require "sym.sys"), name = args.name,
-      advertise = args.advertise }
-    local _, err = ctx.call("POST", "/v1/manager/join", request, { on_data = lines, idle_ms = 2 * 3600 * 1000 })
-    if last and type(last.error) == "table" then
-      return nil, errors.new(last.error.code, last.error.message, last.error.hint)
-    end
-    if not last or type(last.done) ~= "table" then
-      if err and err.code ~= "outcome_unknown" then return nil, err end
-      return nil, errors.new("outcome_unknown", "the daemon went away before the join was done",
-        "start it again if it has ended, and say it again: it goes on where it was")
-    end
-    local done = last.done
-    for k, v in pairs(done) do
-      if v == json.null then done[k] = nil end
-    end
-    return done, { text = function()
-      local text = ("Joined cluster %s as %s (%s), raft id %d. It has %d managers, %d of them voters."):format(
-        done.cluster_id, done.name, done.raft_role, done.raft_node_id, done.members, done.voters)
-      return done.warning and text .. "\nNote: " .. done.warning or text
-    end }
+  text = function(done)
+    local text = ("Joined cluster %s as %s (%s), raft id %d. It has %d managers, %d of them voters."):format(
+      done.cluster_id, done.name, done.raft_role, done.raft_node_id, done.members, done.voters)
+    return done.warning and text .. "\nNote: " .. done.warning or text
   end,
 }
 

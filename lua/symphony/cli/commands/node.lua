@@ -1,35 +1,204 @@
 -- symphony node ...: the nodes of the cluster and who asks to become one. Runs in the daemon.
 local stale = require "symphony.cli.stale"
 
+-- "manager: voter, leader", "worker: block".
+local function role_of(n)
+  local more = {}
+  if n.raft_role then more[1] = n.raft_role end
+  if n.leader then more[#more + 1] = "leader" end
+  table.move(n.services, 1, #n.services, #more + 1, more)
+  return #more > 0 and ("%s: %s"):format(n.role, table.concat(more, ", ")) or n.role
+end
+
+-- "ready for 3h 2m, leaving".
+local function status_of(n, now, values)
+  local text = n.status
+  if n.since then text = ("%s for %s"):format(text, values.format_span(now - n.since)) end
+  return n.leaving and text .. ", leaving" or text
+end
+
 local ls = {
   name = "ls list",
   summary = "List the nodes, managers and workers",
   description = [[
-Lists the nodes of the cluster.
+Lists the nodes of the cluster: what each is and does, whether it is there, and until when its
+certificate is good. Without a quorum the answer is this manager's own state, marked stale.
 
 Example:
-  symphony node ls]],
+  symphony node ls
+  symphony --json node ls]],
   run = function(ctx)
-    local state = require "symphony.cluster.state"
-    local fresh, err = state.read { stale = true }
-    if not fresh then return nil, err end
-    local rows
-    rows, err = state.nodes()
-    if not rows then return nil, err end
+    local values, now = require "symphony.cluster.values", require("sym.sys").now()
+    local rows, fresh = require("symphony.cluster.nodes").list { stale = true }
+    if not rows then return nil, fresh end
     stale.note(ctx, fresh)
-    local out, values = require("symphony.json").array {}, require "symphony.cluster.values"
-    for i, kv in ipairs(rows) do
-      out[i] = kv.value
-      out[i].certificate = nil
-      out[i].stale = fresh.stale or nil
-    end
-    return out, {
-      columns = { "NODE ID", "NAME", "ROLE", "ADDRESS", "AVAILABILITY", "LABELS", "VERSION" },
+    return rows, {
+      columns = { "ID", "NAME", "ROLE", "STATUS", "AVAILABILITY", "VERSION", "ADDRESS", "CERT EXPIRES" },
       row = function(n)
-        return { n.node_id, n.name, n.role, n.remote_address, n.removing and "leaving" or n.availability,
-          values.format_labels(n.labels), n.version }
+        return { n.node_id, n.name, role_of(n), status_of(n, now, values), n.availability, n.version,
+          n.addresses.remote, values.format_expiry(n.certificate_expires, now) }
       end,
     }
+  end,
+}
+
+local function inspect_text(rows)
+  local values, now = require "symphony.cluster.values", require("sym.sys").now()
+  local plain, out = require("symphony.cli.render").plain, {}
+  for i, n in ipairs(rows) do
+    local lines = { i > 1 and "" or nil }
+    local function line(name, text)
+      if text and text ~= "" then lines[#lines + 1] = ("%-13s %s"):format(name, plain(text)) end
+    end
+    line("name", n.name)
+    line("node id", n.node_id)
+    line("role", role_of(n))
+    line("raft id", n.raft_node_id)
+    line("status", status_of(n, now, values))
+    line("reason", n.reason)
+    line("availability", n.availability)
+    line("labels", values.format_labels(n.labels))
+    line("assignments", n.assignments .. (n.more_assignments and " and more" or ""))
+    for _, kind in ipairs { "remote", "gossip", "raft" } do line(kind .. " address", n.addresses[kind]) end
+    line("version", n.version)
+    line("joined", n.joined and values.format_time(n.joined) .. " UTC")
+    line("certificate", n.certificate_expires and ("until %s UTC (%s)"):format(
+      values.format_time(n.certificate_expires), values.format_expiry(n.certificate_expires, now)))
+    line("fingerprint", n.fingerprint)
+    for _, e in ipairs(n.events) do
+      line("event", ("%s UTC  %s  %s"):format(values.format_time(e.at), e.kind, e.message or e.reason or ""))
+    end
+    out[i] = table.concat(lines, "\n")
+  end
+  return table.concat(out, "\n")
+end
+
+local NODE = "Name, node id or the beginning of one (6 characters or more), or raft id."
+local EVENTS = 5 -- of a node that is inspected
+
+local inspect = {
+  name = "inspect",
+  summary = "All that is known of some nodes",
+  description = [[
+Shows all that the state says of these nodes, and the last events of each.
+
+Example:
+  symphony node inspect worker-01 worker-02]],
+  args = function(parser)
+    parser:argument("node", NODE):args("+"):argname("NODE")
+  end,
+  run = function(ctx)
+    local nodes, events = require "symphony.cluster.nodes", require "symphony.cluster.events"
+    local fresh, err = require("symphony.cluster.state").read { stale = true }
+    if not fresh then return nil, err end
+    local out = require("symphony.json").array {}
+    for i, name in ipairs(ctx.args.node) do
+      local row
+      row, err = nodes.get(name, fresh)
+      if not row then return nil, err end
+      row.assignments, row.more_assignments = nodes.assignments(row.node_id)
+      if not row.assignments then return nil, row.more_assignments end
+      row.more_assignments = row.more_assignments or nil
+      row.events, err = events.list { node = row.node_id, node_id = row.node_id, limit = EVENTS }
+      if not row.events then return nil, err end
+      out[i] = row
+    end
+    stale.note(ctx, fresh)
+    return out, { text = inspect_text }
+  end,
+}
+
+-- The change that the options of `node update` ask for. Raises.
+local function patch_of(args)
+  local errors, json = require "symphony.errors", require "symphony.json"
+  local values = require "symphony.cluster.values"
+  local patch = { name = args.name, availability = args.availability }
+  local labels = assert(values.parse_labels(args.label_add))
+  for _, key in ipairs(args.label_rm) do
+    if labels[key] then
+      errors.raise("usage", ("label %s is to be added and removed at once"):format(key), "say one of them")
+    end
+    labels[key] = json.null
+  end
+  if next(labels) then patch.labels = labels end
+  if next(patch) == nil then
+    errors.raise("usage", "nothing is to be changed",
+      "give one of --availability, --label-add, --label-rm and --name; symphony help node update shows how it is used")
+  end
+  return patch
+end
+
+local update = {
+  name = "update",
+  summary = "Change a node's availability, labels or name",
+  description = [[
+Changes a node, all at once or nothing. Availability active: it is given work; pause: nothing new;
+drain: what it has goes to others, too.
+
+Example:
+  symphony node update worker-01 --availability drain
+  symphony node update worker-01 --label-add zone=a --label-add disk=ssd --label-rm rack
+  symphony node update 0d9k3r --name worker-07]],
+  args = function(parser)
+    parser:argument("node", NODE):argname("NODE")
+    parser:option("--availability", "active, pause or drain."):argname("AVAILABILITY")
+      :choices { "active", "pause", "drain" }
+    parser:option("--label-add", "A label to set; may be repeated."):argname("KEY=VALUE"):count("*")
+    parser:option("--label-rm", "A label to take away; may be repeated."):argname("KEY"):count("*")
+    parser:option("--name", "Call it so."):argname("NAME")
+  end,
+  run = function(ctx)
+    local patch = patch_of(ctx.args)
+    local nodes, remote = require "symphony.cluster.nodes", require "symphony.cluster.remote"
+    nodes.check_patch(patch)
+    local answer, err = require("symphony.cluster.leader").call("PATCH",
+      "/v1/nodes/" .. remote.encode_segment(ctx.args.node), patch)
+    if not answer then return nil, err end
+    return answer, { text = function()
+      if #answer.changes == 0 then return ("%s is so already."):format(answer.name) end
+      return ("%s: %s."):format(answer.name, table.concat(answer.changes, "; "))
+    end }
+  end,
+}
+
+local rm = {
+  name = "rm remove",
+  summary = "Take a node out of the cluster",
+  description = [[
+Removes a worker that is not ready and has nothing to do; with --force any: it is cut off at once,
+and what it had to do is forgotten. A manager goes the way of `manager remove`.
+
+Example:
+  symphony node rm worker-03
+  symphony node rm 0d9k3r --force]],
+  args = function(parser)
+    parser:argument("node", NODE):argname("NODE")
+    parser:flag("--force", "Also a worker that is ready or has assignments, or a manager that costs the quorum.")
+  end,
+  run = function(ctx)
+    local state, remote = require "symphony.cluster.state", require "symphony.cluster.remote"
+    local fresh, err = state.read()
+    if not fresh then return nil, err end
+    local n
+    n, err = state.node(ctx.args.node)
+    if not n then return nil, err end
+    local answer
+    if n.role == "manager" then
+      local remove = require "symphony.cluster.remove"
+      answer, err = remove.run(n.node_id, { force = ctx.args.force })
+      if answer then answer.role, answer.note = n.role, remove.CA_NOTE end
+    else
+      answer, err = require("symphony.cluster.leader").call("DELETE", ("/v1/nodes/%s%s"):format(
+        remote.encode_segment(n.node_id), ctx.args.force and "?force=true" or ""))
+    end
+    if not answer then return nil, err end
+    return answer, { text = function()
+      local text = ("%s %s (%s) is removed."):format(n.role, answer.name, answer.node_id)
+      if answer.assignments and answer.assignments > 0 then
+        text = ("%s What it had to do (%d) is forgotten."):format(text, answer.assignments)
+      end
+      return answer.note and text .. "\nNote: " .. answer.note or text
+    end }
   end,
 }
 
@@ -121,4 +290,8 @@ Example:
   end,
 }
 
-return { name = "node", summary = "Nodes, and who asks to become one", commands = { ls, pending, approve, reject } }
+return {
+  name = "node",
+  summary = "Nodes: list, change, remove; who asks to become one",
+  commands = { ls, inspect, update, rm, pending, approve, reject },
+}

@@ -1,0 +1,51 @@
+-- What a worker's certificate opens: GET /v1/agent, POST /v1/agent/report, POST /v1/agent/leave. Its own part of the
+-- state, and no more.
+local agents = require "symphony.cluster.agents"
+local errors = require "symphony.errors"
+local leader = require "symphony.cluster.leader"
+local state = require "symphony.cluster.state"
+
+local M = {}
+
+local WORKERS = { worker = true }
+local NODES = { worker = true, manager = true }
+local INSTANCE_MAX = 32
+local BODY_MAX = 16 * 1024
+
+local function number(req, name)
+  local text = req:param(name)
+  local n = text and #text <= 19 and text:match("^%d+$") and math.tointeger(tonumber(text))
+  if not n then errors.raise("invalid", name .. " must be a number") end
+  return n
+end
+
+-- The node that asks, also when a follower has passed it on. Raises.
+local function asker(req, who)
+  if who.kind ~= "manager" then return who.node end
+  local id = leader.on_behalf(req, who) or who.id
+  local n = state.get("/node/" .. id)
+  return n or errors.raise("denied", "this node is not a member of the cluster, or no longer one")
+end
+
+function M.routes(router)
+  router.route("GET", "/v1/agent", { auth = WORKERS, timeout_ms = 15000 }, function(req, _, who)
+    local instance, known = req:param("instance"), req:param("peers")
+    if not instance or #instance > INSTANCE_MAX or not instance:match("^%x+$") then
+      errors.raise("invalid", "instance must be hex digits")
+    end
+    agents.serve(req, who.node, { starts = number(req, "starts"), instance = instance, min = number(req, "min"),
+      peers = known })
+    return router.STREAM
+  end)
+
+  router.route("POST", "/v1/agent/report", { auth = NODES, leader_only = true }, function(req, _, who)
+    if #(req.body or "") > BODY_MAX then errors.raise("too_big", "a report of more than 16 KiB") end
+    return 200, assert(require("symphony.cluster.status").report(asker(req, who), router.json(req)))
+  end)
+
+  router.route("POST", "/v1/agent/leave", { auth = NODES, leader_only = true }, function(req, _, who)
+    return 200, require("symphony.cluster.nodes").leave(asker(req, who), router.json(req).force == true)
+  end)
+end
+
+return M

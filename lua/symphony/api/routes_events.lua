@@ -1,0 +1,109 @@
+-- GET /v1/events: what has happened, as a list or, with ?follow, as a stream.
+local async = require "symphony.async"
+local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
+local json = require "symphony.json"
+local state = require "symphony.cluster.state"
+local store = require "sym.store"
+local sys = require "sym.sys"
+local values = require "symphony.cluster.values"
+
+local M = {}
+
+local READERS = { control = true, manager = true, operator = true, reader = true }
+local FOLLOWERS_MAX = 64
+local CHECK_MS = 1000        -- how often it is asked whether the reader may still read
+local HEARTBEAT_MS = 10000
+
+local followers = 0
+
+local function number(req, name, most)
+  local text = req:param(name)
+  if not text or text == "" then return nil end
+  local n = #text <= 15 and text:match("^%d+$") and math.tointeger(tonumber(text))
+  if not n or n > most then errors.raise("invalid", ("%s is a whole number up to %d"):format(name, most)) end
+  return n
+end
+
+local function text(req, name)
+  local value = req:param(name)
+  return value ~= "" and value or nil
+end
+
+-- What is asked for. Raises.
+local function want_of(req)
+  local want = { node = text(req, "node"), kind = text(req, "kind"), limit = number(req, "limit", events.KEEP),
+    from = number(req, "from", 1 << 49) }
+  local since = text(req, "since")
+  if since then want.since = assert(values.parse_since(since, sys.now())) end
+  return want
+end
+
+-- Lines: each event, a sync behind those that there were, heartbeats; at the end an error.
+local function stream(router, req, want)
+  local synced, last = false, sys.mono_ms()
+  local function send(line)
+    local ok, err = async.await(req.write, req, json.encode(line) .. "\n")
+    if not ok then error(err, 0) end
+    last = sys.mono_ms()
+  end
+  local checked = last
+  local f <close> = events.follow(want)
+  while true do
+    local event, err = f:next(synced and CHECK_MS or 0)
+    if err then error(err, 0) end
+    local now = sys.mono_ms()
+    if now - checked >= CHECK_MS then
+      router.recheck(req, READERS)
+      checked = now
+    end
+    if event then
+      send(event)
+    elseif not synced or now - last >= HEARTBEAT_MS then
+      send { type = synced and "heartbeat" or "sync", revision = store.revision() }
+      synced = true
+    end
+  end
+end
+
+local function follow(router, req, want)
+  if followers >= FOLLOWERS_MAX then
+    errors.raise("busy", ("%d readers follow the events of this manager already"):format(followers),
+      "ask another manager, or later")
+  end
+  followers = followers + 1
+  local _ <close> = setmetatable({}, { __close = function() followers = followers - 1 end })
+  local task, over = async.current(), false
+  req:on_gone(function()
+    if not over then task:cancel() end
+  end)
+  req:start(200, "application/x-ndjson")
+  local _, err = xpcall(stream, errors.handler, router, req, want)
+  over = true
+  err = errors.from(err)
+  if err.code == "internal" then
+    require("sym.log").error("events: " .. (err.traceback or err.message))
+    err = errors.new("internal", "an error in symphony itself", "the log of this daemon has the details")
+  end
+  req:write(json.encode(errors.body(err)) .. "\n", function() end)
+  req:finish()
+  return router.STREAM
+end
+
+local function is_yes(value)
+  return value ~= nil and value ~= "false" and value ~= "no" and value ~= "0"
+end
+
+function M.routes(router)
+  router.route("GET", "/v1/events", { auth = READERS, timeout_ms = false }, function(req)
+    local want = want_of(req)
+    local fresh = assert(state.read { stale = req:param("stale") == "ok" })
+    want.node_id = events.node_id(want.node)
+    if is_yes(req:param("follow")) then return follow(router, req, want) end
+    local rows = assert(events.list(want))
+    for _, event in ipairs(rows) do event.stale = fresh.stale or nil end
+    return 200, rows
+  end)
+end
+
+return M

@@ -1,0 +1,320 @@
+-- What this node sees of the others: the glue between the gossip driver (sym.gossip) and what the node knows from the
+-- state: who belongs to the cluster, by which key, and with which gossip keys it speaks.
+--
+-- A node's metadata is a JSON array, versioned by its first number:
+--   [1, remote port, "m" or "w", services, highest gossip key it accepts, key it uses, trust generation, version]
+local address = require "symphony.cluster.address"
+local async = require "symphony.async"
+local cidr = require "symphony.cluster.cidr"
+local crypto = require "sym.crypto"
+local driver = require "sym.gossip"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
+local keyring = require "symphony.cluster.keyring"
+local log = require "sym.log"
+local remote = require "symphony.cluster.remote"
+local sys = require "sym.sys"
+
+local M = {}
+
+local META_VERSION = 1
+local PROBE_MS = 1000
+local EXCHANGE_MS = 5000
+local PIECE = 12 * 1024
+local PIECES_MAX = 4096       -- 48 MiB: no state is that large
+local EXCHANGES_MAX = 4       -- at once
+local ROLES = { m = "manager", w = "worker" }
+
+local g                       -- the driver; nil: not started
+local ring = { highest = 0, use = 0 }
+local listeners = {}
+local exchanging, exchanges = {}, 0
+
+-- Metadata --------------------------------------------------------------------------------------------------------
+
+-- @m: remote_port, role, services (array), ring, ring_use, trust, version. Pure.
+function M.encode_meta(m)
+  return json.encode(json.array { META_VERSION, m.remote_port, m.role:sub(1, 1), table.concat(m.services or {}, ","),
+    m.ring, m.ring_use, m.trust, m.version })
+end
+
+local KINDS = { "integer", "integer", "string", "string", "integer", "integer", "integer", "string" }
+
+-- The other way; {} for bytes of another version, or that are none. It is signed by its node, which may lie all the
+-- same. Pure.
+function M.decode_meta(text)
+  local doc = #text > 0 and json.decode(text)
+  if type(doc) ~= "table" or doc[1] ~= META_VERSION then return {} end
+  for i, kind in ipairs(KINDS) do
+    local v = doc[i]
+    if (kind == "integer" and math.type(v) or type(v)) ~= kind then return {} end
+  end
+  local role, services = ROLES[doc[3]], json.array {}
+  if not role or doc[2] < 1 or doc[2] > 65535 then return {} end
+  for word in doc[4]:gmatch("[%w_%-]+") do services[#services + 1] = word end
+  return { remote_port = doc[2], role = role, services = services, ring = doc[5], ring_use = doc[6], trust = doc[7],
+    version = doc[8] }
+end
+
+local function own_meta()
+  local me = identity.me
+  local _, remote_port = address.parse(me.advertise.remote)
+  return M.encode_meta { remote_port = remote_port, role = me.role, services = me.role == "worker" and
+    { identity.word() } or nil, ring = ring.highest, ring_use = ring.use, trust = me.trust or 1, version = sys.version }
+end
+
+-- The numeric "ip:port" that "host:port" @text means now. In a task. nil, err.
+local function numeric(text)
+  local host, port = address.parse(text)
+  if not host then return nil, port end
+  if cidr.parse_ip(host) then return address.format(host, port) end
+  local found, err = async.await(require("luv").getaddrinfo, host, nil, { socktype = "dgram" })
+  if not found or not found[1] then
+    return nil, errors.new("unreachable", ("%s does not resolve: %s"):format(host,
+      err and err.message or "nothing found"))
+  end
+  return address.format(found[1].addr, port)
+end
+
+-- Keys and peers --------------------------------------------------------------------------------------------------
+
+-- Of /secret/gossip, or the same from a manager: for the driver, and which is the highest and which is in use. nil,
+-- err.
+-- Pure but for the decoding.
+function M.read_keys(doc)
+  local list, highest, use = {}, 0, 0
+  local record, err = keyring.read(doc)
+  if not record then return nil, err end
+  for i, k in ipairs(record.keys) do
+    local secret = crypto.unbase64(k.secret)
+    if not secret or #secret ~= 32 then return nil, errors.new("corrupt", "the gossip keys are damaged") end
+    list[i] = { id = k.id, secret = secret, use = k.use }
+    highest = math.max(highest, k.id)
+    if k.use then use = k.id end
+  end
+  return list, { highest = highest, use = use }
+end
+
+-- These are the keys now; the others learn from our metadata that we have them.
+function M.set_keys(doc)
+  if not g then return true end
+  local list, found = M.read_keys(doc)
+  if not list then return nil, found end
+  local ok, err = g:keys(list)
+  if not ok then return nil, err end
+  if found.highest ~= ring.highest or found.use ~= ring.use then
+    ring = found
+    return M.announce()
+  end
+  return true
+end
+
+-- Tells the others what we are now: address and metadata. nil, err.
+function M.announce()
+  if not g then return true end
+  local at, err = numeric(identity.me.advertise.gossip)
+  if not at then return nil, err end
+  if not g then return true end
+  return g:update { address = at, meta = own_meta() }
+end
+
+-- Node @id is one of the cluster, with this key (base64 of its SubjectPublicKeyInfo).
+function M.set_peer(id, key)
+  local spki = crypto.unbase64(key)
+  if g and spki then g:peer(id, spki) end
+end
+
+-- Node @id is none any more.
+function M.forget(id)
+  if g then g:forget(id) end
+end
+
+-- What is seen ------------------------------------------------------------------------------------------------------
+
+local function decorate(member)
+  if member then member.info = M.decode_meta(member.meta) end
+  return member
+end
+
+function M.member(id)
+  return g and decorate(g:member(id)) or nil
+end
+
+function M.members()
+  local list = g and g:members() or {}
+  for _, member in ipairs(list) do decorate(member) end
+  return list
+end
+
+function M.health()
+  return g and g:health() or 0
+end
+
+-- Members alive or suspect, with this node.
+function M.count()
+  return g and g:count() or 0
+end
+
+function M.stats()
+  return g and g:stats() or nil
+end
+
+function M.started()
+  return g ~= nil
+end
+
+-- fn(what, member) for every event of sym.gossip, from now on.
+function M.on_event(fn)
+  listeners[#listeners + 1] = fn
+end
+
+-- The remote port --------------------------------------------------------------------------------------------------
+
+local function call(member, method, path, body, timeout_ms)
+  local tls, info = identity.tls, member.info
+  if not info.remote_port then return nil, errors.new("unreachable", "its remote port is not known") end
+  local host = address.parse(member.address)
+  local doc, err, response = remote.call { at = address.format(host, info.remote_port), method = method, path = path,
+    body = body, role = info.role, timeout_ms = timeout_ms,
+    tls = { ca = tls.ca, cert = tls.cert, key = tls.key, expired_ok = true } }
+  if not doc then return nil, err end
+  if member.node_id and response.peer.cn ~= member.node_id then
+    return nil, errors.new("unauthenticated", "another node answers at its address")
+  end
+  return doc, response.peer.cn
+end
+
+-- Does node @id answer at its remote port, over TLS, with its own certificate? @at: another "host:port" to look at than
+-- the one that it says. true; nil, err; within a second. In a task.
+function M.probe(id, at)
+  local member = M.member(id)
+  if at then
+    member = { node_id = id, address = at, info = { remote_port = select(2, address.parse(at)),
+      role = member and member.info.role } }
+  end
+  if not member then return nil, errors.new("not_found", "gossip does not know this node") end
+  local doc, err = call(member, "GET", "/healthz", nil, PROBE_MS)
+  if not doc then return nil, err end
+  return true
+end
+
+-- One step of a full exchange, for whoever asks: takes @piece in (raw bytes or nil) from @from, and gives {piece =
+-- (base64), cursor = where the next begins}: ours at @cursor, nil for who has all of it. nil, err.
+function M.exchange_step(from, piece, cursor)
+  if not g then return nil, errors.new("closed", "gossip is not started here") end
+  if piece then
+    local ok, err = g:merge(from, piece)
+    if not ok then return nil, err end
+  end
+  if not cursor then return {} end
+  local bytes, after = g:export(cursor, PIECE)
+  if not bytes then return nil, after end
+  return { piece = crypto.base64(bytes), cursor = after > 0 and after or nil }
+end
+
+local function exchange(member)
+  local ours, theirs = 0, 0
+  for _ = 1, PIECES_MAX do
+    local piece
+    if ours then
+      piece, ours = g:export(ours, PIECE)
+      if ours == 0 then ours = nil end
+    end
+    local doc, id = call(member, "POST", "/v1/gossip", { cursor = theirs, piece = piece and crypto.base64(piece) },
+      EXCHANGE_MS)
+    if not doc then return nil, id end
+    if not g then return true end
+    local got = type(doc.piece) == "string" and crypto.unbase64(doc.piece)
+    if got then
+      local ok, why = g:merge(id, got)
+      if not ok then return nil, why end
+    end
+    theirs = math.type(doc.cursor) == "integer" and doc.cursor > 0 and doc.cursor or nil
+    if not ours and not theirs then return true end
+  end
+  return nil, errors.new("too_big", "the exchange does not end")
+end
+
+-- Full states both ways with @member, unless that is under way. In a task. nil, err.
+function M.exchange(member)
+  local at = member.address
+  if not g or exchanging[at] or exchanges >= EXCHANGES_MAX then return true end
+  exchanging[at], exchanges = true, exchanges + 1
+  local _ <close> = setmetatable({}, { __close = function()
+    exchanging[at], exchanges = nil, exchanges - 1
+  end })
+  local ok, err = exchange(member)
+  if not ok then log.debug(("gossip: no exchange with %s: %s"):format(at, err.message)) end
+  return ok, err
+end
+
+-- The same with the manager whose remote port is at @at ("host:port"), whom gossip need not know yet.
+function M.exchange_with(at)
+  return M.exchange { address = at, info = { remote_port = select(2, address.parse(at)), role = "manager" } }
+end
+
+-- Life ----------------------------------------------------------------------------------------------------------------
+
+local function on_event(_, what, member)
+  decorate(member)
+  if what == "returned" or what == "differs" then
+    async.spawn(M.exchange, member)
+  elseif what == "double" then
+    log.warn(("gossip: somebody else speaks as %s: was a folder copied?"):format(member.node_id))
+  end
+  for _, fn in ipairs(listeners) do
+    local ok, err = xpcall(fn, errors.handler, what, member)
+    if not ok then log.error("gossip: " .. (err.traceback or err.message)) end
+  end
+end
+
+local function on_probe(_, member, ticket)
+  async.spawn(function()
+    local alive = call(decorate(member), "GET", "/healthz", nil, PROBE_MS) ~= nil
+    if g then g:probe_done(ticket, alive) end
+  end)
+end
+
+-- Begins to speak as this node. @keys: of /secret/gossip. @peers: {id = key (base64)}. nil, err.
+function M.start(keys, peers)
+  local me, tls, options = identity.me, identity.tls, sys.options()
+  local list, found = M.read_keys(keys)
+  if not list then return nil, found end
+  local at, err = numeric(me.advertise.gossip)
+  if not at then return nil, err end
+  ring = found
+  local _, port = address.parse(me.advertise.gossip)
+  g, err = driver.open { node_id = me.node_id, cluster_id = me.cluster_id, start = me.gossip_start,
+    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = own_meta(), key = tls.key,
+    keys = list }
+  if not g then
+    g = nil
+    return nil, errors.new(err.code, "gossip port: " .. err.message,
+      "start symphonyd with another --listen-gossip-port, or stop what uses this one")
+  end
+  for id, key in pairs(peers) do M.set_peer(id, key) end
+  g:on_event(on_event)
+  g:on_probe(on_probe)
+  return true
+end
+
+-- Tells the others that this node leaves, and falls silent. In a task; within a second.
+function M.leave()
+  if not g then return end
+  async.await(function(done) return g:leave(done) end)
+  M.stop()
+end
+
+function M.stop()
+  if g then g:close() end
+  g = nil
+end
+
+-- The number that a process begins with must rise with every start: what was sealed under an earlier one is then no
+-- replay, and no nonce is used twice. For key.json.
+function M.next_start(last)
+  return math.max(math.floor(sys.now() * 1000), (last or 0) + 1)
+end
+
+return M

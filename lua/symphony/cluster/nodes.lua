@@ -1,0 +1,247 @@
+-- The nodes for people and programs: what the state says of each, and the changes that an operator makes.
+local async = require "symphony.async"
+local erase = require "symphony.cluster.erase"
+local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
+local json = require "symphony.json"
+local log = require "sym.log"
+local members = require "symphony.cluster.members"
+local reconcile = require "symphony.cluster.reconcile"
+local state = require "symphony.cluster.state"
+local values = require "symphony.cluster.values"
+
+local M = {}
+
+M.AVAILABILITY = { active = true, pause = true, drain = true }
+local PAGE = 128           -- records that are read in one turn of the loop
+local COUNTED_MAX = 1000   -- assignments that are counted
+
+local function server_of(id, status)
+  for _, s in ipairs(status.servers) do
+    if s.id == id then return s end
+  end
+end
+
+-- What the managers' connections say of one of whom the state says nothing yet.
+local function seen_by_raft(server, n, status)
+  if not server then return "joining" end
+  return (server.up or n.raft_node_id == status.id) and "ready" or "down"
+end
+
+-- A node as the API and `node ls` show it. Pure: @n its record, @said its /status/node record or nil, @status raft's.
+function M.row(n, said, status)
+  said = said or {}
+  local row = {
+    node_id = n.node_id, name = n.name, role = n.role, services = json.array(n.services), status = said.status,
+    since = said.since, reason = said.reason, availability = n.availability or "active", labels = n.labels or {},
+    addresses = { raft = n.raft_address, remote = n.remote_address, gossip = n.gossip_address },
+    version = said.version or n.version, certificate_expires = n.certificate_expires, fingerprint = n.fingerprint,
+    joined = n.joined, leaving = n.removing ~= nil or nil,
+  }
+  if n.raft_node_id then
+    local server = server_of(n.raft_node_id, status)
+    row.raft_node_id, row.leader = n.raft_node_id, status.leader == n.raft_node_id
+    row.raft_role = server and server.role or "spare"
+    row.status = row.status or seen_by_raft(server, n, status)
+  end
+  row.status = row.status or "joining"
+  return row
+end
+
+local function mark(row, fresh)
+  row.stale = fresh.stale or nil
+  return row
+end
+
+-- Calls fn(key, value) for every key below @prefix, with pauses. In a task. true; nil, err.
+local function each(prefix, fn)
+  local after
+  while true do
+    local rows, err = state.list(prefix, { limit = PAGE, after = after })
+    if not rows then return nil, err end
+    for _, kv in ipairs(rows) do fn(kv.key, kv.value) end
+    if #rows < PAGE then return true end
+    after = rows[#rows].key
+    async.sleep(0)
+  end
+end
+
+-- All of them, in the order of their ids, and how fresh that is; nil, err. @opts as state.read has them. In a task.
+function M.list(opts)
+  local fresh, err = state.read(opts)
+  if not fresh then return nil, err end
+  local status
+  status, err = members.status()
+  if not status then return nil, err end
+  local said, out = {}, json.array()
+  local ok
+  ok, err = each("/status/node/", function(key, value) said[key:match("[^/]*$")] = value end)
+  if ok then
+    ok, err = each("/node/", function(_, n) out[#out + 1] = mark(M.row(n, said[n.node_id], status), fresh) end)
+  end
+  if not ok then return nil, err end
+  return out, fresh
+end
+
+-- The one that @name means, from local state, which state.read() has said to be @fresh. nil, err.
+function M.get(name, fresh)
+  local n, err = state.node(name)
+  if not n then return nil, err end
+  local status
+  status, err = members.status()
+  if not status then return nil, err end
+  local said, why = state.get("/status/node/" .. n.node_id)
+  if not said and why then return nil, why end
+  return mark(M.row(n, said, status), fresh or {})
+end
+
+-- How many things node @id has to do, and whether there are more than could be counted; nil, err.
+function M.assignments(id)
+  local rows, more = state.list_raw("/assign/" .. id .. "/", { limit = COUNTED_MAX })
+  if not rows then return nil, more end
+  return #rows, more
+end
+
+-- Changing ------------------------------------------------------------------------------------------------------------
+
+-- The label @key: is @value what it may be? json.null takes it away. Raises.
+local function check_label(key, value)
+  local ok, err = values.check_labels { [key] = value == json.null and "" or value }
+  if not ok then error(err, 0) end
+end
+
+-- A change from outside: {name, availability, labels = {key = value, or json.null}}, of which at least one is there;
+-- what is not named stays. Raises "invalid". Pure.
+function M.check_patch(body)
+  local known = { name = true, availability = true, labels = true }
+  for field in pairs(body) do
+    if not known[field] then
+      errors.raise("invalid", ("a node has no field \"%s\" that could be changed"):format(tostring(field):sub(1, 40)),
+        "name, availability and labels can be")
+    end
+  end
+  if next(body) == nil then errors.raise("invalid", "nothing is to be changed") end
+  if body.name ~= nil then assert(values.check_name(body.name)) end
+  if body.availability ~= nil and not M.AVAILABILITY[body.availability] then
+    errors.raise("invalid", ("there is no availability \"%s\""):format(tostring(body.availability):sub(1, 40)),
+      "active, pause and drain are")
+  end
+  if body.labels ~= nil then
+    if type(body.labels) ~= "table" then errors.raise("invalid", "labels are an object of strings and nulls") end
+    local count = 0
+    for key, value in pairs(body.labels) do
+      count = count + 1
+      if count > 2 * values.LABELS_MAX then errors.raise("invalid", "too many labels at once") end
+      check_label(key, value)
+    end
+  end
+  return body
+end
+
+-- Carries @patch (from check_patch) out on the record @n; returns what that changes, in words. Raises. Pure.
+function M.change(n, patch)
+  local changes = {}
+  local function say(...) changes[#changes + 1] = (...):format(select(2, ...)) end
+  if patch.name and patch.name ~= n.name then
+    say("%s is called %s now", n.name, patch.name)
+    n.name = patch.name
+  end
+  local availability = n.availability or "active"
+  if patch.availability and patch.availability ~= availability then
+    say("availability %s, was %s", patch.availability, availability)
+    n.availability = patch.availability
+  end
+  local labels, keys = n.labels or {}, {}
+  for key in pairs(patch.labels or {}) do keys[#keys + 1] = key end
+  table.sort(keys)
+  for _, key in ipairs(keys) do
+    local value = patch.labels[key]
+    if value == json.null then value = nil end
+    if labels[key] ~= value then
+      say(value and "label %s=%s" or "no label %s", key, value)
+      labels[key] = value
+    end
+  end
+  assert(values.check_labels(labels))
+  n.labels = labels
+  return changes
+end
+
+-- On the leader: changes the node that @name means as @body, from outside, says. Returns its row. Raises.
+function M.serve_update(name, body)
+  local patch = M.check_patch(body)
+  local answer = assert(state.update(function()
+    local n, kv = state.node(name)
+    if not n then error(kv, 0) end
+    if n.removing then errors.raise("conflict", ("%s is being removed from the cluster"):format(n.name)) end
+    local before = n.name
+    local changes = M.change(n, patch)
+    if #changes == 0 then return nil, { id = n.node_id, changes = changes } end
+    local txn = { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, n) } }
+    if n.name ~= before then
+      if state.text("/name/" .. n.name) then
+        errors.raise("exists", ("a node is called %s already"):format(n.name), "choose another name")
+      end
+      table.insert(txn.compare, state.absent("/name/" .. n.name))
+      table.insert(txn.ops, state.delete("/name/" .. before))
+      table.insert(txn.ops, state.put("/name/" .. n.name, n.node_id))
+    end
+    events.add(txn, { kind = "node.updated", node = n, message = table.concat(changes, "; ") })
+    return txn, { id = n.node_id, changes = changes }
+  end))
+  local row = assert(M.get(answer.id))
+  row.changes = json.array(answer.changes)
+  if #answer.changes > 0 then log.info(("node %s: %s"):format(row.name, table.concat(answer.changes, "; "))) end
+  return row
+end
+
+-- Why worker @n may not simply be taken out; nil when it may. @said: its status or nil; @count: how much it has to do,
+-- @more: at least that. Pure.
+function M.refusal(n, said, count, more)
+  local force = "; --force takes it out all the same"
+  if said and said.status == "ready" then
+    return errors.new("conflict", ("%s is ready"):format(n.name),
+      "let it leave by itself (`symphony block leave` on it), or stop it first" .. force)
+  elseif count > 0 then
+    return errors.new("conflict", ("%s has %s%d assignment%s"):format(n.name, more and "more than " or "", count,
+      count == 1 and "" or "s"),
+      ("`symphony node update %s --availability drain` lets others take them over"):format(n.name) .. force)
+  end
+end
+
+-- On the leader: takes the worker that @name means out at once. @opts: force; leaves: it asks for it itself, and may be
+-- ready; reason, for the event. Returns {node_id,
+-- name, role, assignments}. Raises.
+function M.serve_remove(name, opts)
+  local answer = assert(state.update(function()
+    local n, kv = state.node(name)
+    if not n then error(kv, 0) end
+    if n.role ~= "worker" then
+      errors.raise("conflict", ("%s is a manager"):format(n.name), "`symphony manager remove` takes it out")
+    end
+    local said, skv = state.get("/status/node/" .. n.node_id)
+    if not said and skv then error(skv, 0) end
+    local count, more = M.assignments(n.node_id)
+    if not count then error(more, 0) end
+    local txn = { compare = { state.unchanged(kv) }, ops = {} }
+    if not opts.force then
+      local refused = M.refusal(n, not opts.leaves and said or nil, count, more)
+      if refused then error(refused, 0) end
+      table.insert(txn.compare, said and state.unchanged(skv) or state.absent("/status/node/" .. n.node_id))
+      table.insert(txn.compare, { prefix = "/assign/" .. n.node_id .. "/", count = 0 })
+    end
+    erase.add(txn, n, { message = ("%s is removed"):format(n.name), reason = opts.reason,
+      forced = opts.force and true or nil })
+    return txn, { node_id = n.node_id, name = n.name, role = n.role, assignments = count }
+  end))
+  log.info(("membership: %s (%s) is removed"):format(answer.name, answer.node_id))
+  reconcile.wake()
+  return answer
+end
+
+-- On the leader: node @n asks to be taken out. Raises.
+function M.leave(n, force)
+  return M.serve_remove(n.node_id, { force = force, leaves = true, reason = "it has left by itself" })
+end
+
+return M

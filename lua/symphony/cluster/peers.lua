@@ -1,0 +1,40 @@
+-- /peer/<node_id>: by which key a node is known to all others. Every node holds all of them; they are small, and change
+-- only when a node comes or goes.
+local crypto = require "sym.crypto"
+local state = require "symphony.cluster.state"
+
+local M = {}
+
+M.PREFIX = "/peer/"
+
+-- What is kept of node record @n, whose certificate says by its key. Raises.
+function M.record(n)
+  return { key = crypto.base64(assert(crypto.cert_info(n.certificate)).public), role = n.role }
+end
+
+-- The parts of a txn that make node @n known, and forgotten.
+function M.put(n)
+  return state.put(M.PREFIX .. n.node_id, M.record(n))
+end
+function M.delete(node_id)
+  return state.delete(M.PREFIX .. node_id)
+end
+
+-- For the leader of a cluster that was made when there was no gossip: the peers of the nodes that have none. In a task.
+function M.complete()
+  local rows = state.nodes()
+  local ops = {}
+  for _, kv in ipairs(rows or {}) do
+    if not state.text(M.PREFIX .. kv.value.node_id) and #ops < 64 then ops[#ops + 1] = M.put(kv.value) end
+  end
+  if #ops > 0 then return state.submit { compare = {}, ops = ops } end
+end
+
+-- Every peer in the state: node id -> key (base64).
+function M.all()
+  local out = {}
+  for _, kv in ipairs(state.list(M.PREFIX) or {}) do out[kv.key:sub(#M.PREFIX + 1)] = kv.value.key end
+  return out
+end
+
+return M

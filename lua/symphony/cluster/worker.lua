@@ -1,0 +1,402 @@
+-- The life of a worker in this daemon: joining, resuming, its agent and gossip, its certificate, being removed,
+-- leaving.
+local address = require "symphony.cluster.address"
+local advertise = require "symphony.cluster.advertise"
+local agent = require "symphony.cluster.agent"
+local agents = require "symphony.cluster.agents"
+local async = require "symphony.async"
+local busy = require "symphony.cluster.busy"
+local crypto = require "sym.crypto"
+local errors = require "symphony.errors"
+local gossip = require "symphony.cluster.gossip"
+local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
+local lifecycle = require "symphony.cluster.lifecycle"
+local log = require "sym.log"
+local node = require "sym.node"
+local pki = require "symphony.cluster.pki"
+local sys = require "sym.sys"
+
+local M = {}
+
+local UPKEEP_MS = 10 * 1000
+local READY_S = 30
+local EXPIRED_PAUSE_MS = 10 * 1000
+
+local upkeep
+local reporting = async.mutex()
+local reported                  -- what the managers were last told, as JSON
+local last_renewal = 0
+
+-- Telling the managers ----------------------------------------------------------------------------------------------
+
+local function word_of(status)
+  local me = identity.me
+  return { status = status, starts = me.starts, instance = agent.instance, version = sys.version,
+    services = json.array { identity.word() }, trust = me.trust or 1,
+    addresses = { remote = me.advertise.remote, gossip = me.advertise.gossip } }
+end
+
+-- Does the record @status of this node say what it would say itself?
+local function is_told(status, word)
+  return status and status.status == "ready" and status.instance == word.instance and status.trust == word.trust
+    and reported == json.encode(word)
+end
+
+-- Tells the managers what this node is, unless they know. In a task. nil, err.
+function M.report()
+  local lock <close> = reporting:lock()
+  if not lock then return true end
+  local word = word_of("ready")
+  local v = agent.view()
+  if is_told(v and v.status, word) then return true end
+  local ok, err = agent.call("POST", "/v1/agent/report", word)
+  if not ok then return nil, err end
+  reported = json.encode(word)
+  return true
+end
+
+local function report_soon()
+  async.spawn(function()
+    local ok, err = M.report()
+    if ok or err.code == "canceled" then return end
+    if err.code == "conflict" then M.refused(err) end
+    log.warn("cannot report to the managers: " .. err.message)
+  end)
+end
+
+-- Certificate ---------------------------------------------------------------------------------------------------------
+
+-- A new certificate for the same key: also for one that has expired, as long as the node has not been removed. In a
+-- task. nil, err.
+function M.renew()
+  local tls, me = identity.tls, identity.me
+  local fresh, err = agent.call("POST", "/v1/renew", { csr = crypto.csr(tls.key, me.node_id) }, { expired_ok = true })
+  if not fresh then return nil, err end
+  local ok
+  ok, err = identity.save_tls { cert = fresh.certificate, ca = fresh.ca }
+  if not ok then return nil, err end
+  tls, err = identity.load_tls(me)
+  if not tls then return nil, err end
+  ok, err = node.set_tls(tls.cert, tls.key, tls.ca)
+  if not ok then return nil, err end
+  identity.tls = tls
+  log.info("the certificate of this node is renewed")
+  return true
+end
+
+local function renew_if_due(expired)
+  local now = sys.mono_ms()
+  if not expired and sys.now() < pki.renewal_of(identity.tls.info) then return end
+  if now - last_renewal < EXPIRED_PAUSE_MS then return end
+  last_renewal = now
+  local ok, err = M.renew()
+  if not ok then log.warn("cannot renew the certificate of this node: " .. err.message) end
+  agent.wake()
+end
+
+-- Learning ------------------------------------------------------------------------------------------------------------
+
+local function remember_managers(cluster)
+  local me, list = identity.me, cluster.managers
+  if type(list) ~= "table" or #list == 0 or #list > 64 then return end
+  for _, at in ipairs(list) do
+    if not address.valid(at) then return end
+  end
+  if table.concat(list, " ") == table.concat(me.managers, " ") then return end
+  me.managers = json.array(list)
+  local ok, err = identity.save(me)
+  if not ok then log.warn(err.message) end
+end
+
+local function gone(err)
+  local me = identity.me
+  if not me or me.removed then return end
+  me.removed, me.reason = true, "it was removed"
+  log.error(("%s (%s) -- %s"):format(me.reason, err.message, identity.rejoin()))
+  local ok, why = identity.save(me)
+  if not ok then log.error(why.message) end
+  async.spawn(M.deactivate)
+end
+
+-- Another daemon has this node's key.
+function M.refused(err)
+  identity.trouble = err.message
+  log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
+end
+
+local learned = {
+  cluster = function(cluster)
+    remember_managers(cluster)
+    async.spawn(function() M.adopt(cluster) end)
+  end,
+  gossip = function(secret)
+    local ok, err = gossip.set_keys(secret)
+    if not ok then log.error("gossip: " .. err.message) end
+  end,
+  peer = function(id, peer)
+    if peer then
+      gossip.set_peer(id, peer.key)
+    else
+      gossip.forget(id)
+      node.drop_peer(id)
+    end
+  end,
+  synced = function()
+    identity.trouble = nil
+    report_soon()
+    local at = agent.view().manager
+    async.spawn(gossip.exchange_with, at)
+    log.info(("agent: connected to the manager at %s, revision %d"):format(at, agent.view().revision))
+  end,
+  status = function(status)
+    local v = agent.view()
+    if v.synced and (not status or status.status ~= "ready") then
+      reported = nil
+      report_soon()
+    end
+  end,
+  expired = function() async.spawn(renew_if_due, true) end,
+  gone = gone,
+  refused = function(err) M.refused(err) end,
+}
+local listening = false
+
+-- What a node does with the cluster's record: see trust.lua, where it is.
+function M.adopt(_) end
+
+-- Who asks at the remote port: a node that the managers told of. For the router.
+local function peer_record(id)
+  local v = agent.view()
+  local peer = v and v.peers[id]
+  return peer and { node_id = id, role = peer.role, fingerprint = agents.fingerprint(peer.key) }
+end
+
+-- Life ----------------------------------------------------------------------------------------------------------------
+
+-- The address may have changed under a node that was not told which to use.
+local function follow_address()
+  local me, options = identity.me, sys.options()
+  if options.advertise_addr or me.pinned_address then return end
+  local bound = options.bind_addr
+  if bound and bound ~= "0.0.0.0" and bound ~= "::" then return end
+  local host = sys.default_address()
+  local now = advertise.of(host, { remote_port = select(2, address.parse(me.advertise.remote)),
+    gossip_port = select(2, address.parse(me.advertise.gossip)) })
+  if host == "127.0.0.1" or now.remote == me.advertise.remote then return end
+  log.info(("the address of this node is %s now, and was %s"):format(now.remote, me.advertise.remote))
+  me.advertise = now
+  local ok, err = identity.save(me)
+  if not ok then log.warn(err.message) end
+  ok, err = gossip.announce()
+  if not ok then log.warn("gossip: " .. err.message) end
+  report_soon()
+end
+
+local function look_after()
+  if not node.started() or not identity.member() then return end
+  follow_address()
+  renew_if_due(false)
+  local v = agent.view()
+  if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
+end
+
+-- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil,
+-- err.
+function M.activate(doc, welcome)
+  local tls, err = identity.load_tls(doc)
+  if not tls then return nil, err end
+  local ok
+  ok, err = identity.check_folder(doc)
+  if not ok then return nil, err end
+  doc.starts, doc.gossip_start = doc.starts + 1, gossip.next_start(doc.gossip_start)
+  ok, err = identity.become(doc)
+  if not ok then return nil, err end
+  local _, remote_port = address.parse(doc.advertise.remote)
+  ok, err = node.start { cert = tls.cert, key = tls.key, ca = tls.ca, remote_port = remote_port }
+  if not ok then
+    identity.trouble = err.message
+    return nil, errors.new(err.code, err.message, err.hint or lifecycle.start_hint(err.code))
+  end
+  identity.trouble, identity.tls = nil, tls
+  if not listening then
+    listening = true
+    agent.on(function(what, ...)
+      if learned[what] then learned[what](...) end
+    end)
+    require("symphony.api.router").set_members(peer_record)
+  end
+  reported = nil
+  agent.start()
+  M.speak(welcome and { keys = welcome.gossip_keys } or nil)
+  upkeep = async.every(UPKEEP_MS, look_after)
+  return true
+end
+
+-- Gossip begins as soon as the keys are known: those of the join, or what the first manager says.
+function M.speak(keys)
+  async.spawn(function()
+    if not keys then
+      while not (agent.view() and agent.view().gossip) do
+        if not identity.member() then return end
+        async.sleep(20)
+      end
+      keys = agent.view().gossip
+    end
+    local peers = {}
+    for id, peer in pairs(agent.view().peers) do peers[id] = peer.key end
+    local ok, err = gossip.start(keys, peers)
+    if not ok then
+      identity.trouble = err.message
+      log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
+      return
+    end
+    if agent.view().synced then gossip.exchange_with(agent.view().manager) end
+  end)
+end
+
+-- Until the managers have this node as ready. In a task; "ready"; nil, err.
+function M.wait_ready(say)
+  local began, said = sys.mono_ms(), false
+  while true do
+    local me, v = identity.me, agent.view()
+    if not me or me.removed then
+      return nil, errors.new("removed", "this node was removed from the cluster while it joined", identity.rejoin())
+    end
+    if v.synced and v.status and v.status.status == "ready" then return "ready" end
+    local now = sys.mono_ms()
+    if not said and now - began > 2000 then
+      said = true
+      say("The cluster is taking this node in ...\n")
+    end
+    if now - began > 1000 * READY_S then
+      return nil, errors.new("timeout", ("the cluster does not call this node ready within %d s"):format(READY_S),
+        "it goes on trying by itself: `symphony block status` here, `symphony node ls` on a manager; its log may say "
+        .. "more")
+    end
+    async.sleep(5)
+  end
+end
+
+-- Back to idle; the control socket stays. In a task.
+function M.deactivate()
+  agent.stop()
+  gossip.stop()
+  if upkeep then upkeep.stop() end
+  upkeep = nil
+  if not node.started() then return true end
+  local ok, err = async.await(node.stop)
+  if not ok then return nil, errors.from(err) end
+  return true
+end
+
+-- The orderly end of the process: the others need not wait for signs of life.
+function M.say_goodbye()
+  if not identity.member() or not node.started() then return end
+  async.gather {
+    gossip.leave,
+    function() return agent.call("POST", "/v1/agent/report", word_of("left"), { timeout_ms = 500 }) end,
+  }
+end
+
+-- Leaving -------------------------------------------------------------------------------------------------------------
+
+-- `block leave`. @opts: force. Returns {cluster_id, node_id, name, told}; nil, err.
+function M.leave(opts)
+  local fits, misfit = identity.needs("worker")
+  if not fits then return nil, misfit end
+  local me = identity.me
+  if not me then
+    return nil, errors.new("no_cluster", "this daemon belongs to no cluster: there is nothing to leave")
+  end
+  local lock <close>, err = busy.take("block leave")
+  if not lock then return nil, err end
+  local handed = lock:hand_over()
+  return async.spawn(function()
+    local _ <close> = handed
+    local told = me.removed or me.phase == "leave"
+    if not told then
+      local ok, why = agent.call("POST", "/v1/agent/leave", { force = opts.force or false }, { timeout_ms = 8000 })
+      told = ok ~= nil or why.code == "denied"
+      if not told and not opts.force then
+        return nil, errors.new(why.code, why.message, (why.hint and why.hint .. "; " or "")
+          .. "`symphony block leave --force` forgets the cluster all the same")
+      end
+    end
+    assert(identity.become(identity.changed(me, { phase = "leave" })))
+    gossip.leave()
+    assert(M.deactivate())
+    assert(identity.wipe())
+    return { cluster_id = me.cluster_id, node_id = me.node_id, name = me.name, told = told }
+  end):wait()
+end
+
+-- What `block status` shows. nil, err.
+function M.status()
+  local fits, misfit = identity.needs("worker")
+  if not fits then return nil, misfit end
+  local me, err = identity.member()
+  if not me then
+    local who = identity.me or {}
+    return { state = err.code, message = err.message, hint = err.hint, cluster_id = who.cluster_id,
+      node_id = who.node_id, name = who.name, warnings = json.array {} }
+  end
+  local v, warnings, assigned = agent.view() or {}, json.array {}, 0
+  for _ in pairs(v.assigned or {}) do assigned = assigned + 1 end
+  if identity.trouble then warnings[#warnings + 1] = identity.trouble end
+  if not v.manager then
+    warnings[#warnings + 1] = "no manager is connected: what this node has to do stays as it was"
+  end
+  local status, n = v.status or {}, v.node or {}
+  return { cluster_id = me.cluster_id, cluster_name = v.cluster and v.cluster.name, node_id = me.node_id,
+    name = n.name or me.name, status = status.status or "joining", availability = n.availability,
+    since = status.since, reason = status.reason, manager = v.manager, revision = v.revision, assignments = assigned,
+    gossip = { alive = gossip.count(), health = gossip.health() }, version = sys.version,
+    certificate_expires = identity.tls and identity.tls.info.not_after, addresses = me.advertise, warnings = warnings }
+end
+
+-- Resuming ----------------------------------------------------------------------------------------------------------
+
+local actions = {
+  idle = function()
+    log.info(("no cluster yet: `symphony %s join` on the control socket"):format(identity.word()))
+    return true
+  end,
+  wipe = function()
+    log.info("this node has left its cluster: wiping what it kept")
+    return identity.wipe()
+  end,
+  removed = function(doc)
+    identity.me = doc
+    log.error(("%s -- %s"):format(doc.reason or "this node was removed", identity.rejoin()))
+    return true
+  end,
+  resume = function(doc)
+    local options = advertise.options(doc.advertise)
+    doc.advertise = advertise.of(options.advertise_addr or address.parse(doc.advertise.remote, 1), options)
+    return M.activate(doc)
+  end,
+}
+
+-- The start of a worker's daemon. What is damaged or not ours ends it, with the file and what to do in the log.
+function M.start()
+  node.on_quit(function()
+    async.spawn(function()
+      pcall(M.say_goodbye)
+      node.quit()
+    end)
+  end)
+  async.spawn(function()
+    local doc, err = identity.load()
+    local ok = not err
+    if ok and doc then ok, err = identity.check_role(doc) end
+    if ok then ok, err = actions[lifecycle.verdict(doc)](doc) end
+    if not ok then
+      err = errors.from(err)
+      log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
+      node.quit(1)
+    end
+  end)
+end
+
+return M
