@@ -166,6 +166,32 @@ describe("GET /metrics", function()
     end)
   end))
 
+  it("is there on a worker, without raft and the state", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local w = t:join_workers(1, m)[1]
+    local families
+    cluster.wait_for("gossip to know both, and the agent to be in sync", 30, function()
+      families = scrape(w)
+      return prometheus.value(families, "symphony_gossip_members", { state = "alive" }) == 2 and
+        prometheus.value(families, "symphony_agent_synced") == 1
+    end)
+    assert.equal(1, prometheus.value(families, "symphony_agent_connected"))
+    assert.equal(1, prometheus.value(families, "symphony_node_info", { role = "worker" }))
+    assert.is_nil(families.symphony_raft_term)
+    assert.is_nil(families.symphony_store_revision)
+    assert.is_nil(families.symphony_agents)
+    assert.equal(1, prometheus.value(scrape(m), "symphony_agents"))
+    local status, body = remote(w, own(m))
+    assert.equal(200, status, body)
+    lint(body)
+    for _, who in ipairs { {}, own(w) } do assert.is_true(remote(w, who) >= 401) end
+    assert.equal(403, (remote(m, own(w))))
+    w:stop()
+    cluster.wait_for("the manager to know no agent", 30, function()
+      return prometheus.value(scrape(m), "symphony_agents") == 0
+    end)
+  end))
+
   -- The configuration of a Prometheus that scrapes these managers, with the alarms that we ship.
   local function config(managers)
     local interval = cluster.patience > 1 and "5s" or "1s"

@@ -6,12 +6,16 @@ local M = {}
 
 local READERS = { control = true, manager = true, operator = true, reader = true }
 
--- A part that this node does not have has no figures, at each scrape anew. The nodes are asked before raft, which shows
--- their names.
-local parts = { "process", "http", "identity", "nodes", "raft", "store" }
+-- What does not run just now has no figures, at each scrape anew. The nodes are asked before raft, which shows their
+-- names.
+local everywhere = { "process", "http", "identity", "gossip", "agents" }
+local managers = { "nodes", "raft", "store" }
 
 function M.routes(router)
-  for _, name in ipairs(parts) do require("symphony.metrics." .. name).register() end
+  local is_manager = require("symphony.cluster.identity").role() == "manager"
+  for _, list in ipairs { everywhere, is_manager and managers or {} } do
+    for _, name in ipairs(list) do require("symphony.metrics." .. name).register() end
+  end
 
   router.route("GET", "/metrics", { auth = READERS }, function()
     return 200, metrics.scrape(), { ctype = text.CONTENT_TYPE }
