@@ -481,6 +481,18 @@ static void budgets(void **state)
     assert_false(budget_has(&b, UINT64_MAX));
 }
 
+/* libuv takes an error of the socket for its end. */
+static void socket_errors(void **state)
+{
+    (void)state;
+    nodes_meet(2);
+    uv_poll_stop(&nodes[0].g->poll);
+    on_readable(&nodes[0].g->poll, UV_EBADF, 0);
+    uint64_t ok = stats_of(0).verdicts[SEAL_OK];
+    run_until(stats_of(0).verdicts[SEAL_OK] > ok + 5);
+    nodes_close(2);
+}
+
 /* More events than are kept: that some are missing is said once, after the others. */
 static void too_many_events(void **state)
 {
@@ -693,6 +705,7 @@ int main(void)
         TEST(bad_input),
         TEST(flood),
         TEST(pauses),
+        TEST(socket_errors),
         TEST(too_many_events),
         TEST(closed_in_callback),
         TEST(ports),
