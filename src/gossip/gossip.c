@@ -381,7 +381,6 @@ static void on_tick(uv_timer_t *tick)
 {
     struct gossip *g = tick->data;
     g->tick_at = NEVER;
-    uv_update_time(g->loop);
     take_in(g, DRAIN_MAX);
     swim_tick(g->swim, now_of(g));
     settle(g);
