@@ -571,6 +571,8 @@ static void issuers(void **state)
     free_identity(&ca);
 }
 
+static struct buf hosts_found; /* of the last one below */
+
 /* A certificate by its own key that says what @change makes it say. */
 static int info_of(void (*change)(X509 *), struct cert_info *info)
 {
@@ -588,6 +590,10 @@ static int info_of(void (*change)(X509 *), struct cert_info *info)
     assert_int_equal(PEM_write_bio_X509(bio, x), 1);
     long n = BIO_get_mem_data(bio, &text);
     int rv = cert_info(text, (size_t)n, info);
+    buf_clear(&hosts_found);
+    int hosts_rv = cert_hosts(text, (size_t)n, &hosts_found);
+    assert_true(hosts_rv == 0 || (hosts_rv == SYM_EINVAL && rv != 0));
+    OK(buf_append(&hosts_found, "", 1));
     BIO_free(bio);
     X509_free(x);
     EVP_PKEY_free(pkey);
@@ -745,7 +751,13 @@ static void raft_ids(void **state)
             fail_msg("%s: %d, raft id %llu", odd[i].names, rv, (unsigned long long)info.raft_id);
         }
     }
+    /* Of those that are no host's nothing is taken for one. */
+    alternative_names =
+        "email:a@b,RID:1.2.3.4,DNS:a b,otherName:1.2.3.4;UTF8:c,DNS:d,URI:https://e,IP:::1";
+    OK(info_of(add_alternative_names, &info));
+    assert_string_equal((char *)buf_data(&hosts_found), "d\n::1\n");
     FAILS(SYM_EINVAL, info_of(add_broken_names, &info));
+    buf_free(&hosts_found);
 }
 
 static void damaged_certificates(void **state)

@@ -209,10 +209,13 @@ static bool is_dns_name(const char *name, size_t n)
 static void read_host(const GENERAL_NAME *name, char out[HOST_MAX_BYTES + 1])
 {
     int kind;
-    const ASN1_STRING *value = GENERAL_NAME_get0_value(name, &kind);
+    const void *value = GENERAL_NAME_get0_value(name, &kind);
+    out[0] = '\0';
+    if (kind != GEN_IPADD && kind != GEN_DNS) {
+        return; /* not all of these are strings */
+    }
     const unsigned char *data = ASN1_STRING_get0_data(value);
     size_t n = (size_t)ASN1_STRING_length(value);
-    out[0] = '\0';
     if (kind == GEN_IPADD && (n == 4 || n == 16)) {
         inet_ntop(n == 4 ? AF_INET : AF_INET6, data, out, HOST_MAX_BYTES);
     } else if (kind == GEN_DNS && n <= HOST_MAX_BYTES) {
