@@ -93,22 +93,40 @@ end
 
 -- Who asks ------------------------------------------------------------------------------------------------------------
 
--- The record of node @id in the state; nil if there is none. This manager may be behind: before it takes a member for a
--- stranger it makes sure.
-local function node_record(id)
-  local store = require "sym.store"
-  local entry, err = store.get("/node/" .. id)
-  if not entry and not err then
-    local _, behind = async.await(require("sym.raft").read, 1500)
-    if behind then
-      error(errors.wrap(behind, "cannot tell whether this peer is a member"), 0)
-    end
-    entry, err = store.get("/node/" .. id)
-  end
+local function local_record(key)
+  local entry, err = require("sym.store").get(key)
   if err then
     error(errors.from(err), 0)
   end
   return entry and json.decode(entry.value)
+end
+
+-- The record at @key in the state, or nil; one that is no good is looked at twice. This manager may be behind: before
+-- it takes a member for a stranger it makes sure.
+local function record_of(key, is_good)
+  local record = local_record(key)
+  if not record or not is_good(record) then
+    local _, behind = async.await(require("sym.raft").read, 1500)
+    if behind then
+      error(errors.wrap(behind, "cannot tell whether this peer is a member"), 0)
+    end
+    record = local_record(key)
+  end
+  return record
+end
+
+-- A client certificate: the role that the state has for its key.
+local function identify_client(peer)
+  local function is_good(record) return record.fingerprint == peer.fingerprint end
+  local client = record_of("/client/" .. peer.cn, is_good)
+  if not client then
+    errors.raise("denied", "this client certificate was revoked, or is not known here")
+  elseif not is_good(client) then
+    errors.raise("denied", "another certificate has been issued in place of this one")
+  elseif peer.expired then
+    errors.raise("expired", "the certificate has expired", "`symphony cert issue` on a manager makes another")
+  end
+  return { kind = client.role, id = peer.cn, client = client }
 end
 
 -- A peer is what its certificate's name is in the state now, whatever the certificate says.
@@ -119,9 +137,9 @@ local function identify(req)
   elseif not peer.cn then
     return { kind = "none" }
   elseif peer.ou == "operator" or peer.ou == "reader" then
-    return { kind = peer.expired and "expired" or peer.ou, id = peer.cn }
+    return identify_client(peer)
   end
-  local node = node_record(peer.cn)
+  local node = record_of("/node/" .. peer.cn, function() return true end)
   if not node then
     errors.raise("denied", "this node is not a member of the cluster, or no longer one")
   elseif node.fingerprint and peer.fingerprint and node.fingerprint ~= peer.fingerprint then

@@ -1,7 +1,7 @@
 -- All routes of the cluster, one module a theme.
 local M = {}
 
-local parts = { "routes_status", "routes_join", "routes_nodes", "routes_txn", "routes_backup" }
+local parts = { "routes_status", "routes_join", "routes_nodes", "routes_certs", "routes_txn", "routes_backup" }
 
 function M.routes(router)
   for _, name in ipairs(parts) do require("symphony.api." .. name).routes(router) end

@@ -11,9 +11,11 @@ local members = require "symphony.cluster.members"
 local node = require "sym.node"
 local pki = require "symphony.cluster.pki"
 local reconcile = require "symphony.cluster.reconcile"
+local rotation = require "symphony.cluster.rotation"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
+local trust = require "symphony.cluster.trust"
 
 local M = {}
 
@@ -24,6 +26,7 @@ local upkeep       -- the task of renewal and addresses
 local watch        -- on the nodes of the cluster
 local change = async.event()
 local hooked = false
+local renamed      -- the hosts for which a certificate has been asked
 
 local function say(err)
   return err.message .. (err.hint and " -- " .. err.hint or "")
@@ -58,6 +61,7 @@ local function on_nodes(_, events)
   end
   remember_managers()
   reconcile.wake()
+  rotation.wake()
   change:set()
 end
 
@@ -83,20 +87,7 @@ end
 -- A new certificate for this manager, made with the state's CA. Also for one that has expired: raft lets configured
 -- managers form a quorum all the same, so that this works.
 function M.renew()
-  local me, tls = identity.me, identity.tls
-  local admit = require "symphony.cluster.admit"
-  local fresh, err = admit.renew(crypto.csr(tls.key, me.node_id))
-  if not fresh then return nil, err end
-  local ok
-  ok, err = identity.save_tls { cert = fresh.certificate, ca = fresh.ca }
-  if not ok then return nil, err end
-  tls, err = identity.load_tls(me)
-  if not tls then return nil, err end
-  ok, err = node.set_tls(tls.cert, tls.key, tls.ca)
-  if not ok then return nil, err end
-  identity.tls = tls
-  log.info("the certificate of this manager is renewed")
-  return true
+  return trust.renew(require("symphony.cluster.admit").renew, state.cluster() or {})
 end
 
 -- Our record in the state says where we are now; a restart with another remote or gossip port changes it.
@@ -118,12 +109,25 @@ local function publish_addresses()
   end)
 end
 
+-- Is our certificate to be renewed: is it old enough, or are we found elsewhere than it says?
+local function is_due(tls)
+  if sys.now() >= pki.renewal_of(tls.info) then return true end
+  local wanted = pki.names(identity.me.advertise.remote)
+  local key = table.concat(wanted, " ")
+  if renamed == key or pki.same_names(wanted, crypto.cert_hosts(tls.cert) or {}) then return false end
+  renamed = key -- once is enough: if it is not as we want it then, it never will be
+  return true
+end
+
 local function look_after()
   if not node.started() or not identity.member() then return end
   publish_addresses()
-  if sys.now() >= pki.renewal_of(identity.tls.info) then
+  if is_due(identity.tls) then
     local ok, err = M.renew()
-    if not ok then log.warn("cannot renew the certificate of this manager: " .. err.message) end
+    if not ok then
+      renamed = nil
+      log.warn("cannot renew the certificate of this manager: " .. err.message)
+    end
   end
 end
 
@@ -152,6 +156,7 @@ end
 local function begin_serving()
   watch_nodes()
   reconcile.start()
+  rotation.start_tasks()
   start_upkeep()
 end
 
@@ -197,6 +202,7 @@ M.serve = begin_serving
 -- Back to idle; the control socket stays.
 function M.deactivate()
   reconcile.stop()
+  rotation.stop()
   if upkeep then upkeep:cancel() end
   upkeep = nil
   if watch then watch:close() end
