@@ -1,5 +1,5 @@
--- Client certificates: POST /v1/certs, GET /v1/certs, DELETE /v1/certs/{name}. Who may issue one can be anybody, so that
--- is for those who hold a manager.
+-- Client certificates: POST /v1/certs, GET /v1/certs, DELETE /v1/certs/{name}. Who may issue one can be anybody: that is
+-- for those who hold a manager.
 local certs = require "symphony.cluster.certs"
 local json = require "symphony.json"
 local state = require "symphony.cluster.state"

@@ -141,13 +141,13 @@ local function publish(generation)
   local me = identity.me
   local n = state.get("/node/" .. me.node_id)
   if n and n.trust == generation then return true end
-  local _, err = state.update(function()
+  local done, err = state.update(function()
     local record, kv = state.get("/node/" .. me.node_id)
-    if not record or (record.trust or 0) >= generation then return nil end
+    if not record or (record.trust or 0) >= generation then return nil, true end
     record.trust = generation
-    return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, record) } }
+    return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, record) } }, true
   end)
-  if err then return nil, err end
+  if not done then return nil, err end
   return true
 end
 local report = publish
