@@ -1,4 +1,4 @@
--- Client certificates: POST /v1/certs, GET /v1/certs, DELETE /v1/certs/{name}. Who may issue one can be anybody: that is
+-- Client certificates: POST /v1/certs, GET /v1/certs, DELETE /v1/certs/{name}. Who may issue one can be anybody: it is
 -- for those who hold a manager.
 local certs = require "symphony.cluster.certs"
 local json = require "symphony.json"
