@@ -16,7 +16,7 @@ _symphony() {
       *)
         case $command in
           '' | help) command=${command:+help }$word ;;
-          manager | token | node | kv | cluster | help\ *) command+=" $word" ;;
+          manager | token | node | cert | kv | cluster | help\ *) command+=" $word" ;;
         esac
         ;;
     esac
@@ -24,18 +24,24 @@ _symphony() {
 
   case $prev in
     --socket | --token-file | --file) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
-    --role) mapfile -t COMPREPLY < <(compgen -W 'manager worker' -- "$cur"); return ;;
+    --role)
+      [[ $command == cert* ]] && words='reader operator'
+      mapfile -t COMPREPLY < <(compgen -W "${words:-manager worker}" -- "$cur")
+      return
+      ;;
+    --out) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return ;;
     --timeout | --name | --cluster-name | --token-ttl | --advertise | --token | --ttl | --uses | --label | --cidr) return ;;
     --fingerprint | --if-revision | --limit | --after | --from | --eval | -e) return ;;
   esac
 
   case ${command#help } in
-    '' | help) words='manager token node kv txn cluster lua help version' ;;
+    '' | help) words='manager token node cert kv txn cluster lua help version' ;;
     manager) words='init join members status remove leave transfer recover' ;;
     token) words='create ls rm rotate' ;;
     node) words='ls pending approve reject' ;;
+    cert) words='issue ls revoke' ;;
     kv) words='put get rm ls watch' ;;
-    cluster) words='backup restore' ;;
+    cluster) words='backup restore rotate-ca' ;;
   esac
   if [[ $command != help* ]]; then
     case $command in
@@ -46,10 +52,12 @@ _symphony() {
       'manager recover') words='--yes' ;;
       'token create' | 'token rotate') words='--role --ttl --uses --label --cidr' ;;
       'node approve') words='--fingerprint --name --label' ;;
+      'cert issue') words='--role --ttl --out --force' ;;
       'kv put') words='--file --if-revision' ;;
       'kv ls' | 'kv list') words='--limit --after' ;;
       'kv watch') words='--from --wait' ;;
       'cluster restore') words='--force --yes' ;;
+      'cluster rotate-ca') words='--status --wait-clients --yes' ;;
       lua) words='--eval' ;;
     esac
     words+=' --socket --json --timeout --help'
