@@ -16,8 +16,14 @@ local crypto, store, json = require "sym.crypto", require "sym.store", require "
 local ca = json.decode(store.get("/cluster").value)
 local ca_key = crypto.key_load(json.decode(store.get("/secret/ca").value).key)
 local key = crypto.key_generate()
-return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = %q, ou = %q, o = ca.id,
-  not_before = os.time() + %d, not_after = os.time() + %d }) }]]
+local cn, ou, from, to, known = %q, %q, os.time() + %d, os.time() + %d, %s
+if known then
+  local state = require "symphony.cluster.state"
+  assert(state.submit { ops = { state.put("/fingerprint/" .. key:fingerprint(), ou .. " " .. cn),
+    state.put("/client/" .. cn, { name = cn, role = ou, fingerprint = key:fingerprint(), expires = to }) } })
+end
+return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = cn, ou = ou, o = ca.id,
+  not_before = from, not_after = to }) }]]
 
 -- The value of a piece of code in the daemon.
 local function evaluate(m, code)
@@ -27,7 +33,9 @@ local function evaluate(m, code)
 end
 
 local function certificate(t, m, spec)
-  local made = evaluate(m, SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000))
+  local is_client = spec.ou == "operator" or spec.ou == "reader"
+  local made = evaluate(m, SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000,
+    is_client and not spec.unknown))
   local base = ("%s/%s-%d"):format(t.root, spec.ou, uv.hrtime())
   proc.write_file(base .. ".key", made.key)
   proc.write_file(base .. ".crt", made.cert)
@@ -515,6 +523,10 @@ describe("a certificate", function()
     all(certificate(t, m, { cn = "o", ou = "operator", from = -1000, to = -10 }), 403, "expired")
     all(certificate(t, m, { cn = "o", ou = "operator", from = 500, to = 1000 }), 403, "expired")
     all(certificate(t, m, { cn = "stranger", ou = "manager" }), 403, "denied")
+    -- The CA's signature alone does not make a client, and neither does the name of one.
+    all(certificate(t, m, { cn = "nobody", ou = "operator", unknown = true }), 403, "denied")
+    certificate(t, m, { cn = "o", ou = "operator" })
+    all(certificate(t, m, { cn = "o", ou = "operator", unknown = true }), 403, "denied")
     -- A member's name with another key than the member's.
     local name = json.decode(proc.read_file(m.dir .. "/key.json")).node_id
     all(certificate(t, m, { cn = name, ou = "manager" }), 403, "denied")

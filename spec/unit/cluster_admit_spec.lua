@@ -202,7 +202,7 @@ describe("admit.serve", function()
 
   it("puts into a manager's certificate where it is found", with_cluster(plain, function()
     local _, w = ask("j1", { token = good })
-    assert.same({ "10.0.0.9" }, crypto.cert_hosts(w.certificate))
+    assert.same({ "10.0.0.9", w.node_id }, crypto.cert_hosts(w.certificate))
   end))
 
   it("refuses the key of a client certificate", with_cluster(plain, function()

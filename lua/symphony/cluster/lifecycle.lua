@@ -112,7 +112,7 @@ end
 -- Is our certificate to be renewed: is it old enough, or are we found elsewhere than it says?
 local function is_due(tls)
   if sys.now() >= pki.renewal_of(tls.info) then return true end
-  local wanted = pki.names(identity.me.advertise.remote)
+  local wanted = pki.names(identity.me.advertise.remote, identity.me.node_id)
   local key = table.concat(wanted, " ")
   if renamed == key or pki.same_names(wanted, crypto.cert_hosts(tls.cert) or {}) then return false end
   renamed = key -- once is enough: if it is not as we want it then, it never will be

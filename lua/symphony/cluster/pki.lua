@@ -19,13 +19,13 @@ function M.new_ca(cluster_id, now)
   return key, assert(crypto.ca_new(key, cluster_id, now - BACKDATE, now + M.CA_LIFE))
 end
 
--- The hosts under which the clients of others find a manager with this remote address: that of the address, and of one
--- that is on the loopback its usual names. Pure.
-function M.names(remote_address)
+-- The hosts under which the clients of others find manager @node_id with this remote address: that of the address, of
+-- one that is on the loopback its usual names, and its id, for who knows the way otherwise. Pure.
+function M.names(remote_address, node_id)
   local host = address.parse(remote_address, 1)
-  if not host then return {} end
+  if not host then return { node_id } end
   host = host:gsub("%%.*$", ""):gsub("%.$", "")
-  local names, seen = { host }, { [host] = true }
+  local names, seen = { host, node_id }, { [host] = true }
   for _, name in ipairs(cidr.is_loopback(host) and { "127.0.0.1", "localhost" } or {}) do
     if not seen[name] then names[#names + 1] = name end
   end
@@ -58,7 +58,7 @@ function M.sign(ca_key, ca_pem, csr, n, cluster_id, now)
   now = math.floor(now)
   return assert(crypto.cert_sign(ca_key, ca_pem, csr, { cn = n.node_id, ou = n.role, o = cluster_id,
     not_before = now - BACKDATE, not_after = now + M.NODE_LIFE, server = true,
-    raft_id = n.raft_node_id, hosts = n.role == "manager" and M.names(n.remote_address) or nil }))
+    raft_id = n.raft_node_id, hosts = n.role == "manager" and M.names(n.remote_address, n.node_id) or nil }))
 end
 
 -- Signs @csr for a person or a program: {name, role}, until @expires at most. Raises.
