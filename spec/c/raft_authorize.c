@@ -43,6 +43,12 @@ static int may(struct store *s, uint64_t id, const char *cn, uint64_t raft_id)
     return raft_authorize(s, id, &peer);
 }
 
+static bool knows(struct store *s, uint64_t id, const char *cn, uint64_t raft_id)
+{
+    struct tls_peer peer = peer_of(cn, "manager", raft_id);
+    return raft_knows(s, id, &peer);
+}
+
 static void by_certificate_and_state(void **state)
 {
     (void)state;
@@ -87,6 +93,9 @@ static void by_certificate_and_state(void **state)
     assert_int_equal(may(s, 4, "c", 3), SYM_EDENIED);
     /* Who joined after what this state has seen, and a member that was given another id then. */
     assert_int_equal(may(s, 4, "d", 4), 0);
+    assert_false(knows(s, 4, "d", 4));
+    assert_true(knows(s, 3, "c", 3));
+    assert_false(knows(s, 3, "a", 3));
     assert_int_equal(may(s, 5, "c", 5), 0);
     /* Its record has gone. */
     write_state(s, (const char *const[][2]){{"/node/c", NULL}, {NULL, NULL}});

@@ -184,6 +184,11 @@ static int authorize(void *arg, uint64_t id, const struct tls_peer *peer)
     return raft_authorize(((struct daemon *)arg)->store, id, peer);
 }
 
+static bool is_member(void *arg, uint64_t id, const struct tls_peer *peer)
+{
+    return raft_knows(((struct daemon *)arg)->store, id, peer);
+}
+
 static void on_change(void *arg)
 {
     struct daemon *d = arg;
@@ -364,6 +369,7 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     http_server_set_tls(d->remote, tls);
     tls_ctx_free(d->tls);
     d->tls = tls;
+    peers_recheck(rnode_peers(d->raft), ca, is_member, d);
     return 0;
 }
 

@@ -46,6 +46,14 @@ static int check_key(struct store *store, const struct tls_peer *peer)
     return 0;
 }
 
+bool raft_knows(struct store *store, uint64_t id, const struct tls_peer *peer)
+{
+    char key[32];
+    struct kv kv;
+    int n = snprintf(key, sizeof key, "/raft/%" PRIu64, id);
+    return store_get(store, key, (size_t)n, &kv) == 0 && raft_authorize(store, id, peer) == 0;
+}
+
 int raft_authorize(struct store *store, uint64_t id, const struct tls_peer *peer)
 {
     const char *cn = peer->cert.cn;

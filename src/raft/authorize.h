@@ -13,5 +13,7 @@
  *
  * 0, SYM_EDENIED, or SYM_ENOTFOUND: it has been removed. */
 int raft_authorize(struct store *store, uint64_t id, const struct tls_peer *peer);
+/* Whether it is a member in this state, with that id and that key: nobody is let in on his certificate alone. */
+bool raft_knows(struct store *store, uint64_t id, const struct tls_peer *peer);
 
 #endif
