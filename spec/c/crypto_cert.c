@@ -752,8 +752,7 @@ static void raft_ids(void **state)
         }
     }
     /* Of those that are no host's nothing is taken for one. */
-    alternative_names =
-        "email:a@b,RID:1.2.3.4,DNS:a b,otherName:1.2.3.4;UTF8:c,DNS:d,URI:https://e,IP:::1";
+    alternative_names = "email:a@b,RID:1.2.3.4,DNS:a b,otherName:1.2.3.4;UTF8:c,DNS:d,URI:https://e,IP:::1";
     OK(info_of(add_alternative_names, &info));
     assert_string_equal((char *)buf_data(&hosts_found), "d\n::1\n");
     FAILS(SYM_EINVAL, info_of(add_broken_names, &info));

@@ -201,6 +201,50 @@ describe("a change of the CA", function()
     assert.equal("idle", rotation.status().phase)
   end))
 
+  it("is possible in a cluster that was made before there was such a thing", with_cluster(function()
+    local function rewrite(key, names)
+      local record, kv = state.get(key)
+      for _, name in ipairs(names) do record[name] = nil end
+      fake.apply { ops = { state.put(kv.key, record) } }
+    end
+    local old = state.cluster().sign
+    rewrite("/cluster", { "trust", "sign" })
+    rewrite("/node/" .. made.node_id, { "trust", "issuer" })
+    for _, row in ipairs(state.list("/token/")) do rewrite(row.key, { "ca" }) end
+    identity.me.trust = nil
+    assert.is_true(adopt())
+    assert.same({ 1, 1 }, { identity.me.trust, state.get("/node/" .. made.node_id).trust })
+    assert.truthy(tokens.create { role = "worker", ttl = 100 })
+    assert.is_true(rotation.start({}).started)
+    assert.same({ 2, old }, { state.cluster().trust, state.cluster().sign })
+    for _ = 1, 4 do
+      adopt()
+      rotation.turn()
+    end
+    local done = state.cluster()
+    assert.equal(4, done.trust)
+    assert.are_not.equal(old, done.sign)
+    assert.is_nil(done.rotation)
+    assert.same({}, tokens.list())
+  end))
+
+  it("makes many tokens and clients void, some at a time", with_cluster(function()
+    for i = 1, 100 do
+      assert(tokens.create { role = "worker", ttl = 100 })
+      fake.apply { ops = { state.put("/client/c" .. i, { name = "c" .. i, role = "reader", fingerprint = "ff" .. i,
+        issuer = "old", expires = fake.now + 100 }), state.put("/fingerprint/ff" .. i, "reader c" .. i) } }
+    end
+    rotation.start {}
+    for _ = 1, 6 do
+      adopt()
+      rotation.turn()
+    end
+    assert.is_nil(state.cluster().rotation)
+    assert.same({}, tokens.list())
+    assert.equal(0, #state.list("/client/"))
+    assert.equal(1, #state.list_raw("/fingerprint/"))
+  end))
+
   it("goes no further on who does not lead", with_cluster(function()
     rotation.start {}
     adopt()

@@ -399,10 +399,9 @@ void peers_recheck(struct peers *p, const char *ca,
         if (cert == NULL || signed_by(c, ca) || (peer != NULL && knows(arg, peer->id, cert))) {
             continue;
         }
-        log_info("a raft connection with %s is cut: no CA of the cluster has signed its certificate",
-            c->outgoing ? peer->address : "a stranger");
+        log_info("a raft connection is cut: no CA of the cluster has signed its certificate");
         conn_cut(c, SYM_ECONNECT);
-        if (c->outgoing) {
+        if (peer != NULL && c->outgoing) {
             peer_connect_later(peer);
         }
     }

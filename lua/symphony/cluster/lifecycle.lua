@@ -119,7 +119,8 @@ local function is_due(tls)
   return true
 end
 
-local function look_after()
+-- One round of upkeep: where this manager is found, and its certificate.
+function M.look_after()
   if not node.started() or not identity.member() then return end
   publish_addresses()
   if is_due(identity.tls) then
@@ -137,7 +138,7 @@ local function start_upkeep()
     while true do
       async.sleep(pause)
       pause = UPKEEP_MS
-      local ok, err = xpcall(look_after, errors.handler)
+      local ok, err = xpcall(M.look_after, errors.handler)
       if not ok and err.code ~= "canceled" then log.error("upkeep: " .. (err.traceback or err.message)) end
     end
   end)

@@ -19,7 +19,7 @@ local IDLE_MS, SOON_MS = 1000, 200
 local UPKEEP_MS, RETRY_MS = 60 * 1000, 1000
 local SHARE = 20    -- of its time the look at thousands of nodes takes at most one part in so many
 local PAGE = 128
-local VOID_MAX = 40 -- tokens, and clients, that one txn makes void
+local VOID_MAX = 36 -- tokens, and clients, that one txn makes void
 
 local wakeup, changed = async.event(), async.event()
 local leading, following, watch -- the two tasks, and the watch on /cluster
