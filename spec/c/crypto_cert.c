@@ -312,7 +312,7 @@ static void what_is_signed(void **state)
     assert_int_equal(X509_get_key_usage(x), KU_DIGITAL_SIGNATURE | KU_KEY_ENCIPHERMENT);
     assert_int_equal(X509_get_extended_key_usage(x), XKU_SSL_CLIENT | XKU_SSL_SERVER);
     assert_true(X509_get_extension_flags(x) & EXFLAG_BCONS);
-    assert_int_equal(X509_get_pathlen(root), 0);
+    assert_int_equal(X509_get_pathlen(root), 1);
     assert_int_equal(X509_get_key_usage(root), KU_KEY_CERT_SIGN | KU_CRL_SIGN);
     assert_int_equal(ASN1_OCTET_STRING_cmp(X509_get0_authority_key_id(x), X509_get0_subject_key_id(root)), 0);
     assert_non_null(X509_get0_subject_key_id(x));
@@ -464,6 +464,31 @@ static void one_ca_vouches_for_another(void **state)
     FAILS(SYM_EINVAL, cert_cross_sign(stranger.key, old.pem, strlen(old.pem), new.pem, strlen(new.pem), &b));
     FAILS(SYM_EINVAL, cert_cross_sign(old.key, old.pem, strlen(old.pem), node.pem, strlen(node.pem), &b));
     FAILS(SYM_EINVAL, cert_cross_sign(old.key, old.pem, strlen(old.pem), "x", 1, &b));
+
+    /* Who trusts the old one only, as curl or a browser with its ca.crt, comes from the leaf to it over the bridge. */
+    X509 *leaf = parsed(node.pem), *between = parsed(bridge), *root = parsed(old.pem),
+         *self = parsed(new.pem);
+    assert_int_equal(X509_get_pathlen(between), 0);
+    for (int i = 0; i < 2; i++) {
+        X509_STORE *store = X509_STORE_new();
+        X509_STORE_CTX *ctx = X509_STORE_CTX_new();
+        STACK_OF(X509) *sent = sk_X509_new_null();
+        if (i == 0) {
+            sk_X509_push(sent, between);
+        }
+        sk_X509_push(sent, self);
+        X509_STORE_add_cert(store, root);
+        assert_int_equal(X509_STORE_CTX_init(ctx, store, leaf, sent), 1);
+        X509_STORE_CTX_set_flags(ctx, X509_V_FLAG_X509_STRICT);
+        assert_int_equal(X509_verify_cert(ctx) == 1, i == 0);
+        sk_X509_free(sent);
+        X509_STORE_CTX_free(ctx);
+        X509_STORE_free(store);
+    }
+    X509_free(leaf);
+    X509_free(between);
+    X509_free(root);
+    X509_free(self);
 
     /* A text of several, taken apart. */
     char *both = join_pem(new.pem, old.pem);

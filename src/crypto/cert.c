@@ -388,13 +388,18 @@ static int finish_cert(X509 *x, EVP_PKEY *signer, struct buf *out)
                                                    : cert_append_pem(x, out);
 }
 
-/* The subject key identifier comes before what refers to it. */
-static const struct extension ca_extensions[] = {
-    {NID_basic_constraints, "critical,CA:TRUE,pathlen:0"},
-    {NID_key_usage, "critical,keyCertSign,cRLSign"},
-    {NID_subject_key_identifier, "hash"},
-    {NID_authority_key_identifier, "keyid:always"},
-};
+/* Below a CA there may be one other: that which takes its place (cert_cross_sign). */
+static int add_ca_extensions(X509 *x, X509 *issuer)
+{
+    const struct extension extensions[] = {
+        {NID_basic_constraints, x == issuer ? "critical,CA:TRUE,pathlen:1" : "critical,CA:TRUE,pathlen:0"},
+        {NID_key_usage, "critical,keyCertSign,cRLSign"},
+        /* It comes before what refers to it. */
+        {NID_subject_key_identifier, "hash"},
+        {NID_authority_key_identifier, "keyid:always"},
+    };
+    return add_extensions(x, issuer, extensions, sizeof extensions / sizeof extensions[0]);
+}
 
 int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t not_after, struct buf *out)
 {
@@ -414,7 +419,7 @@ int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t 
         err = ossl_errf(SYM_ENOMEM, "certificate");
         goto end;
     }
-    err = add_extensions(x, x, ca_extensions, sizeof ca_extensions / sizeof ca_extensions[0]);
+    err = add_ca_extensions(x, x);
     if (err == 0) {
         err = finish_cert(x, k->pkey, out);
     }
@@ -528,7 +533,7 @@ int cert_cross_sign(
         goto end;
     }
     if ((err = start_cert(x, X509_get0_pubkey(other), not_before, not_after)) != 0 ||
-        (err = add_extensions(x, ca, ca_extensions, sizeof ca_extensions / sizeof ca_extensions[0])) != 0) {
+        (err = add_ca_extensions(x, ca)) != 0) {
         goto end;
     }
     err = finish_cert(x, ca_key->pkey, out);

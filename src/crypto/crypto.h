@@ -57,7 +57,7 @@ struct cert_spec {
     size_t n_hosts;
 };
 
-/* A self-signed CA (pathlen 0, keyCertSign) for cluster @o, valid from @not_before to @not_after. */
+/* A self-signed CA (pathlen 1, keyCertSign) for cluster @o, valid from @not_before to @not_after. */
 int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t not_after, struct buf *out);
 /* Signs the key of @csr: its subject is @spec, not the request's. Random 128-bit serial. keyUsage
  * digitalSignature and keyEncipherment. */
@@ -65,7 +65,8 @@ int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const c
     const struct cert_spec *spec, struct buf *out);
 
 /* What CA key @ca_key says of another CA, whose certificate is @of: the same subject, key and validity, signed by
- * @ca_pem's. It lets those who know the one CA only believe in what the other has signed. */
+ * @ca_pem's ("new with old" of RFC 4210, 4.4). It lets those who know the one CA only believe in what the other has
+ * signed. */
 int cert_cross_sign(
     const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *of, size_t of_n, struct buf *out);
 
