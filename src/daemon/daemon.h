@@ -40,6 +40,7 @@ struct daemon {
     struct rnode *raft;         /* NULL again as soon as it has been asked to stop */
     struct tls_ctx *tls;        /* there until the node is wholly stopped */
     struct watch *nodes;        /* sees nodes being removed */
+    struct watch *clients;      /* sees client certificates being revoked */
     struct vm_cb on_request;    /* Lua: every request that C does not answer itself */
     struct vm_cb on_change;     /* Lua: leader, term or membership changed */
     struct vm_cb on_removed;    /* Lua: (err, code, reason) */
