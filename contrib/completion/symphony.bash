@@ -16,7 +16,7 @@ _symphony() {
       *)
         case $command in
           '' | help) command=${command:+help }$word ;;
-          manager | block | token | node | kv | cluster | 'cluster gossip-key' | help\ *) command+=" $word" ;;
+          manager | block | token | node | cert | kv | cluster | 'cluster gossip-key' | help\ *) command+=" $word" ;;
         esac
         ;;
     esac
@@ -24,7 +24,12 @@ _symphony() {
 
   case $prev in
     --socket | --token-file | --file) mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;;
-    --role) mapfile -t COMPREPLY < <(compgen -W 'manager worker' -- "$cur"); return ;;
+    --role)
+      [[ $command == cert* ]] && words='reader operator'
+      mapfile -t COMPREPLY < <(compgen -W "${words:-manager worker}" -- "$cur")
+      return
+      ;;
+    --out) mapfile -t COMPREPLY < <(compgen -d -- "$cur"); return ;;
     --timeout | --name | --cluster-name | --token-ttl | --advertise | --token | --ttl | --uses | --label | --cidr) return ;;
     --label-add | --label-rm | --since | --node) return ;;
     --availability) mapfile -t COMPREPLY < <(compgen -W 'active pause drain' -- "$cur"); return ;;
@@ -33,13 +38,14 @@ _symphony() {
   esac
 
   case ${command#help } in
-    '' | help) words='manager block token node events kv txn cluster lua help version' ;;
+    '' | help) words='manager block token node cert events kv txn cluster lua help version' ;;
     manager) words='init join members status remove leave transfer recover' ;;
     block) words='join leave status' ;;
     token) words='create ls rm rotate' ;;
     node) words='ls inspect update rm pending approve reject' ;;
+    cert) words='issue ls revoke' ;;
     kv) words='put get rm ls watch' ;;
-    cluster) words='backup restore gossip-key' ;;
+    cluster) words='backup restore rotate-ca gossip-key' ;;
     'cluster gossip-key') words='rotate status' ;;
   esac
   if [[ $command != help* ]]; then
@@ -54,10 +60,12 @@ _symphony() {
       'node rm' | 'node remove') words='--force' ;;
       events) words='--follow --since --node --kind --limit' ;;
       'node approve') words='--fingerprint --name --label' ;;
+      'cert issue') words='--role --ttl --out --force' ;;
       'kv put') words='--file --if-revision' ;;
       'kv ls' | 'kv list') words='--limit --after' ;;
       'kv watch') words='--from --wait' ;;
       'cluster restore') words='--force --yes' ;;
+      'cluster rotate-ca') words='--status --wait-clients --yes' ;;
       lua) words='--eval' ;;
     esac
     words+=' --socket --json --timeout --help'

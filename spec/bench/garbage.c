@@ -2,13 +2,14 @@
  *
  * Another process sends as fast as it can, one kind after the other. For each kind: how many came in, what the node's
  * thread spent on one (user and system), which part of a core that was while the flood went on, and what the system
- * dropped before the node saw it. A node that has others beside it shares the core with nobody here: the sender takes
- * the second one. */
+ * dropped before the node saw it. Another node, on a thread of its own, tells how often it suspected the node meanwhile
+ * and took it for dead: with default settings, and without a reliable channel, which in a cluster would have answered. */
 #include "base/err.h"
 #include "gossip/gossip.h"
 #include "gossip/gossip_addr.h"
 
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -100,6 +101,37 @@ static void on_event(void *arg, enum swim_event what, const struct swim_member *
     (void)m;
 }
 
+/* ---- the other node ---- */
+
+static struct {
+    uv_loop_t loop;
+    uv_async_t stop;
+    uv_thread_t thread;
+    struct gossip *g;
+    atomic_uint suspected, died, joined;
+} second;
+
+static void on_second(void *arg, enum swim_event what, const struct swim_member *m)
+{
+    (void)arg;
+    (void)m;
+    second.suspected += what == SWIM_SUSPECTED ? 1 : 0;
+    second.died += what == SWIM_DIED ? 1 : 0;
+    second.joined += what == SWIM_JOINED ? 1 : 0;
+}
+
+static void on_stop(uv_async_t *stop)
+{
+    gossip_close(second.g, NULL, NULL);
+    uv_close((uv_handle_t *)stop, NULL);
+}
+
+static void second_main(void *arg)
+{
+    (void)arg;
+    uv_run(&second.loop, UV_RUN_DEFAULT);
+}
+
 static void on_end(uv_timer_t *timer)
 {
     uv_stop(timer->loop);
@@ -122,6 +154,7 @@ static void measure(enum kind kind, struct gossip *g, uv_loop_t *loop, uint64_t 
     socklen_t len;
     struct swim_addr to = {.family = 4, .port = gossip_port(g), .ip = {127, 0, 0, 1}};
     struct gossip_stats before, after;
+    unsigned suspected = second.suspected, died = second.died;
     (void)gossip_addr_to_system(&to, AF_INET, &sa, &len);
     if (kind == REPLAYED) { /* once it is right */
         uint8_t data[SEAL_MAX];
@@ -147,11 +180,39 @@ static void measure(enum kind kind, struct gossip *g, uv_loop_t *loop, uint64_t 
         waitpid(child, NULL, 0);
     }
     uint64_t in = after.in - before.in;
-    printf("%-20s %10.0f %10.2f %8.1f %12.0f %8.0f\n", names[kind], (double)in / passed,
+    printf("%-20s %10.0f %10.2f %8.1f %12.0f %8.0f %8u %6u\n", names[kind], (double)in / passed,
         in == 0 ? 0 : spent / (double)in * 1e6, spent / passed * 100,
         (double)(after.system_dropped - before.system_dropped) / passed,
-        (double)(after.verdicts[SEAL_BUSY] - before.verdicts[SEAL_BUSY]) / passed);
+        (double)(after.verdicts[SEAL_BUSY] - before.verdicts[SEAL_BUSY]) / passed,
+        second.suspected - suspected, second.died - died);
     run_for(loop, 200); /* what is left in the socket */
+}
+
+/* A node that @g knows and has met. */
+static void open_second(const struct gossip_config *like, uv_loop_t *loop, struct gossip *g)
+{
+    static const struct swim_id id = {{4}};
+    static const struct gossip_ops ops = {.event = on_second};
+    struct gossip_config c = *like;
+    struct key *key;
+    struct swim_addr addr = {.family = 4, .port = gossip_port(g), .ip = {127, 0, 0, 1}};
+    uint8_t spki[SPKI_LEN];
+    uv_loop_init(&second.loop);
+    check(key_generate(&key));
+    c.key = key;
+    c.swim.id = id;
+    check(gossip_open(&second.loop, &c, &ops, NULL, &second.g));
+    check(key_public(key, spki));
+    check(gossip_peer(g, &id, spki, sizeof spki));
+    check(key_public(like->key, spki));
+    check(gossip_peer(second.g, &like->swim.id, spki, sizeof spki));
+    key_free(key);
+    gossip_join(second.g, &addr);
+    uv_async_init(&second.loop, &second.stop, on_stop);
+    uv_thread_create(&second.thread, second_main, NULL);
+    while (second.joined == 0) {
+        uv_run(loop, UV_RUN_ONCE);
+    }
 }
 
 int main(int argc, char **argv)
@@ -175,11 +236,14 @@ int main(int argc, char **argv)
     c.key = key;
     check(gossip_open(&loop, &c, &ops, NULL, &g));
     check(gossip_peer(g, &other, spki, sizeof spki));
-    printf("%-20s %10s %10s %8s %12s %8s\n", "datagrams of 454 B", "taken/s", "us each", "% core",
-        "system drop/s", "busy/s");
+    open_second(&c, &loop, g);
+    printf("%-20s %10s %10s %8s %12s %8s %8s %6s\n", "datagrams of 454 B", "taken/s", "us each", "% core",
+        "sys drop/s", "busy/s", "suspects", "deaths");
     for (enum kind kind = QUIET; kind < KINDS; kind++) {
         measure(kind, g, &loop, ms);
     }
+    uv_async_send(&second.stop);
+    uv_thread_join(&second.thread);
     gossip_close(g, NULL, NULL);
     uv_run(&loop, UV_RUN_DEFAULT);
     key_free(key);

@@ -9,7 +9,7 @@ static const char garbage[] = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTI
 static struct cert_spec node_spec(void)
 {
     int64_t now = time(NULL);
-    return (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + 90 * DAY, true, 0};
+    return (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + 90 * DAY, true, 0, NULL, 0};
 }
 
 /* -- digests -- */
@@ -312,11 +312,11 @@ static void what_is_signed(void **state)
     assert_int_equal(X509_get_key_usage(x), KU_DIGITAL_SIGNATURE | KU_KEY_ENCIPHERMENT);
     assert_int_equal(X509_get_extended_key_usage(x), XKU_SSL_CLIENT | XKU_SSL_SERVER);
     assert_true(X509_get_extension_flags(x) & EXFLAG_BCONS);
-    assert_int_equal(X509_get_pathlen(root), 0);
+    assert_int_equal(X509_get_pathlen(root), 1);
     assert_int_equal(X509_get_key_usage(root), KU_KEY_CERT_SIGN | KU_CRL_SIGN);
     assert_int_equal(ASN1_OCTET_STRING_cmp(X509_get0_authority_key_id(x), X509_get0_subject_key_id(root)), 0);
     assert_non_null(X509_get0_subject_key_id(x));
-    assert_int_equal(X509_check_host(x, "node1", 0, 0, NULL), 1);
+    assert_int_equal(X509_get_ext_by_NID(x, NID_subject_alt_name, -1), -1);
 
     /* As strict as OpenSSL can be, and for either purpose. */
     for (int i = 0; i < 2; i++) {
@@ -377,6 +377,139 @@ static void names_that_fit(void **state)
     X509_free(x);
     free_identity(&node);
     free_identity(&ca);
+}
+
+/* What OpenSSL's own look-up makes of them is what curl, browsers and Prometheus do. */
+static void hosts_of_a_server(void **state)
+{
+    (void)state;
+    static const char *const hosts[] = {
+        "10.0.0.5", "fd00:0:0::5", "Manager-01.example.org", "localhost", "a_b"};
+    struct cert_spec spec = node_spec();
+    struct identity ca = make_ca("cluster1", spec.not_before, spec.not_after);
+    struct cert_info info;
+    struct buf b = {0};
+    spec.cn = "0node";
+    spec.hosts = hosts;
+    spec.n_hosts = sizeof hosts / sizeof hosts[0];
+    spec.raft_id = 7;
+    struct identity node = make_node(&ca, &spec);
+    X509 *x = parsed(node.pem);
+    assert_int_equal(X509_check_ip_asc(x, "10.0.0.5", 0), 1);
+    assert_int_equal(X509_check_ip_asc(x, "fd00::5", 0), 1);
+    assert_int_equal(X509_check_host(x, "manager-01.EXAMPLE.org", 0, 0, NULL), 1);
+    assert_int_equal(X509_check_host(x, "localhost", 0, 0, NULL), 1);
+    assert_int_equal(X509_check_ip_asc(x, "10.0.0.6", 0), 0);
+    assert_int_equal(X509_check_host(x, "10.0.0.5", 0, 0, NULL), 0);
+    assert_int_equal(
+        X509_check_host(x, "0node", 0, 0, NULL), 0); /* a CN counts only where there is no name */
+    X509_free(x);
+    OK(cert_info(node.pem, strlen(node.pem), &info));
+    assert_int_equal(info.raft_id, 7);
+    OK(cert_hosts(node.pem, strlen(node.pem), &b));
+    OK(buf_append(&b, "", 1));
+    assert_string_equal((char *)buf_data(&b), "10.0.0.5\nfd00::5\nManager-01.example.org\nlocalhost\na_b\n");
+    buf_clear(&b);
+    OK(cert_hosts(ca.pem, strlen(ca.pem), &b));
+    assert_int_equal(b.len, 0);
+    FAILS(SYM_EINVAL, cert_hosts(garbage, sizeof garbage - 1, &b));
+    free_identity(&node);
+
+    /* Nothing slips in beside the host. */
+    char longest[256];
+    memset(longest, 'a', 254);
+    longest[254] = '\0';
+    const char *bad[] = {"", "a,DNS:b", "a\nb", "*.example.org", "1.2.3", "10.0.0.256", "fd00::5%1", longest,
+        "a b", "\xc3\xbc"};
+    struct buf csr = {0};
+    struct key *k;
+    OK(key_generate(&k));
+    OK(csr_new(k, "x", &csr));
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        spec.hosts = &bad[i];
+        spec.n_hosts = 1;
+        int rv = cert_sign(ca.key, ca.pem, strlen(ca.pem), (char *)buf_data(&csr), csr.len, &spec, &b);
+        if (rv != SYM_EINVAL) {
+            fail_msg("%s: %d", bad[i], rv);
+        }
+    }
+    key_free(k);
+    buf_free(&csr);
+    buf_free(&b);
+    free_identity(&ca);
+}
+
+static void one_ca_vouches_for_another(void **state)
+{
+    (void)state;
+    struct cert_spec spec = node_spec();
+    struct identity old = make_ca("cluster1", spec.not_before, spec.not_after),
+                    new = make_ca("cluster1", spec.not_before + HOUR, spec.not_after + DAY),
+                    stranger = make_ca("cluster1", spec.not_before, spec.not_after);
+    struct identity node = make_node(&new, &spec);
+    struct cert_info of_new, of_bridge;
+    struct buf b = {0};
+    OK(cert_cross_sign(old.key, old.pem, strlen(old.pem), new.pem, strlen(new.pem), &b));
+    char *bridge = text_of(&b);
+    OK(cert_info(new.pem, strlen(new.pem), &of_new));
+    OK(cert_info(bridge, strlen(bridge), &of_bridge));
+    assert_true(of_bridge.is_ca);
+    assert_memory_equal(of_bridge.fingerprint, of_new.fingerprint, SHA256_LEN);
+    assert_memory_not_equal(of_bridge.digest, of_new.digest, SHA256_LEN);
+    assert_true(of_bridge.not_before == of_new.not_before && of_bridge.not_after == of_new.not_after);
+    OK(cert_check_issuer(bridge, strlen(bridge), old.pem, strlen(old.pem)));
+    OK(cert_check_issuer(node.pem, strlen(node.pem), bridge, strlen(bridge)));
+    FAILS(SYM_EAUTH, cert_check_issuer(bridge, strlen(bridge), stranger.pem, strlen(stranger.pem)));
+    FAILS(SYM_EAUTH, cert_check_issuer(bridge, strlen(bridge), new.pem, strlen(new.pem)));
+    FAILS(SYM_EINVAL, cert_cross_sign(stranger.key, old.pem, strlen(old.pem), new.pem, strlen(new.pem), &b));
+    FAILS(SYM_EINVAL, cert_cross_sign(old.key, old.pem, strlen(old.pem), node.pem, strlen(node.pem), &b));
+    FAILS(SYM_EINVAL, cert_cross_sign(old.key, old.pem, strlen(old.pem), "x", 1, &b));
+
+    /* Who trusts the old one only, as curl or a browser with its ca.crt, comes from the leaf to it over the bridge. */
+    X509 *leaf = parsed(node.pem), *between = parsed(bridge), *root = parsed(old.pem),
+         *self = parsed(new.pem);
+    assert_int_equal(X509_get_pathlen(between), 0);
+    for (int i = 0; i < 2; i++) {
+        X509_STORE *store = X509_STORE_new();
+        X509_STORE_CTX *ctx = X509_STORE_CTX_new();
+        STACK_OF(X509) *sent = sk_X509_new_null();
+        if (i == 0) {
+            sk_X509_push(sent, between);
+        }
+        sk_X509_push(sent, self);
+        X509_STORE_add_cert(store, root);
+        assert_int_equal(X509_STORE_CTX_init(ctx, store, leaf, sent), 1);
+        X509_STORE_CTX_set_flags(ctx, X509_V_FLAG_X509_STRICT);
+        assert_int_equal(X509_verify_cert(ctx) == 1, i == 0);
+        sk_X509_free(sent);
+        X509_STORE_CTX_free(ctx);
+        X509_STORE_free(store);
+    }
+    X509_free(leaf);
+    X509_free(between);
+    X509_free(root);
+    X509_free(self);
+
+    /* A text of several, taken apart. */
+    char *both = join_pem(new.pem, old.pem);
+    OK(cert_nth(both, strlen(both), 0, &b));
+    assert_int_equal(b.len, strlen(new.pem));
+    assert_memory_equal(buf_data(&b), new.pem, b.len);
+    buf_clear(&b);
+    OK(cert_nth(both, strlen(both), 1, &b));
+    assert_memory_equal(buf_data(&b), old.pem, strlen(old.pem));
+    FAILS(SYM_ENOTFOUND, cert_nth(both, strlen(both), 2, &b));
+    FAILS(SYM_EINVAL, cert_nth(both, strlen(both) - 30, 0, &b));
+    /* Two CAs of one name: each leaf is its own's, whichever comes first. */
+    OK(cert_check_issuer(node.pem, strlen(node.pem), both, strlen(both)));
+    FAILS(SYM_EAUTH, cert_check_issuer(node.pem, strlen(node.pem), old.pem, strlen(old.pem)));
+    buf_free(&b);
+    free(both);
+    free(bridge);
+    free_identity(&node);
+    free_identity(&old);
+    free_identity(&new);
+    free_identity(&stranger);
 }
 
 static int sign_with(const struct identity *ca, const char *csr, const struct cert_spec *spec)
@@ -463,6 +596,8 @@ static void issuers(void **state)
     free_identity(&ca);
 }
 
+static struct buf hosts_found; /* of the last one below */
+
 /* A certificate by its own key that says what @change makes it say. */
 static int info_of(void (*change)(X509 *), struct cert_info *info)
 {
@@ -480,6 +615,10 @@ static int info_of(void (*change)(X509 *), struct cert_info *info)
     assert_int_equal(PEM_write_bio_X509(bio, x), 1);
     long n = BIO_get_mem_data(bio, &text);
     int rv = cert_info(text, (size_t)n, info);
+    buf_clear(&hosts_found);
+    int hosts_rv = cert_hosts(text, (size_t)n, &hosts_found);
+    assert_true(hosts_rv == 0 || (hosts_rv == SYM_EINVAL && rv != 0));
+    OK(buf_append(&hosts_found, "", 1));
     BIO_free(bio);
     X509_free(x);
     EVP_PKEY_free(pkey);
@@ -637,7 +776,12 @@ static void raft_ids(void **state)
             fail_msg("%s: %d, raft id %llu", odd[i].names, rv, (unsigned long long)info.raft_id);
         }
     }
+    /* Of those that are no host's nothing is taken for one. */
+    alternative_names = "email:a@b,RID:1.2.3.4,DNS:a b,otherName:1.2.3.4;UTF8:c,DNS:d,URI:https://e,IP:::1";
+    OK(info_of(add_alternative_names, &info));
+    assert_string_equal((char *)buf_data(&hosts_found), "d\n::1\n");
     FAILS(SYM_EINVAL, info_of(add_broken_names, &info));
+    buf_free(&hosts_found);
 }
 
 static void damaged_certificates(void **state)
@@ -680,6 +824,8 @@ int main(void)
         cmocka_unit_test(requests_that_are_refused),
         cmocka_unit_test(what_is_signed),
         cmocka_unit_test(names_that_fit),
+        cmocka_unit_test(hosts_of_a_server),
+        cmocka_unit_test(one_ca_vouches_for_another),
         cmocka_unit_test(what_is_not_signed),
         cmocka_unit_test(issuers),
         cmocka_unit_test(odd_certificates),

@@ -47,7 +47,8 @@ static int make_world(void **state)
     (void)state;
     struct buf b = {0};
     int64_t now = time(NULL);
-    w.spec = (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + DAY, true, 7};
+    static const char *const hosts[] = {"10.0.0.5", "a.example.org"};
+    w.spec = (struct cert_spec){"node1", "manager", "cluster1", now - HOUR, now + DAY, true, 7, hosts, 2};
     w.ca = make_ca("cluster1", now - HOUR, now + DAY);
     w.node = make_node(&w.ca, &w.spec);
     OK(csr_new(w.node.key, "x", &b));
@@ -198,6 +199,31 @@ static int sign_text(void)
     return rv;
 }
 
+static int cross_sign(void)
+{
+    struct buf b = {0};
+    int rv = cert_cross_sign(w.ca.key, w.ca.pem, strlen(w.ca.pem), w.ca.pem, strlen(w.ca.pem), &b);
+    assert_true(rv == 0 || b.len == 0);
+    buf_free(&b);
+    return rv;
+}
+
+static int hosts_of(void)
+{
+    struct buf b = {0};
+    int rv = cert_hosts(w.node.pem, strlen(w.node.pem), &b);
+    buf_free(&b);
+    return rv;
+}
+
+static int nth(void)
+{
+    struct buf b = {0};
+    int rv = cert_nth(w.node.pem, strlen(w.node.pem), 0, &b);
+    buf_free(&b);
+    return rv;
+}
+
 static int issuer(void)
 {
     return cert_check_issuer(w.node.pem, strlen(w.node.pem), w.ca.pem, strlen(w.ca.pem));
@@ -292,6 +318,9 @@ static void allocations(void **state)
     allocations_fail("csr_check", check_csr);
     allocations_fail("cert_new_ca", new_ca);
     allocations_fail("cert_sign", sign);
+    allocations_fail("cert_cross_sign", cross_sign);
+    allocations_fail("cert_hosts", hosts_of);
+    allocations_fail("cert_nth", nth);
     allocations_fail("cert_info", describe);
     allocations_fail("key_sign", sign_text);
     allocations_fail("cert_check_issuer", issuer);

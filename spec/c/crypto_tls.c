@@ -13,7 +13,7 @@ static struct {
 
 static struct cert_spec spec_of(const char *cn, const char *ou, bool server)
 {
-    return (struct cert_spec){cn, ou, "cluster1", w.now - HOUR, w.now + 90 * DAY, server, 0};
+    return (struct cert_spec){cn, ou, "cluster1", w.now - HOUR, w.now + 90 * DAY, server, 0, NULL, 0};
 }
 
 static int make_world(void **state)

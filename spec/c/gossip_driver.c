@@ -159,8 +159,8 @@ static void stalled(void **state)
     unsigned quiet = nodes[1].told[SWIM_SUSPECTED][0];
     run_until(nodes[0].told[SWIM_SUSPECTED][1] > 0);
     uint64_t stalls = stats_of(1).swim.stalls, in = stats_of(1).in;
-    uv_run(&second, UV_RUN_NOWAIT);
-    uv_run(&second, UV_RUN_NOWAIT);
+    uv_update_time(&second);
+    on_tick(&nodes[1].g->tick);
     assert_true(stats_of(1).swim.stalls > stalls);
     assert_true(stats_of(1).in > in);
     run_with(sees(0, 1, SWIM_ALIVE), uv_run(&second, UV_RUN_NOWAIT));
@@ -172,6 +172,47 @@ static void stalled(void **state)
     assert_int_equal(uv_loop_close(&second), 0);
     nodes_close(1);
 }
+
+/* ---- played by hand ---- */
+
+/* A ping that is sealed for node 0. */
+static size_t letter(struct seal *s, uint8_t out[SEAL_MAX])
+{
+    struct wire_head h = {.type = WIRE_PING, .seq = 1, .incarnation = 1};
+    struct buf b = {0};
+    struct wr w = wr_init(&b);
+    wire_put_head(&w, &h);
+    OK(seal_wrap(s, &nodes[0].id, buf_data(&b), b.len, out));
+    size_t n = b.len + SEAL_OVERHEAD;
+    buf_free(&b);
+    return n;
+}
+
+static bool nobody(void *arg, const struct swim_id *id)
+{
+    (void)arg;
+    (void)id;
+    return false;
+}
+
+/* The envelopes of node @i by hand. */
+static struct seal *hand(unsigned i, uint64_t start)
+{
+    struct seal *s;
+    struct seal_key k = ring_key(1, true);
+    struct swim_id id = node_id(i);
+    OK(seal_open(&id, start, nobody, NULL, 1, &s));
+    OK(seal_keys(s, &k, 1));
+    return s;
+}
+
+#define counts_as(verdict, fd, data, n)                                                                      \
+    do {                                                                                                     \
+        uint64_t before_ = stats_of(0).verdicts[verdict];                                                    \
+        size_t n_ = (n);                                                                                     \
+        throw_at(fd, 0, data, n_);                                                                           \
+        run_until(stats_of(0).verdicts[verdict] == before_ + 1);                                             \
+    } while (0)
 
 /* ---- leaving ---- */
 
@@ -225,9 +266,21 @@ static void removed(void **state)
         assert_false(swim_get(gossip_swim(nodes[i].g), &nodes[3].id, &m));
         assert_int_equal(stats_of(i).peers, 2);
         assert_int_equal(nodes[i].told[SWIM_JOINED][3], 1); /* from before */
+        assert_int_equal(nodes[i].told[SWIM_DIED][3], 0);   /* and it was at once */
     }
     run_until(nodes[3].told[SWIM_DIED][0] == 1); /* nobody answers it */
-    nodes_close(4);
+    node_close(3);
+    /* One that comes anew under its id is no replay of it. */
+    struct swim_addr addr;
+    struct swim_id three = node_id(3);
+    uint8_t data[SEAL_MAX];
+    struct seal *s = hand(3, 5);
+    int fd = plain_socket(&addr);
+    OK(gossip_peer(nodes[0].g, &three, nodes[3].spki, SPKI_LEN));
+    counts_as(SEAL_OK, fd, data, letter(s, data));
+    seal_close(s);
+    close(fd);
+    nodes_close(3);
 }
 
 /* ---- keys ---- */
@@ -301,44 +354,6 @@ static void rotation(void **state)
 }
 
 /* ---- bad input ---- */
-
-/* Node 3 played by hand: a datagram that it has sealed for node 0. */
-static size_t letter(struct seal *s, uint8_t out[SEAL_MAX])
-{
-    struct wire_head h = {.type = WIRE_PING, .seq = 1, .incarnation = 1};
-    struct buf b = {0};
-    struct wr w = wr_init(&b);
-    wire_put_head(&w, &h);
-    OK(seal_wrap(s, &nodes[0].id, buf_data(&b), b.len, out));
-    size_t n = b.len + SEAL_OVERHEAD;
-    buf_free(&b);
-    return n;
-}
-
-static bool nobody(void *arg, const struct swim_id *id)
-{
-    (void)arg;
-    (void)id;
-    return false;
-}
-
-/* The envelopes of node @i by hand. */
-static struct seal *hand(unsigned i, uint64_t start)
-{
-    struct seal *s;
-    struct seal_key k = ring_key(1, true);
-    struct swim_id id = node_id(i);
-    OK(seal_open(&id, start, nobody, NULL, 1, &s));
-    OK(seal_keys(s, &k, 1));
-    return s;
-}
-
-#define counts_as(verdict, fd, data, n)                                                                      \
-    do {                                                                                                     \
-        uint64_t before_ = stats_of(0).verdicts[verdict];                                                    \
-        throw_at(fd, 0, data, n);                                                                            \
-        run_until(stats_of(0).verdicts[verdict] == before_ + 1);                                             \
-    } while (0)
 
 static void bad_input(void **state)
 {
@@ -434,6 +449,69 @@ static void flood(void **state)
     nodes_close(3);
 }
 
+/* A turn of the loop takes a part of what is there, a tick all of it. */
+static void turns(void **state)
+{
+    (void)state;
+    struct swim_addr addr;
+    int fd = plain_socket(&addr);
+    nodes_open(1);
+    for (unsigned i = 0; i < 200; i++) {
+        throw_at(fd, 0, "x", 1);
+    }
+    on_readable(&nodes[0].g->poll, 0, UV_READABLE);
+    assert_int_equal(stats_of(0).in, TURN_MAX);
+    on_readable(&nodes[0].g->poll, 0, UV_READABLE);
+    assert_int_equal(stats_of(0).in, 2 * TURN_MAX);
+    on_tick(&nodes[0].g->tick);
+    assert_int_equal(stats_of(0).in, 200);
+    assert_int_equal(stats_of(0).verdicts[SEAL_MALFORMED], 200);
+    close(fd);
+    nodes_close(1);
+}
+
+/* Signatures take long: a turn with many of them ends in the middle of a batch, and what is left comes without anything
+ * new to wake it. */
+static void many_signatures(void **state)
+{
+    (void)state;
+    enum { COUNT = HEAVY_MAX + 10 };
+    struct swim_addr addr;
+    uint8_t data[SEAL_MAX], meta[] = "x", sig[KEY_SIG_MAX] = {0};
+    int fd = plain_socket(&addr);
+    nodes_open(1);
+    struct swim_id three = node_id(3);
+    OK(gossip_peer(nodes[0].g, &three, nodes[3].spki, SPKI_LEN));
+    struct seal *s = hand(3, 5);
+    struct wire_head h = {.type = WIRE_GOSSIP, .seq = 1, .incarnation = 1};
+    struct claim_view v = {.id = three,
+        .incarnation = 1,
+        .addr = addr,
+        .meta = meta,
+        .meta_len = 1,
+        .sig = sig,
+        .sig_len = KEY_SIG_MAX};
+    struct buf b = {0};
+    struct wr w = wr_init(&b);
+    wire_put_head(&w, &h);
+    wire_put_claim(&w, &v);  /* wrongly signed */
+    throw_at(fd, 0, "x", 1); /* or it would be the end of a batch */
+    for (unsigned i = 0; i < COUNT; i++) {
+        OK(seal_wrap(s, &nodes[0].id, buf_data(&b), b.len, data));
+        throw_at(fd, 0, data, b.len + SEAL_OVERHEAD);
+    }
+    on_readable(&nodes[0].g->poll, 0, UV_READABLE);
+    assert_int_equal(stats_of(0).swim.bad_signatures, HEAVY_MAX);
+    assert_true(nodes[0].g->next < nodes[0].g->n);
+    int64_t paid = (int64_t)REFUSED_MOST * 1000 - nodes[0].g->refused.left;
+    assert_true(paid >= (int64_t)HEAVY_MAX * COST_SIGNED * 1000);
+    run_until(stats_of(0).swim.bad_signatures == COUNT);
+    buf_free(&b);
+    seal_close(s);
+    close(fd);
+    nodes_close(1);
+}
+
 /* More than comes back while a test gets from one line to the next. */
 static void overdraw(unsigned i)
 {
@@ -479,6 +557,18 @@ static void budgets(void **state)
     assert_true(budget_has(&b, UINT64_MAX)); /* full, and no more */
     budget_take(&b, 10);
     assert_false(budget_has(&b, UINT64_MAX));
+}
+
+/* libuv takes an error of the socket for its end. */
+static void socket_errors(void **state)
+{
+    (void)state;
+    nodes_meet(2);
+    uv_poll_stop(&nodes[0].g->poll);
+    on_readable(&nodes[0].g->poll, UV_EBADF, 0);
+    uint64_t ok = stats_of(0).verdicts[SEAL_OK];
+    run_until(stats_of(0).verdicts[SEAL_OK] > ok + 5);
+    nodes_close(2);
 }
 
 /* More events than are kept: that some are missing is said once, after the others. */
@@ -692,7 +782,10 @@ int main(void)
         TEST(rotation),
         TEST(bad_input),
         TEST(flood),
+        TEST(turns),
+        TEST(many_signatures),
         TEST(pauses),
+        TEST(socket_errors),
         TEST(too_many_events),
         TEST(closed_in_callback),
         TEST(ports),

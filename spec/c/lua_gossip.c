@@ -154,6 +154,7 @@ static void two_nodes(void **state)
            "end))\n"
            "assert(a.port > 0 and a.port ~= b.port and a.nonsense == nil)\n"
            "same(a:count(), 1) same(a:health(), 0) same(a:member(ids[2]), nil) same(#a:members(), 1)\n"
+           "assert(a:members()[1].age_ms < 30000)\n"
            "depth = 1 same(b:join('127.0.0.1:' .. a.port), true) depth = 0\n"
            "wait(function() return a:member(ids[2]) and b:member(ids[1]) and #told > 0 end, function()\n"
            "  same(told[1], 'joined ' .. ids[2])\n"

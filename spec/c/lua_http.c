@@ -402,6 +402,67 @@ static void expired_peer(void **state)
     free(chain);
 }
 
+/* While one CA takes the place of another: who pins the old one believes a leaf of the new one, for which the old one
+ * vouches, and no other's. */
+static void vouched_for(void **state)
+{
+    (void)state;
+    struct ident new_ca, stranger, node;
+    struct buf b = {0};
+    char *bridge, *false_bridge, *chain;
+    struct tls_ctx *ctx;
+    make_ca(&new_ca);
+    make_ca(&stranger);
+    make_ident(&new_ca, "node", "manager", true, 3600, &node);
+    assert_int_equal(
+        cert_cross_sign(ca.key, ca.cert, strlen(ca.cert), new_ca.cert, strlen(new_ca.cert), &b), 0);
+    bridge = text_of(&b);
+    assert_int_equal(cert_cross_sign(stranger.key, stranger.cert, strlen(stranger.cert), new_ca.cert,
+                         strlen(new_ca.cert), &b),
+        0);
+    false_bridge = text_of(&b);
+    set_text("new_ca", new_ca.cert);
+    assert_true(asprintf(&chain, "%s%s%s%s", node.cert, bridge, ca.cert, new_ca.cert) > 0);
+    assert_int_equal(tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, chain, node.key, ca.cert, &ctx), 0);
+    http_server_set_tls(server, ctx);
+    script(T "serve(function(_, req) req:respond(200) end)\n"
+             "local new = crypto.cert_info(new_ca).digest\n"
+             "ask({port = tls_port, tls = {pin = pin}, role = 'manager'}, t(function(err, answer)\n"
+             "  same(err, nil) same(crypto.cert_info(answer.ca).digest, crypto.hex(pin))\n"
+             "ask({port = tls_port, tls = {pin = crypto.unhex(new)}}, t(function(err)\n"
+             "  same(err, nil)\n"
+             /* What is seen without a pin is the CA itself, not what another says of it. */
+             "ask({port = tls_port, tls = {trust_any = true}}, t(function(err, answer)\n"
+             "  same(err, nil) same(crypto.cert_info(answer.ca).digest, new)\n"
+             /* Who trusts both is not led astray by what stands between them. */
+             "ask({port = tls_port, tls = {ca = ca_pem .. new_ca}}, t(function(err)\n"
+             "  same(err, nil)\n"
+             "ask({port = tls_port, tls = {ca = new_ca}}, t(function(err)\n"
+             "  same(err, nil)\n"
+             "ask({port = tls_port, tls = {ca = ca_pem}}, t(function(err)\n"
+             "  same(err.code, 'unauthenticated')\n"
+             "  finish()\n"
+             "end)) end)) end)) end)) end)) end))");
+    assert_int_equal(served, 5);
+    tls_ctx_free(ctx);
+    free(chain);
+    assert_true(asprintf(&chain, "%s%s%s%s", node.cert, false_bridge, ca.cert, new_ca.cert) > 0);
+    assert_int_equal(tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, chain, node.key, ca.cert, &ctx), 0);
+    http_server_set_tls(server, ctx);
+    finished = false;
+    script(T "ask({port = tls_port, tls = {pin = pin}}, t(function(err)\n"
+             "  same(err.code, 'unauthenticated') finish()\n"
+             "end))");
+    assert_int_equal(served, 5);
+    tls_ctx_free(ctx);
+    free(chain);
+    free(bridge);
+    free(false_bridge);
+    ident_free(&node);
+    ident_free(&new_ca);
+    ident_free(&stranger);
+}
+
 static void raising_callbacks(void **state)
 {
     (void)state;
@@ -487,6 +548,7 @@ int main(void)
         TEST(over_tls),
         TEST(wrong_peer),
         TEST(expired_peer),
+        TEST(vouched_for),
         TEST(raising_callbacks),
         TEST(closed_midway),
         TEST(no_memory),

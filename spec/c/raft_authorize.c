@@ -1,6 +1,8 @@
 /* Who may act as which raft id: the certificate's word, and the state's. */
 #include "raft_cluster.h"
 
+#include "codec/text.h"
+
 static void write_state(struct store *s, const char *const (*pairs)[2])
 {
     static uint64_t index;
@@ -28,7 +30,8 @@ static void write_state(struct store *s, const char *const (*pairs)[2])
 
 static struct tls_peer peer_of(const char *cn, const char *ou, uint64_t raft_id)
 {
-    struct tls_peer peer = {.present = true, .cert.raft_id = raft_id};
+    /* A key of its own: the name's first letter. */
+    struct tls_peer peer = {.present = true, .cert.raft_id = raft_id, .cert.fingerprint = {(uint8_t)cn[0]}};
     snprintf(peer.cert.cn, sizeof peer.cert.cn, "%s", cn);
     snprintf(peer.cert.ou, sizeof peer.cert.ou, "%s", ou);
     return peer;
@@ -38,6 +41,12 @@ static int may(struct store *s, uint64_t id, const char *cn, uint64_t raft_id)
 {
     struct tls_peer peer = peer_of(cn, "manager", raft_id);
     return raft_authorize(s, id, &peer);
+}
+
+static bool knows(struct store *s, uint64_t id, const char *cn, uint64_t raft_id)
+{
+    struct tls_peer peer = peer_of(cn, "manager", raft_id);
+    return raft_knows(s, id, &peer);
 }
 
 static void by_certificate_and_state(void **state)
@@ -59,10 +68,21 @@ static void by_certificate_and_state(void **state)
     assert_int_equal(raft_authorize(s, 0, &other), SYM_EDENIED);
 
     /* a is 1, b was 2 and is removed, c is 3. */
-    write_state(s, (const char *const[][2]){{"/raft/1", "a"}, {"/node/a", "{}"}, {"/raft/3", "c"},
-                       {"/node/c", "{}"}, {"/cluster/next_raft_id", "4"}, {NULL, NULL}});
+    char a_key[80], c_key[80];
+    snprintf(a_key, sizeof a_key, "/fingerprint/61%062d", 0);
+    snprintf(c_key, sizeof c_key, "/fingerprint/63%062d", 0);
+    write_state(
+        s, (const char *const[][2]){{"/raft/1", "a"}, {"/node/a", "{}"}, {a_key, "a"}, {"/raft/3", "c"},
+               {"/node/c", "{}"}, {c_key, "c"}, {"/cluster/next_raft_id", "4"}, {NULL, NULL}});
     assert_int_equal(may(s, 1, "a", 1), 0);
     assert_int_equal(may(s, 3, "c", 3), 0);
+    /* All is as it should be, but for the key: a forged one, and another member's. */
+    other = peer_of("c", "manager", 3);
+    other.cert.fingerprint[31] = 1;
+    assert_int_equal(raft_authorize(s, 3, &other), SYM_EDENIED);
+    other.cert.fingerprint[0] = 'a';
+    other.cert.fingerprint[31] = 0;
+    assert_int_equal(raft_authorize(s, 3, &other), SYM_EDENIED);
     assert_int_equal(may(s, 3, "a", 3), SYM_EDENIED); /* another's */
     assert_int_equal(may(s, 3, "cc", 3), SYM_EDENIED);
     assert_int_equal(may(s, 3, "", 3), SYM_EDENIED);
@@ -73,6 +93,9 @@ static void by_certificate_and_state(void **state)
     assert_int_equal(may(s, 4, "c", 3), SYM_EDENIED);
     /* Who joined after what this state has seen, and a member that was given another id then. */
     assert_int_equal(may(s, 4, "d", 4), 0);
+    assert_false(knows(s, 4, "d", 4));
+    assert_true(knows(s, 3, "c", 3));
+    assert_false(knows(s, 3, "a", 3));
     assert_int_equal(may(s, 5, "c", 5), 0);
     /* Its record has gone. */
     write_state(s, (const char *const[][2]){{"/node/c", NULL}, {NULL, NULL}});
@@ -85,10 +108,15 @@ static void by_certificate_and_state(void **state)
 
 static void admit(struct manager *by, const struct manager *m)
 {
-    char key[32], cn[32], next[32];
+    char key[80], cn[32], next[32];
+    struct cert_info info;
     snprintf(cn, sizeof cn, "node-%" PRIu64, m->id);
     snprintf(key, sizeof key, "/node/%s", cn);
     put_ok(by, key, "{}");
+    check_ok(cert_info((const char *)buf_data(&m->cert), m->cert.len - 1, &info));
+    strcpy(key, "/fingerprint/");
+    hex_encode(info.fingerprint, SHA256_LEN, key + strlen(key));
+    put_ok(by, key, cn);
     snprintf(key, sizeof key, "/raft/%" PRIu64, m->id);
     put_ok(by, key, cn);
     snprintf(next, sizeof next, "%" PRIu64, m->id + 1);

@@ -983,6 +983,19 @@ static void either_connection(void **state)
     }
 }
 
+static struct {
+    uint64_t id;
+    unsigned asked;
+} knows;
+
+static bool is_known(void *arg, uint64_t id, const struct tls_peer *peer)
+{
+    assert_ptr_equal(arg, &knows);
+    assert_true(peer->present);
+    knows.asked++;
+    return id == knows.id;
+}
+
 static void new_certificates(void **state)
 {
     (void)state;
@@ -1012,6 +1025,24 @@ static void new_certificates(void **state)
     char *both = join_pem(ca.pem, stranger_ca.pem);
     OK(peers_set_tls(a.peers, identities[1].pem, identities[1].key, both));
     UNTIL(peers_is_up(a.peers, 2));
+    /* That CA is trusted no more: what it has signed is cut, unless it is a member's. */
+    const unsigned ups = a.ups[2];
+    knows.id = 0;
+    peers_recheck(a.peers, both, is_known, &knows);
+    assert_int_equal(knows.asked, 0);
+    knows.id = 2;
+    peers_recheck(a.peers, ca.pem, is_known, &knows);
+    assert_true(knows.asked > 0);
+    send_to(&a, 2, 1, false, "y", 1, &sends);
+    UNTIL(b.n_frames == 2);
+    assert_int_equal(a.ups[2], ups);
+    knows.id = 0;
+    OK(peers_set_tls(a.peers, identities[1].pem, identities[1].key, ca.pem));
+    peers_recheck(a.peers, ca.pem, is_known, &knows);
+    assert_false(peers_is_up(a.peers, 2));
+    UNTIL(peer->backoff > BACKOFF_MIN_MS);
+    OK(peers_set_tls(b.peers, identities[2].pem, identities[2].key, ca.pem));
+    UNTIL(peers_is_up(a.peers, 2) && peers_is_up(b.peers, 1));
     free(both);
     free_identity(&two);
     stop(&a);

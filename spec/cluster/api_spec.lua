@@ -422,6 +422,10 @@ describe("a certificate", function()
     all(certificate(t, m, { cn = "o", ou = "operator", from = -1000, to = -10 }), 403, "expired")
     all(certificate(t, m, { cn = "o", ou = "operator", from = 500, to = 1000 }), 403, "expired")
     all(certificate(t, m, { cn = "stranger", ou = "manager" }), 403, "denied")
+    -- The CA's signature alone does not make a client, and neither does the name of one.
+    all(certificate(t, m, { cn = "nobody", ou = "operator", unknown = true }), 403, "denied")
+    certificate(t, m, { cn = "o", ou = "operator" })
+    all(certificate(t, m, { cn = "o", ou = "operator", unknown = true }), 403, "denied")
     -- A member's name with another key than the member's.
     local name = json.decode(proc.read_file(m.dir .. "/key.json")).node_id
     all(certificate(t, m, { cn = name, ou = "manager" }), 403, "denied")

@@ -104,6 +104,40 @@ describe("GET /metrics", function()
     end)
   end))
 
+  it("shows a turn of the loop that keeps all others waiting", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local function long()
+      local families = scrape(m)
+      return prometheus.value(families, "symphony_loop_turn_seconds_count") -
+        prometheus.value(families, "symphony_loop_turn_seconds_bucket", { le = "0.1" })
+    end
+    local before = long()
+    local result = m:cli("lua", "-e",
+      "local uv = require 'luv' local till = uv.hrtime() + 120e6 repeat until uv.hrtime() > till return 'spun'")
+    assert.truthy(result.out:find("spun", 1, true), result.out .. result.err)
+    assert.is_true(long() > before)
+  end))
+
+  it("leaves out what a manager has no more when it leaves, and has it again", cluster.scenario(function(t)
+    local m = t:cluster(2)
+    local function nodes()
+      local n = 0
+      for _, sample in ipairs(scrape(m[2]).symphony_nodes.samples) do n = n + sample.value end
+      return n
+    end
+    cluster.wait_for("both nodes", 20, function() return nodes() == 2 end)
+    m[2]:json("manager", "leave")
+    local families = scrape(m[2])
+    for name in pairs(families) do
+      for _, part in ipairs { "raft", "store", "node" } do assert.is_nil(name:match("^symphony_" .. part), name) end
+    end
+    m[2]:json("manager", "join", m[1]:remote(), "--token", t.tokens.manager)
+    cluster.wait_for("both nodes again", 20, function() return nodes() == 2 end)
+    for _, sample in ipairs(scrape(m[2]).symphony_metrics_failures_total.samples) do
+      assert.equal(0, sample.value, sample.labels.source)
+    end
+  end))
+
   it("is for those who may read, over TLS, and needs no quorum", cluster.scenario(function(t)
     local m = t:cluster(3)
     local status, body, ctype = remote(m[1], own(m[2]))
@@ -129,6 +163,32 @@ describe("GET /metrics", function()
     cluster.wait_for("the loss of the quorum to show", 20, function()
       local families = prometheus.parse((select(2, remote(m[1], own(m[1])))))
       return prometheus.value(families, "symphony_raft_has_quorum") == 0
+    end)
+  end))
+
+  it("is there on a worker, without raft and the state", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local w = t:join_workers(1, m)[1]
+    local families
+    cluster.wait_for("gossip to know both, and the agent to be in sync", 30, function()
+      families = scrape(w)
+      return prometheus.value(families, "symphony_gossip_members", { state = "alive" }) == 2 and
+        prometheus.value(families, "symphony_agent_synced") == 1
+    end)
+    assert.equal(1, prometheus.value(families, "symphony_agent_connected"))
+    assert.equal(1, prometheus.value(families, "symphony_node_info", { role = "worker" }))
+    assert.is_nil(families.symphony_raft_term)
+    assert.is_nil(families.symphony_store_revision)
+    assert.is_nil(families.symphony_agents)
+    assert.equal(1, prometheus.value(scrape(m), "symphony_agents"))
+    local status, body = remote(w, own(m))
+    assert.equal(200, status, body)
+    lint(body)
+    for _, who in ipairs { {}, own(w) } do assert.is_true(remote(w, who) >= 401) end
+    assert.equal(403, (remote(m, own(w))))
+    w:stop()
+    cluster.wait_for("the manager to know no agent", 30, function()
+      return prometheus.value(scrape(m), "symphony_agents") == 0
     end)
   end))
 

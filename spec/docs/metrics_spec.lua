@@ -20,9 +20,8 @@ local function documented()
   return list
 end
 
--- The same of a scrape. Each sample of a family has the same labels.
-local function found(families)
-  local list = {}
+-- The same of scrapes. Each sample of a family has the same labels.
+local function found(list, families)
   for name, family in pairs(families) do
     for _, sample in ipairs(family.samples) do
       local labels = {}
@@ -50,6 +49,7 @@ end
 describe("docs/metrics.md", function()
   it("has every family with its type and labels, and no other", cluster.scenario(function(t)
     local m = t:cluster(2)
+    local worker = t:join_workers(1, m[1])[1]
     m[1]:json("kv", "put", "a", "1")
     local leader = t:leader()
     local answer
@@ -57,7 +57,13 @@ describe("docs/metrics.md", function()
       answer = leader:http("GET", "/metrics")
       return answer.body:find('symphony_raft_peer_silence_seconds{', 1, true), answer.body
     end)
-    local there, shown = found(prometheus.parse(answer.body)), documented()
+    local there = found({}, prometheus.parse(answer.body))
+    local of_worker = found({}, prometheus.parse(worker:http("GET", "/metrics").body))
+    for name in pairs(of_worker) do
+      for _, part in ipairs { "raft", "store" } do assert.is_nil(name:match("^symphony_" .. part), name) end
+    end
+    there = found(there, prometheus.parse(worker:http("GET", "/metrics").body))
+    local shown = documented()
     local count = 0
     for name, family in pairs(there) do
       count = count + 1

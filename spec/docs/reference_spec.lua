@@ -85,9 +85,9 @@ describe("symphony(1)", function()
     local list = entries()
     for _, command in ipairs(commands.list()) do
       local entry
+      local words = "@[^\n]*%f[%w]" .. command.words:gsub("%-", "%%-") .. "%f[%W]"
       for _, text in ipairs(list) do
-        local words = command.words:gsub("%-", "%%-")
-        if #command.subs == 0 and text:find("@[^\n]*%f[%w]" .. words .. "%f[%W]") then entry = entry or text end
+        if #command.subs == 0 and text:find(words) then entry = entry or text end
       end
       assert.is_true(entry ~= nil or #command.subs > 0, "symphony(1) has no entry for " .. command.words)
       for _, option in ipairs(command.options) do

@@ -79,7 +79,7 @@ static void name_fits(const char *name)
 
 static void try_all(const char *pem, size_t n)
 {
-    static const struct cert_spec spec = {"node", "worker", "cluster", 1, 2, true, 7};
+    static const struct cert_spec spec = {"node", "worker", "cluster", 1, 2, true, 7, NULL, 0};
     struct cert_info info;
     uint8_t fingerprint[SHA256_LEN];
     char cn[64];
@@ -95,6 +95,15 @@ static void try_all(const char *pem, size_t n)
         abort();
     }
     (void)cert_check_key(pem, n, ca_key);
+    if (cert_hosts(pem, n, &out) == 0 && out.len > 0 && buf_data(&out)[out.len - 1] != '\n') {
+        abort();
+    }
+    buf_clear(&out);
+    for (unsigned i = 0; cert_nth(pem, n, i, &out) == 0; i++) {
+        buf_clear(&out);
+    }
+    (void)cert_cross_sign(ca_key, ca, strlen(ca), pem, n, &out);
+    buf_clear(&out);
     int passes = csr_check(pem, n, fingerprint, cn) == 0;
     /* cert_sign does not care for the request's subject. */
     if (cert_sign(ca_key, ca, strlen(ca), pem, n, &spec, &out) != 0 && passes) {

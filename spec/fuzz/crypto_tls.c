@@ -15,7 +15,7 @@ static struct buf hello; /* a client's first bytes, for the server */
 
 static void set_up(void)
 {
-    static const struct cert_spec spec = {"node", "manager", "cluster", 1, 2000000000, true, 0};
+    static const struct cert_spec spec = {"node", "manager", "cluster", 1, 2000000000, true, 0, NULL, 0};
     struct key *ca_key, *key;
     struct buf ca = {0}, csr = {0}, cert = {0};
     if (key_generate(&ca_key) != 0 || key_generate(&key) != 0 || csr_new(key, "node", &csr) != 0 ||

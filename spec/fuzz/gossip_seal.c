@@ -37,6 +37,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         a = node(1);
         b = node(2);
     }
+    check(seal_unwrap(b, data, n, false, &letter) != SEAL_OK && !letter.derived);
     check(seal_unwrap(b, data, n, true, &letter) != SEAL_OK);
     if (n < 3) {
         return 0;
@@ -48,6 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     enum seal_verdict verdict = seal_unwrap(b, changed, sealed, true, &letter);
     check((verdict == SEAL_OK) == (data[1] == 0));
     if (verdict != SEAL_OK) {
+        check(seal_unwrap(b, changed, sealed, false, &letter) != SEAL_OK && !letter.derived);
         verdict = seal_unwrap(b, good, sealed, true, &letter);
     }
     check(verdict == SEAL_OK && letter.n == len && memcmp(letter.plain, data + 2, len) == 0);

@@ -1,4 +1,5 @@
 local admit = require "symphony.cluster.admit"
+local certs = require "symphony.cluster.certs"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
@@ -74,6 +75,8 @@ local function check(text)
   ok, err = token.check_options(body)
   if not ok then refused(err) end
   check_patch(body)
+  ok, err = certs.check(body)
+  if ok then assert(#body.name <= 63 and body.name ~= "ca" and body.ttl > 0) else refused(err) end
 end
 
 local good = token.make(crypto.sha256("ca"), crypto.sha256("secret"):sub(1, 16))
@@ -88,6 +91,7 @@ return {
     json.encode { role = "manager", csr = "-----BEGIN", name = "m-01", named = true, addresses = addresses,
       token = good },
     json.encode { role = "worker", csr = "x", name = "w", addresses = {}, version = "0.1.0" },
+    '{"role":"reader","name":"anna","ttl":3600,"csr":"x","replace":true}',
     '{"role":"worker","uses":3,"labels":{"zone":"a"},"cidrs":["10.0.0.0/8","fd00::/8"],"ttl":60}',
     '{"name":"w-02","availability":"drain","labels":{"zone":"b","rack":null,"disk":"ssd"}}',
   },

@@ -7,15 +7,22 @@ local proc = require "spec.support.proc"
 
 local M = {}
 
--- A certificate of our cluster's CA for a new key; the daemon signs it with what its state holds.
--- @spec: cn, ou, from and to (seconds from now). Returns curl's words for it.
+-- A certificate of our cluster's CA for a new key; the daemon signs it with what its state holds, and for an operator
+-- or a reader writes there that it is good. @spec: cn, ou, from and to (seconds from now), unknown: it does not. Returns
+-- curl's words for it.
 local SIGN = [[
 local crypto, store, json = require "sym.crypto", require "sym.store", require "symphony.json"
 local ca = json.decode(store.get("/cluster").value)
 local ca_key = crypto.key_load(json.decode(store.get("/secret/ca").value).key)
 local key = crypto.key_generate()
-return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = %q, ou = %q, o = ca.id,
-  not_before = os.time() + %d, not_after = os.time() + %d }) }]]
+local cn, ou, from, to, known = %q, %q, os.time() + %d, os.time() + %d, %s
+if known then
+  local state = require "symphony.cluster.state"
+  assert(state.submit { ops = { state.put("/fingerprint/" .. key:fingerprint(), ou .. " " .. cn),
+    state.put("/client/" .. cn, { name = cn, role = ou, fingerprint = key:fingerprint(), expires = to }) } })
+end
+return { key = key:pem(), cert = crypto.cert_sign(ca_key, ca.ca, crypto.csr(key, "x"), { cn = cn, ou = ou, o = ca.id,
+  not_before = from, not_after = to }) }]]
 
 -- The value of a piece of code in the daemon.
 function M.evaluate(m, code)
@@ -25,7 +32,9 @@ function M.evaluate(m, code)
 end
 
 function M.certificate(t, m, spec)
-  local made = M.evaluate(m, SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000))
+  local is_client = spec.ou == "operator" or spec.ou == "reader"
+  local made = M.evaluate(m, SIGN:format(spec.cn, spec.ou, spec.from or -100, spec.to or 1000,
+    is_client and not spec.unknown))
   local base = ("%s/%s-%d"):format(t.root, spec.ou, uv.hrtime())
   proc.write_file(base .. ".key", made.key)
   proc.write_file(base .. ".crt", made.cert)

@@ -1,5 +1,8 @@
 local fake = require "spec.unit.fake"
 
+-- Every client certificate is known.
+fake.module("store", { get = function(key) return key:find("^/client/") and { value = '{"role": "operator"}' } end })
+
 local ran -- what the command below was called with
 local behave -- what it does
 package.loaded["symphony.cli.commands.kv"] = {

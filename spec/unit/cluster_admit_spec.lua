@@ -200,7 +200,34 @@ describe("admit.serve", function()
       state.get("/peer/" .. w.node_id))
     assert.same({ zone = "a" }, state.get("/node/" .. w.node_id).labels)
     assert.is_nil(state.get("/node/" .. w.node_id).raft_address)
+    assert.is_true(crypto.cert_info(w.certificate).is_server)
     assert.is_nil(crypto.cert_info(w.certificate).raft_id)
+    assert.same({}, crypto.cert_hosts(w.certificate))
+  end))
+
+  it("puts into a manager's certificate where it is found", with_cluster(plain, function()
+    local _, w = ask("j1", { token = good })
+    assert.same({ "10.0.0.9", w.node_id }, crypto.cert_hosts(w.certificate))
+  end))
+
+  it("refuses the key of a client certificate", with_cluster(plain, function()
+    fake.apply { ops = { state.put("/fingerprint/" .. crypto.csr_check(fake.csr("j1")), "reader grafana") } }
+    refused("exists", "client certificate grafana", ask("j1", { token = good }))
+  end))
+
+  it("signs anew, for a join said again, what a CA that is gone has signed", with_cluster(plain, function()
+    local _, w = ask("j1", { token = good })
+    local n, kv = state.get("/node/" .. w.node_id)
+    assert.equal(state.cluster().sign, n.issuer)
+    assert.equal(state.cluster().trust, n.trust)
+    assert.equal(w.certificate, select(2, ask("j1", { token = good })).certificate)
+    n.issuer = "0011"
+    fake.apply { ops = { state.put(kv.key, n) } }
+    local _, again = ask("j1", { token = good })
+    assert.are_not.equal(w.certificate, again.certificate)
+    assert.equal(w.node_id, again.node_id)
+    assert.equal(state.cluster().sign, state.get("/node/" .. w.node_id).issuer)
+    assert.equal(again.certificate, state.get("/node/" .. w.node_id).certificate)
   end))
 
   it("refuses a key that is another node's already", with_cluster(plain, function()

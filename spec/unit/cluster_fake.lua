@@ -105,7 +105,7 @@ crypto.unhex = function(text)
 end
 crypto.equal = function(a, b) return a == b end
 
--- Keys and certificates as readable text: KEY <name>, CSR <name> <cn>, CERT <json>.
+-- Keys and certificates as readable text: KEY <name>, CSR <name> <cn>, CERT <json> and a newline.
 local function key_of(name)
   return {
     name = name,
@@ -129,7 +129,7 @@ crypto.csr_check = function(pem)
   return key_of(name):fingerprint(), cn
 end
 local function cert(fields)
-  return "CERT " .. require("symphony.json").encode(fields)
+  return "CERT " .. require("symphony.json").encode(fields) .. "\n"
 end
 crypto.ca_new = function(key, o, from, to)
   return cert { cn = "ca", ou = "ca", o = o, key = key.name, issuer = key.name, not_before = from, not_after = to,
@@ -140,11 +140,24 @@ crypto.cert_sign = function(ca_key, _, csr, spec)
   if not name then return nil, err("invalid", "not a request") end
   counter = counter + 1
   return cert { cn = spec.cn, ou = spec.ou, o = spec.o, key = name, issuer = ca_key.name, not_before = spec.not_before,
-    not_after = spec.not_after, is_ca = false, is_server = spec.server, raft_id = spec.raft_id,
-    serial = tostring(counter) }
+    not_after = spec.not_after, is_ca = false, is_server = spec.server or false, raft_id = spec.raft_id,
+    hosts = spec.hosts, serial = tostring(counter) }
 end
+crypto.cert_cross_sign = function(ca_key, _, of)
+  local doc = crypto.cert_info(of)
+  return cert { cn = doc.cn, ou = doc.ou, o = doc.o, key = doc.key, issuer = ca_key.name, not_before = doc.not_before,
+    not_after = doc.not_after, is_ca = true, is_server = false }
+end
+crypto.cert_split = function(pem)
+  local out = {}
+  for line in pem:gmatch("CERT [^\n]*\n") do out[#out + 1] = line end
+  if #out == 0 then return nil, err("invalid", "not a certificate") end
+  return out
+end
+crypto.cert_hosts = function(pem) return crypto.cert_info(pem).hosts or {} end
 crypto.cert_info = function(pem)
-  local doc = require("symphony.json").decode(pem:match("^CERT (.*)$") or "")
+  pem = pem:match("^CERT [^\n]*\n") or ""
+  local doc = require("symphony.json").decode(pem:match("^CERT (.*)\n$") or "")
   if not doc then return nil, err("invalid", "not a certificate") end
   doc.digest, doc.fingerprint = crypto.hex(digest(pem)), key_of(doc.key):fingerprint()
   doc.serial, doc.public = doc.serial or "0", "key " .. doc.key
@@ -155,7 +168,9 @@ crypto.cert_check_key = function(pem, key)
   return nil, err("invalid", "another key")
 end
 crypto.cert_check_issuer = function(pem, ca)
-  if crypto.cert_info(pem).issuer == crypto.cert_info(ca).key then return true end
+  for _, one in ipairs(crypto.cert_split(ca) or {}) do
+    if crypto.cert_info(pem).issuer == crypto.cert_info(one).key then return true end
+  end
   return nil, err("invalid", "another CA")
 end
 

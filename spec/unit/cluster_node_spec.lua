@@ -435,6 +435,41 @@ describe("renewal", function()
     assert.is_true(n > 5)
   end)
 
+  it("comes at once when the manager is found elsewhere than its certificate says", fake.task(function()
+    fake.reset()
+    local made = fake.make()
+    local before = fake.files["/dir/tls/node.crt"]
+    assert.same({ "127.0.0.1", made.node_id, "localhost" }, crypto.cert_hosts(before))
+    lifecycle.look_after()
+    assert.equal(before, fake.files["/dir/tls/node.crt"])
+    identity.me.advertise.remote = "10.9.9.9:27242"
+    lifecycle.look_after()
+    local after = fake.files["/dir/tls/node.crt"]
+    assert.same({ "10.9.9.9", made.node_id }, crypto.cert_hosts(after))
+    assert.equal(after, fake.tls)
+    assert.equal("10.9.9.9:27242", state.get("/node/" .. made.node_id).remote_address)
+    -- Whatever comes back, it is asked for once.
+    local hosts = crypto.cert_hosts
+    crypto.cert_hosts = function() return { "elsewhere" } end
+    identity.me.advertise.remote = "10.9.9.8:27242"
+    lifecycle.look_after()
+    local second = fake.files["/dir/tls/node.crt"]
+    assert.not_equal(after, second)
+    lifecycle.look_after()
+    crypto.cert_hosts = hosts
+    assert.equal(second, fake.files["/dir/tls/node.crt"])
+  end))
+
+  it("brings the hosts into a certificate that was made without", fake.task(function()
+    fake.reset()
+    local made = fake.make()
+    local bare = fake.files["/dir/tls/node.crt"]:gsub('"hosts":%b[],?', "")
+    fake.files["/dir/tls/node.crt"], identity.tls.cert = bare, bare
+    assert.same({}, crypto.cert_hosts(bare))
+    lifecycle.look_after()
+    assert.same({ "127.0.0.1", made.node_id, "localhost" }, crypto.cert_hosts(fake.files["/dir/tls/node.crt"]))
+  end))
+
   it("is done by the manager itself, also past the end", fake.task(function()
     fake.reset()
     fake.make()
@@ -525,7 +560,8 @@ describe("recover", function()
       require("symphony.async").sleep(5)
     end
     for _, prefix in ipairs { "/name/", "/fingerprint/" } do assert.equal(1, #state.list_raw(prefix)) end
-    for _, prefix in ipairs { "/removed/", "/peer/", "/status/" } do assert.equal(0, #state.list_raw(prefix)) end
+    assert.same({}, state.list_raw("/removed/"))
+    for _, key in ipairs { "/peer/0member2", "/status/node/0member3" } do assert.is_nil(state.text(key)) end
     local list = require("symphony.cluster.events").list {}
     assert.equal("cluster.recovered", list[#list].kind)
     assert.equal(2, state.cluster().epoch)

@@ -5,6 +5,7 @@ fake.module("store", {
     if key == "/closed" then
       return nil, { code = "closed", message = "not started" }
     end
+    if key == "/client/o" then return { value = '{"role": "operator"}' } end
     return key == "/a" and { key = "/a", value = "1", create_revision = 1, mod_revision = 2, raw = true } or nil
   end,
   list = function()

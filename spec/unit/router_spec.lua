@@ -158,10 +158,12 @@ describe("router", function()
       assert.same({ 200, "control" }, { status, who.kind })
       status, who = get(tls { cn = "m", ou = "manager", fingerprint = "f" })
       assert.same({ 200, "manager", "m", "f" }, { status, who.kind, who.id, who.node.fingerprint })
-      status, who = get(tls { cn = "root", ou = "operator" })
-      assert.same({ 200, "operator" }, { status, who.kind })
+      nodes["/client/root"] = { value = '{"role": "operator", "fingerprint": "f"}' }
+      nodes["/client/r"] = { value = '{"role": "reader", "fingerprint": "f"}' }
+      status, who = get(tls { cn = "root", ou = "operator", fingerprint = "f" })
+      assert.same({ 200, "operator", "root" }, { status, who.kind, who.id })
       assert.equal(403, (get(tls { cn = "w", ou = "worker", fingerprint = "f" })))
-      assert.equal(403, (get(tls { cn = "r", ou = "reader" })))
+      assert.equal(403, (get(tls { cn = "r", ou = "reader", fingerprint = "f" })))
       assert.equal(401, (get(tls {})))
     end)
 
@@ -179,6 +181,25 @@ describe("router", function()
       assert.equal(1, reads)
       read_error = { code = "no_quorum", message = "alone" }
       assert.equal(503, (get(tls { cn = "gone", ou = "manager" })))
+    end)
+
+    it("client certificates for what the state says of their key, after a look that is sure", function()
+      local get = kinds { operator = true, expired = true, reader = false }
+      nodes["/client/a"] = { value = '{"role": "operator", "fingerprint": "f"}' }
+      assert.equal(200, (get(tls { cn = "a", ou = "operator", fingerprint = "f" })))
+      assert.equal(0, reads)
+      assert.equal(403, (get(tls { cn = "a", ou = "operator", fingerprint = "old" })))
+      assert.equal(1, reads)
+      assert.equal(403, (get(tls { cn = "gone", ou = "operator", fingerprint = "f" })))
+      assert.equal(2, reads)
+      assert.equal(403, (get(tls { cn = "a", ou = "operator", fingerprint = "f", expired = true })))
+      -- A node's name is no client's, and the role is the state's.
+      nodes["/node/n"] = { value = '{"role": "manager", "fingerprint": "f"}' }
+      assert.equal(403, (get(tls { cn = "n", ou = "operator", fingerprint = "f" })))
+      nodes["/client/a"] = { value = '{"role": "reader", "fingerprint": "f"}' }
+      assert.equal(403, (get(tls { cn = "a", ou = "operator", fingerprint = "f" })))
+      read_error = { code = "no_quorum", message = "alone" }
+      assert.equal(503, (get(tls { cn = "gone", ou = "operator", fingerprint = "f" })))
     end)
 
     it("expired certificates only where they may", function()

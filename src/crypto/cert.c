@@ -6,6 +6,7 @@
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
+#include <arpa/inet.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -185,6 +186,72 @@ int cert_info(const char *pem, size_t n, struct cert_info *out)
     return err;
 }
 
+int cert_nth(const char *pem, size_t n, unsigned at, struct buf *out)
+{
+    STACK_OF(X509) *certs = NULL;
+    int err = certs_read(pem, n, &certs);
+    if (err != 0) {
+        return err;
+    }
+    if (at < (unsigned)sk_X509_num(certs)) {
+        err = cert_append_pem(sk_X509_value(certs, (int)at), out);
+    } else {
+        err = err_setf(SYM_ENOTFOUND, "there are %d certificates", sk_X509_num(certs));
+    }
+    certs_free(certs);
+    return err;
+}
+
+/* As it may stand in a URL: so it needs no escaping anywhere. */
+static bool is_dns_name(const char *name, size_t n)
+{
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
+    return n > 0 && n <= HOST_MAX_BYTES && strspn(name, plain) == n;
+}
+
+/* What one alternative name says of a host, "" if it is about something else. */
+static void read_host(const GENERAL_NAME *name, char out[HOST_MAX_BYTES + 1])
+{
+    int kind;
+    const void *value = GENERAL_NAME_get0_value(name, &kind);
+    out[0] = '\0';
+    if (kind != GEN_IPADD && kind != GEN_DNS) {
+        return; /* not all of these are strings */
+    }
+    const unsigned char *data = ASN1_STRING_get0_data(value);
+    size_t n = (size_t)ASN1_STRING_length(value);
+    if (kind == GEN_IPADD && (n == 4 || n == 16)) {
+        inet_ntop(n == 4 ? AF_INET : AF_INET6, data, out, HOST_MAX_BYTES);
+    } else if (kind == GEN_DNS && n <= HOST_MAX_BYTES) {
+        memcpy(out, data, n);
+        out[n] = '\0';
+        if (!is_dns_name(out, n)) {
+            out[0] = '\0';
+        }
+    }
+}
+
+int cert_hosts(const char *pem, size_t n, struct buf *out)
+{
+    X509 *x = NULL;
+    int critical, err = cert_read(pem, n, &x);
+    if (err != 0) {
+        return err;
+    }
+    GENERAL_NAMES *names = X509_get_ext_d2i(x, NID_subject_alt_name, &critical, NULL);
+    if (names == NULL && critical != -1) {
+        err = ossl_errf(SYM_EINVAL, "certificate: alternative names");
+    }
+    for (int i = 0; err == 0 && i < sk_GENERAL_NAME_num(names); i++) {
+        char host[HOST_MAX_BYTES + 1];
+        read_host(sk_GENERAL_NAME_value(names, i), host);
+        err = host[0] == '\0' ? 0 : buf_appendf(out, "%s\n", host);
+    }
+    GENERAL_NAMES_free(names);
+    X509_free(x);
+    return err;
+}
+
 int cert_check_issuer(const char *pem, size_t n, const char *ca_pem, size_t ca_n)
 {
     X509 *x = NULL;
@@ -325,15 +392,21 @@ static int finish_cert(X509 *x, EVP_PKEY *signer, struct buf *out)
                                                    : cert_append_pem(x, out);
 }
 
-int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t not_after, struct buf *out)
+/* Below a CA there may be one other: that which takes its place (cert_cross_sign). */
+static int add_ca_extensions(X509 *x, X509 *issuer)
 {
-    /* The subject key identifier comes before what refers to it. */
-    static const struct extension extensions[] = {
-        {NID_basic_constraints, "critical,CA:TRUE,pathlen:0"},
+    const struct extension extensions[] = {
+        {NID_basic_constraints, x == issuer ? "critical,CA:TRUE,pathlen:1" : "critical,CA:TRUE,pathlen:0"},
         {NID_key_usage, "critical,keyCertSign,cRLSign"},
+        /* It comes before what refers to it. */
         {NID_subject_key_identifier, "hash"},
         {NID_authority_key_identifier, "keyid:always"},
     };
+    return add_extensions(x, issuer, extensions, sizeof extensions / sizeof extensions[0]);
+}
+
+int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t not_after, struct buf *out)
+{
     int err = name_check("O", o);
     if (err != 0) {
         return err;
@@ -350,7 +423,7 @@ int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t 
         err = ossl_errf(SYM_ENOMEM, "certificate");
         goto end;
     }
-    err = add_extensions(x, x, extensions, sizeof extensions / sizeof extensions[0]);
+    err = add_ca_extensions(x, x);
     if (err == 0) {
         err = finish_cert(x, k->pkey, out);
     }
@@ -359,22 +432,120 @@ end:
     return err;
 }
 
-/* A server's name as others' TLS clients want it, who look only here: CN if it could be a host's name. And the
- * raft id. */
-static int add_alternative_names(X509 *x, X509 *issuer, const struct cert_spec *spec)
+static int add_name(GENERAL_NAMES *names, int kind, ASN1_STRING *value)
 {
-    char name[NAME_MAX_BYTES + 8] = "", value[sizeof name + 64];
-    static const char host[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-.";
-    if (spec->server && strspn(spec->cn, host) == strlen(spec->cn)) {
-        snprintf(name, sizeof name, "DNS:%s", spec->cn);
+    GENERAL_NAME *name = GENERAL_NAME_new();
+    if (name != NULL && value != NULL) {
+        GENERAL_NAME_set0_value(name, kind, value);
+        value = NULL;
+        if (sk_GENERAL_NAME_push(names, name) > 0) {
+            return 0;
+        }
     }
-    if (spec->raft_id == 0) {
-        snprintf(value, sizeof value, "%s", name);
-    } else {
-        snprintf(value, sizeof value, "%s%sURI:" RAFT_URI "%" PRIu64, name, name[0] == '\0' ? "" : ",",
-            spec->raft_id);
+    ASN1_STRING_free(value);
+    GENERAL_NAME_free(name);
+    return ossl_errf(SYM_ENOMEM, "alternative names");
+}
+
+static ASN1_STRING *string_of(int type, const void *data, size_t n)
+{
+    ASN1_STRING *value = ASN1_STRING_type_new(type);
+    if (value != NULL && ASN1_STRING_set(value, data, (int)n) != 1) {
+        ASN1_STRING_free(value);
+        value = NULL;
     }
-    return value[0] == '\0' ? 0 : add_extension(x, issuer, NID_subject_alt_name, value);
+    return value;
+}
+
+/* An address, else a name: a name that looks like an address is none. */
+static int add_host(GENERAL_NAMES *names, const char *host)
+{
+    unsigned char ip[16];
+    size_t n = strlen(host);
+    if (inet_pton(AF_INET, host, ip) == 1) {
+        return add_name(names, GEN_IPADD, string_of(V_ASN1_OCTET_STRING, ip, 4));
+    }
+    if (inet_pton(AF_INET6, host, ip) == 1) {
+        return add_name(names, GEN_IPADD, string_of(V_ASN1_OCTET_STRING, ip, 16));
+    }
+    if (!is_dns_name(host, n) || strspn(host, "0123456789.") == n) {
+        return err_setf(SYM_EINVAL, "\"%.80s\" is no host for a certificate", host);
+    }
+    return add_name(names, GEN_DNS, string_of(V_ASN1_IA5STRING, host, n));
+}
+
+/* Where a server is reached, as others' TLS clients want it, who look only here; and the raft id. */
+static int add_alternative_names(X509 *x, const struct cert_spec *spec)
+{
+    char uri[sizeof RAFT_URI + 20];
+    int err = 0;
+    if (spec->n_hosts == 0 && spec->raft_id == 0) {
+        return 0;
+    }
+    GENERAL_NAMES *names = GENERAL_NAMES_new();
+    if (names == NULL) {
+        return ossl_errf(SYM_ENOMEM, "alternative names");
+    }
+    for (size_t i = 0; err == 0 && i < spec->n_hosts; i++) {
+        err = add_host(names, spec->hosts[i]);
+    }
+    if (err == 0 && spec->raft_id != 0) {
+        snprintf(uri, sizeof uri, RAFT_URI "%" PRIu64, spec->raft_id);
+        err = add_name(names, GEN_URI, string_of(V_ASN1_IA5STRING, uri, strlen(uri)));
+    }
+    if (err == 0 && X509_add1_ext_i2d(x, NID_subject_alt_name, names, 0, X509V3_ADD_DEFAULT) != 1) {
+        err = ossl_errf(SYM_ENOMEM, "alternative names");
+    }
+    GENERAL_NAMES_free(names);
+    return err;
+}
+
+/* The CA that signs: its certificate, which has to go with the key. */
+static int read_signer(const struct key *ca_key, const char *ca_pem, size_t ca_n, X509 **out)
+{
+    int err = cert_read(ca_pem, ca_n, out);
+    if (err == 0 && (X509_check_ca(*out) != 1 || X509_check_private_key(*out, ca_key->pkey) != 1)) {
+        err = ossl_errf(SYM_EINVAL, "the certificate is not that of this CA key");
+        X509_free(*out);
+        *out = NULL;
+    }
+    return err;
+}
+
+int cert_cross_sign(
+    const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *of, size_t of_n, struct buf *out)
+{
+    X509 *ca = NULL, *other = NULL, *x = NULL;
+    int64_t not_before = 0, not_after = 0;
+    int err = read_signer(ca_key, ca_pem, ca_n, &ca);
+    if (err != 0) {
+        return err;
+    }
+    if ((err = cert_read(of, of_n, &other)) != 0 ||
+        (err = read_time(X509_get0_notBefore(other), &not_before)) != 0 ||
+        (err = read_time(X509_get0_notAfter(other), &not_after)) != 0) {
+        goto end;
+    }
+    if (X509_check_ca(other) != 1) {
+        err = ossl_errf(SYM_EINVAL, "the certificate is not a CA's");
+        goto end;
+    }
+    x = X509_new();
+    if (x == NULL || X509_set_issuer_name(x, X509_get_subject_name(ca)) != 1 ||
+        X509_set_subject_name(x, X509_get_subject_name(other)) != 1) {
+        err = ossl_errf(SYM_ENOMEM, "certificate");
+        goto end;
+    }
+    if ((err = start_cert(x, X509_get0_pubkey(other), not_before, not_after)) != 0 ||
+        (err = add_ca_extensions(x, ca)) != 0) {
+        goto end;
+    }
+    err = finish_cert(x, ca_key->pkey, out);
+end:
+    X509_free(x);
+    X509_free(other);
+    X509_free(ca);
+    return err;
 }
 
 int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *csr, size_t csr_n,
@@ -391,15 +562,11 @@ int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const c
     X509_REQ *req = NULL;
     int err;
     if ((err = name_check("CN", spec->cn)) != 0 || (err = name_check("OU", spec->ou)) != 0 ||
-        (err = name_check("O", spec->o)) != 0 || (err = cert_read(ca_pem, ca_n, &ca)) != 0) {
+        (err = name_check("O", spec->o)) != 0 || (err = read_signer(ca_key, ca_pem, ca_n, &ca)) != 0) {
         return err;
     }
     if (spec->raft_id > RAFT_ID_MAX) {
         err = err_setf(SYM_EINVAL, "raft id %" PRIu64, spec->raft_id);
-        goto end;
-    }
-    if (X509_check_ca(ca) != 1 || X509_check_private_key(ca, ca_key->pkey) != 1) {
-        err = ossl_errf(SYM_EINVAL, "the certificate is not that of this CA key");
         goto end;
     }
     err = csr_read(csr, csr_n, &req);
@@ -416,7 +583,7 @@ int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const c
         (err = add_extensions(x, ca, extensions, sizeof extensions / sizeof extensions[0])) != 0) {
         goto end;
     }
-    err = add_alternative_names(x, ca, spec);
+    err = add_alternative_names(x, spec);
     if (err != 0) {
         goto end;
     }

@@ -67,14 +67,23 @@ struct cert_spec {
     int64_t not_after;
     bool server;      /* extendedKeyUsage serverAuth; clientAuth is always there */
     uint64_t raft_id; /* the one that a manager may act as; 0: none */
+    /* Where it is reached, as the clients of others check it: IP addresses and host names (at most 253 bytes). */
+    const char *const *hosts;
+    size_t n_hosts;
 };
 
-/* A self-signed CA (pathlen 0, keyCertSign) for cluster @o, valid from @not_before to @not_after. */
+/* A self-signed CA (pathlen 1, keyCertSign) for cluster @o, valid from @not_before to @not_after. */
 int cert_new_ca(const struct key *k, const char *o, int64_t not_before, int64_t not_after, struct buf *out);
 /* Signs the key of @csr: its subject is @spec, not the request's. Random 128-bit serial. keyUsage
  * digitalSignature and keyEncipherment. */
 int cert_sign(const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *csr, size_t csr_n,
     const struct cert_spec *spec, struct buf *out);
+
+/* What CA key @ca_key says of another CA, whose certificate is @of: the same subject, key and validity, signed by
+ * @ca_pem's ("new with old" of RFC 4210, 4.4). It lets those who know the one CA only believe in what the other has
+ * signed. */
+int cert_cross_sign(
+    const struct key *ca_key, const char *ca_pem, size_t ca_n, const char *of, size_t of_n, struct buf *out);
 
 struct cert_info {
     char cn[64], ou[64], o[64];
@@ -88,6 +97,11 @@ struct cert_info {
     uint64_t raft_id; /* 0: none */
 };
 int cert_info(const char *pem, size_t n, struct cert_info *out);
+/* The one at @at, from 0, of several certificates in one text, alone; SYM_ENOTFOUND behind the last. */
+int cert_nth(const char *pem, size_t n, unsigned at, struct buf *out);
+/* The hosts of the first certificate in @pem, each followed by a newline: IP addresses in their usual form, names as
+ * they stand there. Others among its alternative names are left out. */
+int cert_hosts(const char *pem, size_t n, struct buf *out);
 /* 0 if @pem is signed by one of the certificates in @ca_pem (one or more PEM blocks); the time is not looked
  * at. */
 int cert_check_issuer(const char *pem, size_t n, const char *ca_pem, size_t ca_n);

@@ -16,6 +16,8 @@ struct key {
 enum { PEM_ONE_MAX = 16 * 1024, PEM_BUNDLE_MAX = 64 * 1024 };
 /* A field of a subject: bytes without the NUL. */
 enum { NAME_MAX_BYTES = 63 };
+/* A host among the alternative names. */
+enum { HOST_MAX_BYTES = 253 };
 
 /* Sets "fmt: OpenSSL's reason", empties OpenSSL's queue and returns @code, or SYM_ENOMEM if memory was the
  * reason. */

@@ -2,6 +2,7 @@
 
 #include "base/err.h"
 #include "codec/json.h"
+#include "codec/text.h"
 #include "crypto/crypto.h"
 
 #include <stddef.h>
@@ -384,36 +385,38 @@ static void on_heartbeat(uv_timer_t *timer)
 /* --- raft's answers
  * ----------------------------------------------------------------------------------------------- */
 
-/* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A manager's certificate is worth what
- * the state says of its owner now: the key of a member is there, with its owner's name, until it is removed.
+static bool is_role(const struct tls_peer *peer, const char *role)
+{
+    return strcmp(peer->cert.ou, role) == 0;
+}
+
+static bool is_client(const struct tls_peer *peer)
+{
+    return is_role(peer, "operator") || is_role(peer, "reader");
+}
+
+/* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A certificate is worth what the state says of its
+ * key now: it is there until its owner is removed, with the owner's node id, or with the role and the name that a
+ * client certificate was issued for.
  */
 static int access_of_peer(struct daemon *d, const struct tls_peer *peer)
 {
-    if (!peer->present || tls_peer_expired(peer)) {
+    char key[16 + 2 * SHA256_LEN + 1] = "/fingerprint/";
+    char owner[2 * sizeof peer->cert.cn];
+    struct kv kv;
+    if (!peer->present || tls_peer_expired(peer) || (!is_role(peer, "manager") && !is_client(peer))) {
         return 0;
     }
-    if (strcmp(peer->cert.ou, "operator") == 0) {
-        return READ | WRITE;
+    hex_encode(peer->cert.fingerprint, SHA256_LEN, key + strlen(key));
+    if (store_get(d->store, key, strlen(key), &kv) != 0) {
+        return UNSURE; /* this manager may be behind */
     }
-    if (strcmp(peer->cert.ou, "reader") == 0) {
-        return READ;
+    int n = is_client(peer) ? snprintf(owner, sizeof owner, "%s %s", peer->cert.ou, peer->cert.cn)
+                            : snprintf(owner, sizeof owner, "%s", peer->cert.cn);
+    if ((size_t)n != kv.value.n || memcmp(owner, kv.value.p, kv.value.n) != 0) {
+        return 0;
     }
-    if (strcmp(peer->cert.ou, "manager") == 0) {
-        char key[16 + 2 * SHA256_LEN + 1] = "/fingerprint/";
-        struct kv kv;
-        size_t n = strlen(key);
-        for (size_t i = 0; i < SHA256_LEN; i++) {
-            static const char digits[] = "0123456789abcdef";
-            key[n++] = digits[peer->cert.fingerprint[i] >> 4];
-            key[n++] = digits[peer->cert.fingerprint[i] & 15];
-        }
-        if (store_get(d->store, key, n, &kv) != 0) {
-            return UNSURE; /* this manager may be behind */
-        }
-        bool same = strlen(peer->cert.cn) == kv.value.n && memcmp(peer->cert.cn, kv.value.p, kv.value.n) == 0;
-        return same ? READ | WRITE : 0;
-    }
-    return 0;
+    return is_role(peer, "reader") ? READ : READ | WRITE;
 }
 
 static int access_of(struct daemon *d, const struct http_req *req)
@@ -424,7 +427,13 @@ static int access_of(struct daemon *d, const struct http_req *req)
 
 bool api_trusts(struct api *a, const struct tls_peer *peer)
 {
-    return a->d->store != NULL && (access_of_peer(a->d, peer) & (WRITE | UNSURE)) != 0;
+    return a->d->store != NULL && !is_role(peer, "reader") &&
+           (access_of_peer(a->d, peer) & (WRITE | UNSURE)) != 0;
+}
+
+bool api_knows(struct api *a, const struct tls_peer *peer)
+{
+    return a->d->store != NULL && (access_of_peer(a->d, peer) & READ) != 0;
 }
 
 static int needed_for(const struct call *c)
@@ -439,8 +448,10 @@ static void refuse(struct http_req *req)
         err_setf(SYM_EAUTH, "this needs a client certificate");
         fail(req, SYM_EAUTH, NULL);
     } else if (tls_peer_expired(peer)) {
-        err_setf(SYM_EEXPIRED, "the certificate has expired: it is good for POST /v1/renew only");
-        fail(req, SYM_EEXPIRED, NULL);
+        bool client = is_client(peer);
+        err_setf(SYM_EEXPIRED, client ? "the certificate has expired"
+                                      : "the certificate has expired: it is good for POST /v1/renew only");
+        fail(req, SYM_EEXPIRED, client ? "`symphony cert issue` on a manager makes another" : NULL);
     } else {
         err_setf(SYM_EDENIED, "this is not allowed to the owner of this certificate");
         fail(req, SYM_EDENIED, NULL);

@@ -23,6 +23,9 @@ void api_free(struct api *a);
 /* Whether the owner of this certificate may send large bodies: whoever may write. */
 bool api_trusts(struct api *a, const struct tls_peer *peer);
 
+/* Whether the owner of this certificate, a manager or a client, is one in the state now. */
+bool api_knows(struct api *a, const struct tls_peer *peer);
+
 /* Every watch that is not paused has been told of all that is in the store. */
 void api_told(struct api *a);
 /* Cuts the watches of those who may not watch any more. */

@@ -107,13 +107,41 @@ static void on_watch(void *arg)
 }
 
 static bool on_node_event(void *arg, int status, struct event **events, unsigned n);
+static bool on_client_event(void *arg, int status, struct event **events, unsigned n);
+
+static void watch_owners(struct daemon *d, const char *prefix, watch_cb fn, struct watch **out)
+{
+    struct slice below = {(const uint8_t *)prefix, strlen(prefix)};
+    if (watch_open(d->store, below, store_revision(d->store), fn, d, out) != 0) {
+        log_error("cannot watch %s: %s", prefix, err_msg());
+        *out = NULL;
+    }
+}
 
 static void watch_nodes(struct daemon *d)
 {
-    struct slice prefix = {(const uint8_t *)"/node/", 6};
-    if (watch_open(d->store, prefix, store_revision(d->store), on_node_event, d, &d->nodes) != 0) {
-        log_error("cannot watch the nodes: %s", err_msg());
-        d->nodes = NULL;
+    watch_owners(d, "/node/", on_node_event, &d->nodes);
+}
+
+static void watch_clients(struct daemon *d)
+{
+    watch_owners(d, "/client/", on_client_event, &d->clients);
+}
+
+static bool is_known(void *arg, const struct tls_peer *peer)
+{
+    return api_knows(((struct daemon *)arg)->api, peer);
+}
+
+/* Cuts off who is named behind the prefix of an event's key, unless @keep. */
+static void cut_off(struct daemon *d, const struct event *ev, size_t prefix,
+    bool (*keep)(void *arg, const struct tls_peer *peer))
+{
+    char name[64];
+    if (d->remote != NULL && ev->key.n > prefix && ev->key.n < prefix + sizeof name) {
+        memcpy(name, ev->key.p + prefix, ev->key.n - prefix);
+        name[ev->key.n - prefix] = '\0';
+        http_server_drop_unless(d->remote, name, keep, d);
     }
 }
 
@@ -128,13 +156,24 @@ static bool on_node_event(void *arg, int status, struct event **events, unsigned
         return true;
     }
     for (unsigned i = 0; i < n; i++) {
-        char id[64];
-        if (events[i]->is_delete && events[i]->key.n > 6 && events[i]->key.n < 6 + sizeof id &&
-            d->remote != NULL) {
-            memcpy(id, events[i]->key.p + 6, events[i]->key.n - 6);
-            id[events[i]->key.n - 6] = '\0';
-            http_server_drop_cn(d->remote, id);
+        if (events[i]->is_delete) {
+            cut_off(d, events[i], strlen("/node/"), NULL);
         }
+    }
+    return true;
+}
+
+/* The owner of a client certificate likewise, and of one in whose place another was issued. */
+static bool on_client_event(void *arg, int status, struct event **events, unsigned n)
+{
+    struct daemon *d = arg;
+    if (status != 0) {
+        watch_clients(d);
+        api_recheck(d->api);
+        return true;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        cut_off(d, events[i], strlen("/client/"), is_known);
     }
     return true;
 }
@@ -145,6 +184,11 @@ static bool on_node_event(void *arg, int status, struct event **events, unsigned
 static int authorize(void *arg, uint64_t id, const struct tls_peer *peer)
 {
     return raft_authorize(((struct daemon *)arg)->store, id, peer);
+}
+
+static bool is_member(void *arg, uint64_t id, const struct tls_peer *peer)
+{
+    return raft_knows(((struct daemon *)arg)->store, id, peer);
 }
 
 static void on_change(void *arg)
@@ -255,6 +299,7 @@ static int start_manager(struct daemon *d, const struct node_config *cfg)
         goto close_store;
     }
     watch_nodes(d);
+    watch_clients(d);
     goto free_paths;
 
 close_store:
@@ -336,6 +381,7 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     http_server_set_tls(d->remote, tls);
     tls_ctx_free(d->tls);
     d->tls = tls;
+    peers_recheck(rnode_peers(d->raft), ca, is_member, d);
     return 0;
 }
 
@@ -374,6 +420,10 @@ static void stop_done(struct stop *stop)
     if (d->nodes != NULL) {
         watch_close(d->nodes);
         d->nodes = NULL;
+    }
+    if (d->clients != NULL) {
+        watch_close(d->clients);
+        d->clients = NULL;
     }
     if (d->store != NULL) {
         store_close(d->store);

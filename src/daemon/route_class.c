@@ -33,6 +33,7 @@ static const struct {
     {"/v1/members", STATUS},
     {"/v1/nodes", STATUS},
     {"/v1/version", STATUS},
+    {"/v1/events", STATUS},
     {"/v1/command", COMMAND},
     {"/v1/lua", COMMAND},
     {"/v1/join", MEMBERSHIP},

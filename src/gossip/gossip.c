@@ -357,8 +357,13 @@ static void take_in(struct gossip *g, int most)
 static void on_readable(uv_poll_t *poll, int status, int events)
 {
     struct gossip *g = poll->data;
-    (void)status; /* an error of the socket is taken from it by reading */
     (void)events;
+    if (status < 0) { /* an error of something sent: libuv has stopped looking */
+        int error;
+        socklen_t len = sizeof error;
+        (void)getsockopt(g->fd, SOL_SOCKET, SO_ERROR, &error, &len); /* which takes it away */
+        uv_poll_start(&g->poll, UV_READABLE, on_readable);
+    }
     take_in(g, TURN_MAX);
     settle(g);
 }
@@ -376,7 +381,6 @@ static void on_tick(uv_timer_t *tick)
 {
     struct gossip *g = tick->data;
     g->tick_at = NEVER;
-    uv_update_time(g->loop);
     take_in(g, DRAIN_MAX);
     swim_tick(g->swim, now_of(g));
     settle(g);

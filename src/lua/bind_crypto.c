@@ -12,6 +12,7 @@ static const char scratch_type[] = "sym.crypto.scratch";
 
 /* What one call may take or give: enough for the largest value, and for a chunk of a backup. */
 enum { TEXT_MAX = 16 * 1024 * 1024, RANDOM_MAX = 1024 * 1024, BASE36_MAX = 64 };
+enum { BUNDLE_MAX = 16, HOSTS_MAX = 16 };
 
 static const char *check_text(lua_State *L, int idx, size_t max, size_t *n)
 {
@@ -340,8 +341,29 @@ static uint64_t raft_id_field(lua_State *L, int idx)
     return (uint64_t)id;
 }
 
+/* The strings of the array "hosts"; they stay on the stack. */
+static size_t hosts_field(lua_State *L, int idx, const char *out[HOSTS_MAX])
+{
+    size_t n = 0;
+    if (lua_getfield(L, idx, "hosts") == LUA_TNIL) {
+        return 0;
+    }
+    if (!lua_istable(L, -1)) {
+        luaL_error(L, "hosts: an array is expected");
+    }
+    luaL_checkstack(L, HOSTS_MAX + 2, "hosts");
+    for (int list = lua_gettop(L); lua_geti(L, list, (lua_Integer)n + 1) != LUA_TNIL; n++) {
+        if (n == HOSTS_MAX || lua_type(L, -1) != LUA_TSTRING) {
+            luaL_error(L, "hosts: an array of at most %d strings is expected", HOSTS_MAX);
+        }
+        out[n] = check_name(L, -1);
+    }
+    return n;
+}
+
 static int l_cert_sign(lua_State *L)
 {
+    const char *hosts[HOSTS_MAX];
     size_t ca_n, csr_n;
     const struct key *k = bind_crypto_check_key(L, 1);
     const char *ca = luaL_checklstring(L, 2, &ca_n);
@@ -358,6 +380,8 @@ static int l_cert_sign(lua_State *L)
     spec.server = lua_toboolean(L, -1);
     lua_pop(L, 1);
     spec.raft_id = raft_id_field(L, 4);
+    spec.n_hosts = hosts_field(L, 4, hosts);
+    spec.hosts = hosts;
     struct buf *b = push_scratch(L);
     return give_text(L, b, cert_sign(k, ca, ca_n, csr, csr_n, &spec, b));
 }
@@ -393,6 +417,62 @@ static int l_cert_info(lua_State *L)
         return vm_fail(L, err);
     }
     bind_crypto_push_info(L, &info);
+    return 1;
+}
+
+static int l_cert_cross_sign(lua_State *L)
+{
+    size_t ca_n, of_n;
+    const struct key *k = bind_crypto_check_key(L, 1);
+    const char *ca = luaL_checklstring(L, 2, &ca_n);
+    const char *of = luaL_checklstring(L, 3, &of_n);
+    struct buf *b = push_scratch(L);
+    return give_text(L, b, cert_cross_sign(k, ca, ca_n, of, of_n, b));
+}
+
+/* {PEM, ...} of a text with one or more. */
+static int l_cert_split(lua_State *L)
+{
+    size_t n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    lua_createtable(L, 2, 0);
+    for (unsigned i = 0;; i++) {
+        struct buf *b = push_scratch(L);
+        int err = cert_nth(pem, n, i, b);
+        if (err == SYM_ENOTFOUND) {
+            lua_pop(L, 1);
+            return 1;
+        }
+        if (err == 0 && i == BUNDLE_MAX) {
+            err = err_setf(SYM_ETOOBIG, "more than %d certificates", BUNDLE_MAX);
+        }
+        if (err != 0) {
+            return vm_fail(L, err);
+        }
+        give_text(L, b, 0);
+        lua_seti(L, -3, i + 1);
+        lua_pop(L, 1);
+    }
+}
+
+/* {host, ...} */
+static int l_cert_hosts(lua_State *L)
+{
+    size_t n;
+    const char *pem = luaL_checklstring(L, 1, &n);
+    struct buf *b = push_scratch(L);
+    int err = cert_hosts(pem, n, b);
+    if (err != 0) {
+        return vm_fail(L, err);
+    }
+    lua_newtable(L);
+    const char *at = (const char *)buf_data(b), *end = at + b->len;
+    for (lua_Integer i = 1; at < end; i++) {
+        const char *stop = memchr(at, '\n', (size_t)(end - at));
+        lua_pushlstring(L, at, (size_t)(stop - at));
+        lua_seti(L, -2, i);
+        at = stop + 1;
+    }
     return 1;
 }
 
@@ -451,6 +531,9 @@ int luaopen_sym_crypto(lua_State *L)
         {"csr_check", l_csr_check},
         {"ca_new", l_ca_new},
         {"cert_sign", l_cert_sign},
+        {"cert_cross_sign", l_cert_cross_sign},
+        {"cert_split", l_cert_split},
+        {"cert_hosts", l_cert_hosts},
         {"cert_info", l_cert_info},
         {"cert_check_key", l_cert_check_key},
         {"cert_check_issuer", l_cert_check_issuer},

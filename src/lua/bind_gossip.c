@@ -647,8 +647,26 @@ static void set_swim_stats(lua_State *L, const struct swim_stats *s)
     set_integer(L, "no_memory", s->no_memory);
 }
 
+/* How many members there are of each state. */
+static void set_states(lua_State *L, const struct swim *swim)
+{
+    static const char *const names[] = {[SWIM_ALIVE] = "members_alive",
+        [SWIM_SUSPECT] = "members_suspect",
+        [SWIM_DEAD] = "members_dead",
+        [SWIM_LEFT] = "members_left"};
+    uint64_t count[sizeof names / sizeof names[0]] = {0};
+    uint32_t cursor = 0;
+    struct swim_member m;
+    while (swim_each(swim, &cursor, &m)) {
+        count[m.state]++;
+    }
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
+        set_integer(L, names[i], count[i]);
+    }
+}
+
 /* stats() -> the figures of swim_stats by their names; seal_<verdict>; what gossip_stats has beside them; count and
- * health */
+ * health; members_<state> */
 static int g_stats(lua_State *L)
 {
     static const char *const verdicts[SEAL_VERDICTS] = {
@@ -670,8 +688,9 @@ static int g_stats(lua_State *L)
     gossip_stats(lg->g, &s);
     lua_Integer count = (lua_Integer)swim_count(gossip_swim(lg->g));
     unsigned health = swim_health(gossip_swim(lg->g));
-    lua_createtable(L, 0, 42);
+    lua_createtable(L, 0, 46);
     set_swim_stats(L, &s.swim);
+    set_states(L, gossip_swim(lg->g));
     for (size_t i = 0; i < SEAL_VERDICTS; i++) {
         set_integer(L, verdicts[i], s.verdicts[i]);
     }

@@ -76,8 +76,34 @@ static size_t next_cert(const char **at)
     return (size_t)(to - from) + sizeof end - 1;
 }
 
-/* Finds the CA that signed the peer's leaf among what the peer sent: the pinned one, or any. That none was sent at all
- * is no matter of trust: it is another kind of port. */
+/* Has the CA at @ca signed one of @chain that has signed the leaf? So says a CA of the one that takes its place. */
+static bool vouches(const char *ca, size_t ca_len, const char *chain)
+{
+    const char *leaf = chain, *at;
+    size_t leaf_len = next_cert(&leaf), n;
+    for (at = chain; (n = next_cert(&at)) > 0; at += n) {
+        struct cert_info info;
+        if (cert_info(at, n, &info) == 0 && info.is_ca && cert_check_issuer(at, n, ca, ca_len) == 0 &&
+            cert_check_issuer(leaf, leaf_len, at, n) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int keep_ca(struct lcall *c, const char *at, size_t n)
+{
+    c->ca = calloc(1, n + 2);
+    if (c->ca == NULL) {
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    memcpy(c->ca, at, n);
+    c->ca[n] = '\n';
+    return 0;
+}
+
+/* Finds the CA that signed the peer's leaf, or vouches for the one that did, among what the peer sent: the pinned one,
+ * or any. That none was sent at all is no matter of trust: it is another kind of port. */
 static int find_ca(struct lcall *c, const char *chain)
 {
     const char *leaf = chain, *at;
@@ -87,17 +113,17 @@ static int find_ca(struct lcall *c, const char *chain)
         struct cert_info info;
         bool is_ca = cert_info(at, n, &info) == 0 && info.is_ca;
         shown = shown || is_ca;
-        if (!is_ca || (c->pinned && !crypto_equal(info.digest, c->pin, sizeof c->pin)) ||
-            cert_check_issuer(leaf, leaf_len, at, n) != 0) {
+        if (!is_ca || (c->pinned && !crypto_equal(info.digest, c->pin, sizeof c->pin))) {
             continue;
         }
-        c->ca = calloc(1, n + 2);
-        if (c->ca == NULL) {
-            return err_setf(SYM_ENOMEM, "out of memory");
+        if (c->pinned
+                ? vouches(at, n, chain)
+                : cert_check_issuer(at, n, at, n) == 0 && cert_check_issuer(leaf, leaf_len, at, n) == 0) {
+            return keep_ca(c, at, n);
         }
-        memcpy(c->ca, at, n);
-        c->ca[n] = '\n';
-        return 0;
+        if (c->pinned) {
+            break; /* there is no other with this digest */
+        }
     }
     if (c->ca_wanted && !shown) {
         return err_setf(SYM_EPROTO, "it shows no CA with its certificate, as a raft port does");

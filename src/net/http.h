@@ -95,6 +95,9 @@ void http_server_set_tls(struct http_server *s, struct tls_ctx *tls);
 void http_server_set_trust(struct http_server *s, bool (*trust)(void *arg, const struct tls_peer *peer));
 /* Closes every connection whose peer certificate's CN is @cn (a removed node). */
 void http_server_drop_cn(struct http_server *s, const char *cn);
+/* The same for those of them that @keep, if it is not NULL, is false for. */
+void http_server_drop_unless(
+    struct http_server *s, const char *cn, bool (*keep)(void *arg, const struct tls_peer *peer), void *arg);
 /* Stops listening and accepting requests, lets answers under way finish for @grace_ms (streamed ones are cut
  * at once), closes the rest, then @done (may be NULL), never inside this call. The server is freed after it.
  */

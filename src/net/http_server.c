@@ -337,12 +337,19 @@ void http_server_set_trust(struct http_server *s, bool (*trust)(void *arg, const
 
 void http_server_drop_cn(struct http_server *s, const char *cn)
 {
+    http_server_drop_unless(s, cn, NULL, NULL);
+}
+
+void http_server_drop_unless(
+    struct http_server *s, const char *cn, bool (*keep)(void *arg, const struct tls_peer *peer), void *arg)
+{
     for (int i = 0; i < PHASE_GONE; i++) {
         struct http_conn *c, *next;
         for (c = TAILQ_FIRST(&s->phases[i]); c != NULL; c = next) {
             next = TAILQ_NEXT(c, link);
             const struct tls_peer *peer = stream_tls_peer(c->stream);
-            if (peer != NULL && peer->present && strcmp(peer->cert.cn, cn) == 0) {
+            if (peer != NULL && peer->present && strcmp(peer->cert.cn, cn) == 0 &&
+                (keep == NULL || !keep(arg, peer))) {
                 conn_close(c, err_setf(SYM_EDENIED, "%s was removed", cn));
             }
         }

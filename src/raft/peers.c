@@ -378,6 +378,35 @@ int peers_set_tls(struct peers *p, const char *cert, const struct key *key, cons
     return 0;
 }
 
+static bool signed_by(const struct conn *c, const char *ca)
+{
+    struct buf chain = {0};
+    int rv = stream_tls_chain(c->stream, &chain);
+    rv = rv != 0 ? rv : cert_check_issuer((const char *)buf_data(&chain), chain.len, ca, strlen(ca));
+    buf_free(&chain);
+    return rv == 0;
+}
+
+void peers_recheck(struct peers *p, const char *ca,
+    bool (*knows)(void *arg, uint64_t id, const struct tls_peer *peer), void *arg)
+{
+    struct conn *c, *next;
+
+    for (c = LIST_FIRST(&p->conns); c != NULL; c = next) {
+        const struct tls_peer *cert = c->closing ? NULL : stream_tls_peer(c->stream);
+        struct peer *peer = c->peer;
+        next = LIST_NEXT(c, link);
+        if (cert == NULL || signed_by(c, ca) || (peer != NULL && knows(arg, peer->id, cert))) {
+            continue;
+        }
+        log_info("a raft connection is cut: no CA of the cluster has signed its certificate");
+        conn_cut(c, SYM_ECONNECT);
+        if (peer != NULL && c->outgoing) {
+            peer_connect_later(peer);
+        }
+    }
+}
+
 int peers_set(struct peers *p, uint64_t id, const char *address)
 {
     char host[256];

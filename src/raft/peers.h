@@ -54,6 +54,10 @@ int peers_new(const struct peers_config *cfg, const char *cert, const struct key
 uint16_t peers_port(const struct peers *p);
 /* New connections use these from now on. */
 int peers_set_tls(struct peers *p, const char *cert, const struct key *key, const char *ca);
+/* Cuts the connections whose certificate none of the CAs in @ca has signed and whose owner is not in the state, as
+ * @knows says: what somebody opened who had got at a CA's key must not outlive that CA. Those of members stay. */
+void peers_recheck(struct peers *p, const char *ca,
+    bool (*knows)(void *arg, uint64_t id, const struct tls_peer *peer), void *arg);
 /* Makes @id known under @address and keeps a connection to it, with backoff (50 ms to 2 s, jitter); a changed
  * address reconnects. SYM_EINVAL for an address that is none, or our own id. peers_forget drops it, its
  * connections and its queue (SYM_ECANCELED); on_down does not fire for it. If it comes back it is authorized

@@ -93,30 +93,56 @@ end
 
 -- Who asks ------------------------------------------------------------------------------------------------------------
 
--- The record of node @id in the state; nil if there is none. This manager may be behind: before it takes a member for a
--- stranger it makes sure.
-local function in_state(id)
-  local store = require "sym.store"
-  local entry, err = store.get("/node/" .. id)
-  if not entry and not err then
-    local _, behind = async.await(require("sym.raft").read, 1500)
-    if behind then
-      error(errors.wrap(behind, "cannot tell whether this peer is a member"), 0)
-    end
-    entry, err = store.get("/node/" .. id)
-  end
+local function local_record(key)
+  local entry, err = require("sym.store").get(key)
   if err then
     error(errors.from(err), 0)
   end
   return entry and json.decode(entry.value)
 end
 
-local node_record = in_state
+-- The record at @key in the state, or nil; one that is no good is looked at twice. This manager may be behind: before
+-- it takes a member for a stranger it makes sure.
+local function record_of(key, is_good)
+  local record = local_record(key)
+  if not record or not is_good(record) then
+    local _, behind = async.await(require("sym.raft").read, 1500)
+    if behind then
+      error(errors.wrap(behind, "cannot tell whether this peer is a member"), 0)
+    end
+    record = local_record(key)
+  end
+  return record
+end
+
+-- A client certificate: the role that the state has for its key.
+local function identify_client(peer, members)
+  if members then
+    errors.raise("denied", "a worker does not know client certificates", "ask a manager")
+  end
+  local function is_good(record) return record.fingerprint == peer.fingerprint end
+  local client = record_of("/client/" .. peer.cn, is_good)
+  if not client then
+    errors.raise("denied", "this client certificate was revoked, or is not known here")
+  elseif not is_good(client) then
+    errors.raise("denied", "another certificate has been issued in place of this one")
+  elseif peer.expired then
+    errors.raise("expired", "the certificate has expired", "`symphony cert issue` on a manager makes another")
+  end
+  return { kind = client.role, id = peer.cn, client = client }
+end
+
+local members -- asked instead of the state
 
 --- Who is a member is asked of fn(id) from now on, which returns {node_id, role, fingerprint} or nil: for a worker,
---- which has no state.
+--- which has no state, and does not know client certificates.
 function M.set_members(fn)
-  node_record = fn
+  members = fn
+end
+
+local function node_record(id)
+  if members then return members(id) end
+  return record_of("/node/" .. id, function() return true end)
 end
 
 -- A peer is what its certificate's name is in the state now, whatever the certificate says.
@@ -127,7 +153,7 @@ local function identify(req)
   elseif not peer.cn then
     return { kind = "none" }
   elseif peer.ou == "operator" or peer.ou == "reader" then
-    return { kind = peer.expired and "expired" or peer.ou, id = peer.cn }
+    return identify_client(peer, members)
   end
   local node = node_record(peer.cn)
   if not node then

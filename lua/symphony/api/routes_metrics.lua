@@ -1,20 +1,29 @@
 -- GET /metrics: this node's figures, for Prometheus.
-local metrics = require "symphony.metrics"
-local text = require "symphony.metrics.text"
-
 local M = {}
 
 local READERS = { control = true, manager = true, operator = true, reader = true }
 
--- A part that this node does not have has no figures, at each scrape anew. The nodes are asked before raft, which shows
--- their names.
-local parts = { "process", "http", "identity", "nodes", "raft", "store" }
+-- What does not run just now has no figures, at each scrape anew. The nodes are asked before raft, which shows their
+-- names.
+local everywhere = { "process", "http", "identity", "gossip", "agents" }
+local managers = { "nodes", "raft", "store" }
+
+local loaded = false
+
+-- At the first scrape: a node that nobody asks does without the memory.
+local function load()
+  if loaded then return end
+  loaded = true
+  local is_manager = require("symphony.cluster.identity").role() == "manager"
+  for _, list in ipairs { everywhere, is_manager and managers or {} } do
+    for _, name in ipairs(list) do require("symphony.metrics." .. name).register() end
+  end
+end
 
 function M.routes(router)
-  for _, name in ipairs(parts) do require("symphony.metrics." .. name).register() end
-
   router.route("GET", "/metrics", { auth = READERS }, function()
-    return 200, metrics.scrape(), { ctype = text.CONTENT_TYPE }
+    load()
+    return 200, require("symphony.metrics").scrape(), { ctype = require("symphony.metrics.text").CONTENT_TYPE }
   end)
 end
 

@@ -137,6 +137,10 @@ end
 
 -- What @request asks for: "existing", "renumber" or "create"; nil, err.
 local function kind_of(request, view)
+  if view.client then
+    return nil, errors.new("exists", ("this key is that of the client certificate %s"):format(view.client),
+      "a node needs a key of its own")
+  end
   if view.node then return returning(request, view) end
   if request.role == "manager" and view.managers >= MANAGERS_MAX then
     return nil, errors.new("too_big", ("there are %d managers already"):format(view.managers))
@@ -165,13 +169,13 @@ local function check_dev(request, view)
   return true
 end
 
--- What becomes of @request (from check, with its fingerprint and what it states) at @now. @view: cluster; ca: the raw
--- sha256 of its CA certificate; node, server: who has this key; managers: how many there are; holder, holder_up: the
--- other manager that has its raft address; token: the record of the request's token; pending: the record of this key;
--- pending_count; from: the caller's address.
--- Returns {kind = "existing"|"renumber"|"create"|"pend"|"wait", via =, record =}; nil, err. Pure.
+-- What becomes of @request (from check, with its fingerprint and what it states) at @now. @view: cluster; cas: the raw
+-- sha256 of each CA certificate that it trusts; node, server: who has this key; client: the name of the client
+-- certificate that has it; managers: how many there are; holder, holder_up: the other manager that has its raft
+-- address; token: the record of the request's token; pending: the record of this key; pending_count; from: the caller's
+-- address. Returns {kind = "existing"|"renumber"|"create"|"pend"|"wait", via =, record =}; nil, err. Pure.
 function M.decide(request, view, now)
-  local ok, err = statement.check(request.states, view.ca, now)
+  local ok, err = statement.check(request.states, view.cas, now)
   if ok then ok, err = check_dev(request, view) end
   if not ok then return nil, err end
   local kind
@@ -219,8 +223,9 @@ end
 -- The state as decide() wants it, for @request from @from; and the kvs that the txn will compare.
 local function look(request, from)
   local view, kvs = { from = from }, {}
-  view.cluster = assert(state.cluster())
-  view.ca = crypto.unhex(assert(crypto.cert_info(view.cluster.ca)).digest)
+  view.cluster, kvs.cluster = assert(state.cluster())
+  view.cas = {}
+  for i, ca in ipairs(assert(pki.cas(view.cluster))) do view.cas[i] = crypto.unhex(ca.digest) end
   if view.cluster.dev and request.implied and cidr.is_loopback(from) then
     request.addresses = advertise.on_loopback(request.addresses)
   end
@@ -230,6 +235,7 @@ local function look(request, from)
   local owner = state.text("/fingerprint/" .. request.fingerprint)
   if owner then
     view.node, kvs.node = state.get("/node/" .. owner)
+    view.client = owner:match("^%w+ (.*)$")
     for _, server in ipairs(assert(raft.status()).servers) do
       if view.node and server.id == view.node.raft_node_id then view.server = server end
     end
@@ -255,15 +261,17 @@ local function take_raft_id(txn, node_id)
   return id
 end
 
--- Gives @n, whose key signed @csr, a certificate for what its record says.
-local function certify(n, csr, cluster)
-  local ca_key, ca_pem = assert(pki.load_ca())
+-- Gives @n, whose key signed @csr, a certificate for what its record says. @txn, which writes the record, holds only
+-- while the cluster (@kv is its record's) has the CA that signed.
+local function certify(n, csr, cluster, kv, txn)
+  local ca_key, ca_pem, issuer = assert(pki.load_ca())
   n.certificate = pki.sign(ca_key, ca_pem, csr, n, cluster.id, sys.now())
-  n.certificate_expires = crypto.cert_info(n.certificate).not_after
+  n.certificate_expires, n.issuer = crypto.cert_info(n.certificate).not_after, issuer
+  table.insert(txn.compare, state.unchanged(kv))
 end
 
 -- The txn that makes a node of @request, and its record. @labels come from its token.
-local function create(request, cluster, labels)
+local function create(request, cluster, kv, labels)
   local name = assert(M.pick_name(request.name, request.named, function(text)
     return state.text("/name/" .. text) ~= nil
   end))
@@ -272,7 +280,7 @@ local function create(request, cluster, labels)
     node_id = id, name = name, role = request.role, fingerprint = request.fingerprint,
     raft_address = request.addresses.raft, remote_address = request.addresses.remote,
     gossip_address = request.addresses.gossip, services = request.services, labels = labels or {},
-    availability = "active", version = request.version, joined = math.floor(sys.now()),
+    availability = "active", version = request.version, joined = math.floor(sys.now()), trust = cluster.trust,
   }
   local txn = {
     compare = { state.absent("/node/" .. id), state.absent("/name/" .. name),
@@ -280,7 +288,7 @@ local function create(request, cluster, labels)
     ops = {},
   }
   if request.role == "manager" then n.raft_node_id = take_raft_id(txn, id) end
-  certify(n, request.csr, cluster)
+  certify(n, request.csr, cluster, kv, txn)
   table.insert(txn.ops, state.put("/node/" .. id, n))
   table.insert(txn.ops, state.put("/name/" .. name, id))
   table.insert(txn.ops, state.put("/fingerprint/" .. request.fingerprint, id))
@@ -289,13 +297,13 @@ local function create(request, cluster, labels)
 end
 
 -- The txn that gives node @n (with @kv) a raft id that has never voted, and a certificate for that; and its record.
-local function renumber(n, kv, request, cluster)
+local function renumber(n, kv, request, cluster, cluster_kv)
   local txn = { compare = { state.unchanged(kv) }, ops = {} }
   table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
   n.raft_node_id = take_raft_id(txn, n.node_id)
   n.raft_address, n.remote_address = request.addresses.raft, request.addresses.remote
   n.gossip_address = request.addresses.gossip
-  certify(n, request.csr, cluster)
+  certify(n, request.csr, cluster, cluster_kv, txn)
   table.insert(txn.ops, state.put(kv.key, n))
   return txn, n
 end
@@ -313,9 +321,9 @@ end
 local function admission(kind, request, view, kvs, via, labels)
   local txn, n
   if kind == "renumber" then
-    txn, n = renumber(view.node, kvs.node, request, view.cluster)
+    txn, n = renumber(view.node, kvs.node, request, view.cluster, kvs.cluster)
   else
-    txn, n = create(request, view.cluster, labels)
+    txn, n = create(request, view.cluster, kvs.cluster, labels)
   end
   if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
   events.add(txn, { kind = "node.joined", node = n, message = told(kind, n, via, view.from) })
@@ -380,13 +388,20 @@ function M.serve(request, from)
     local view, kvs = look(request, from)
     local decision = assert(M.decide(request, view, now))
     local kind = decision.kind
-    if kind == "existing" then return { n = view.node, cluster = view.cluster } end
+    local replace = kind == "existing" and view.node.issuer and view.node.issuer ~= pki.signer(view.cluster)
+    if kind == "existing" and not replace then return { n = view.node, cluster = view.cluster } end
     if kind == "wait" then return { record = decision.record, cluster = view.cluster } end
     if kind == "pend" and not limited and not limit:allow(from or "?", sys.mono_ms() / 1000) then
       errors.raise("busy", "too many requests to join from this address", "wait half a minute, or join with a token")
     end
     limited = true
     if peek then return WRITES end
+    if replace then -- it was signed by a CA that is on its way out, or gone
+      local txn = { compare = { state.unchanged(kvs.node) }, ops = {} }
+      certify(view.node, request.csr, view.cluster, kvs.cluster, txn)
+      table.insert(txn.ops, state.put(kvs.node.key, view.node))
+      return { n = view.node, cluster = view.cluster }, txn
+    end
     if kind == "pend" then
       local key = pending.key(fingerprint)
       local before = kvs.pending and state.unchanged(kvs.pending) or state.absent(key)
@@ -452,10 +467,11 @@ function M.renew(csr)
     local n, kv
     if owner then n, kv = state.get("/node/" .. owner) end
     if not n then errors.raise("denied", "no node of this cluster has this key", "it was removed: join again") end
-    local cluster = assert(state.cluster())
-    certify(n, csr, cluster)
-    return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, n) } },
-      { certificate = n.certificate, ca = cluster.ca, expires = n.certificate_expires }
+    local cluster, cluster_kv = assert(state.cluster())
+    local txn = { compare = { state.unchanged(kv) }, ops = {} }
+    certify(n, csr, cluster, cluster_kv, txn)
+    table.insert(txn.ops, state.put(kv.key, n))
+    return txn, { certificate = n.certificate, ca = cluster.ca, expires = n.certificate_expires }
   end)
 end
 

@@ -5,6 +5,7 @@
 --            "recover": this member is to become the only voter; the start finishes that.
 --            "leave": left; what is in the folder is to be wiped.
 --   removed  true when it may not serve any more; reason says why
+--   trust    the generation of trusted CAs that DIR/tls has (trust.lua); nil: the first, or not known yet
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
@@ -73,6 +74,9 @@ function M.parse(text)
   if doc.role == "worker" and id ~= nil then return nil, "a worker has no raft_node_id" end
   if doc.starts < 0 or doc.starts > NUMBER_MAX or (id and (id < 1 or id > NUMBER_MAX)) then
     return nil, "a number in it is out of range"
+  end
+  if doc.trust ~= nil and (math.type(doc.trust) ~= "integer" or doc.trust < 1 or doc.trust > NUMBER_MAX) then
+    return nil, "field \"trust\" is out of range"
   end
   for _, name in ipairs(addresses) do
     if type(doc.advertise[name]) ~= "string" then return nil, ("field \"advertise.%s\" is missing"):format(name) end

@@ -40,7 +40,7 @@ end
 function M.first_txn(p)
   local ops = {
     state.put("/cluster", { id = p.cluster_id, name = p.cluster_name, created = p.now, epoch = 1, ca = p.ca,
-      dev = p.dev }),
+      trust = 1, sign = p.sign, dev = p.dev }),
     state.put("/cluster/format", "1"),
     state.put("/cluster/next_raft_id", "2"),
     state.put("/raft/1", p.node.node_id),
@@ -73,8 +73,9 @@ local function make(opts, host, options)
     gossip_address = addresses.gossip, labels = {}, availability = "active", version = sys.version, joined = now,
   }
   local cert = pki.sign(ca_key, p.ca, crypto.csr(key, id), p.node, p.cluster_id, now)
-  p.node.certificate, p.node.certificate_expires = cert, crypto.cert_info(cert).not_after
   local digest = crypto.cert_info(p.ca).digest
+  p.node.certificate, p.node.certificate_expires = cert, crypto.cert_info(cert).not_after
+  p.node.issuer, p.node.trust, p.sign = digest, 1, digest
   p.tokens = {}
   for i, role in ipairs { "manager", "worker" } do
     local text, at, record = tokens.fresh(digest, { role = role, ttl = opts.token_ttl }, now)

@@ -31,15 +31,15 @@ local SETTLE_S = 60     -- for the configuration to hold us
 local PROMOTE_S = 5     -- for a standby that is to vote
 local MANAGERS_MAX = 64
 
--- May this daemon join? @pin: raw sha256 of the CA that a token pins, or nil; @own: that of our ca.crt. true; nil, err.
--- Pure.
+-- May this daemon join? @pin: raw sha256 of the CA that a token pins, or nil; @own: is that one of ours, nil if it
+-- cannot be told. true; nil, err. Pure.
 function M.allowed(me, pin, own)
   if not me or me.phase == "init" then return true end
   if me.removed or me.phase == "leave" then
     return nil, errors.new("removed", ("this node was removed from cluster %s"):format(me.cluster_id),
       identity.rejoin())
   end
-  if pin and own and pin ~= own then
+  if pin and own == false then
     return nil, errors.new("exists", ("this daemon is a member of another cluster, %s"):format(me.cluster_id),
       ("`symphony %s leave` ends that; or join with a daemon that has another --config-dir"):format(identity.word()))
   end
@@ -54,6 +54,20 @@ function M.fits(word, own)
   if word == own then return true end
   return nil, errors.new("conflict", ("this daemon is `symphonyd %s`, which does not join as %s"):format(own, word),
     ("`symphony %s join` joins it; or say this at the control socket of a `symphonyd %s`"):format(own, word))
+end
+
+-- Is the CA with the digest @pin (raw) one of @bundle? While one takes the place of another there are two. nil, err
+-- when one of them is no certificate.
+local function is_pinned(bundle, pin)
+  local parts, err = crypto.cert_split(bundle)
+  if not parts then return nil, err end
+  local found = false
+  for _, pem in ipairs(parts) do
+    local ca, why = crypto.cert_info(pem)
+    if not ca then return nil, why end
+    found = found or crypto.equal(crypto.unhex(ca.digest), pin)
+  end
+  return found
 end
 
 -- Does what the other side sent hold together? true; nil, err. Pure but for the crypto.
@@ -79,10 +93,10 @@ function M.check_welcome(w, key, role, pin)
   end
   local info, err = crypto.cert_info(w.certificate)
   if not info then return bad(err.message) end
-  local ca
-  ca, err = crypto.cert_info(w.ca)
-  if not ca then return bad(err.message) end
-  if not crypto.equal(crypto.unhex(ca.digest), pin) then return bad("the CA is not the one that was pinned") end
+  local known
+  known, err = is_pinned(w.ca, pin)
+  if err then return bad(err.message) end
+  if not known then return bad("the CA is not the one that was pinned") end
   local ok
   ok, err = crypto.cert_check_issuer(w.certificate, w.ca)
   if ok then ok, err = crypto.cert_check_key(w.certificate, key) end
@@ -270,10 +284,10 @@ function M.prepare(opts)
   return { at = address.format(host, port), pin = pin }
 end
 
-local function own_ca()
-  local pem = sys.read_file(identity.path("tls/ca.crt"))
-  local info = pem and crypto.cert_info(pem)
-  return info and crypto.unhex(info.digest)
+-- Is the CA that a token pins one of ours? nil when that cannot be told.
+local function is_own(pin)
+  local pem = pin and sys.read_file(identity.path("tls/ca.crt"))
+  if pem then return (is_pinned(pem, pin)) end
 end
 
 -- @opts: word (of the command: "manager" or a service), address, token, name, advertise. @say(text): progress. Returns
@@ -285,7 +299,7 @@ function M.run(opts, say)
   if not ok then return nil, misfit end
   ready, err = M.prepare(opts)
   if not ready then return nil, err end
-  ok, err = M.allowed(identity.me, ready.pin, own_ca())
+  ok, err = M.allowed(identity.me, ready.pin, is_own(ready.pin))
   if not ok then return nil, err end
   local lock <close>, held_by = busy.take(word .. " join", "end it with Ctrl-C where it was typed")
   if not lock then return nil, held_by end

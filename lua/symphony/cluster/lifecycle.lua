@@ -4,6 +4,7 @@ local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
 local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
+local ca_rotation = require "symphony.cluster.ca_rotation"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local gossip = require "symphony.cluster.gossip"
@@ -20,6 +21,7 @@ local state = require "symphony.cluster.state"
 local status = require "symphony.cluster.status"
 local store = require "sym.store"
 local sys = require "sym.sys"
+local trust = require "symphony.cluster.trust"
 
 local M = {}
 
@@ -30,9 +32,10 @@ local upkeep       -- the task of renewal and addresses
 local watches = {} -- prefix -> watch
 local change = async.event()
 local hooked = false
+local renamed      -- the hosts for which a certificate has been asked
 
 -- What runs while a manager serves: each has start() and stop(), and on a follower it waits, but for the agents.
-local parts = { reconcile, agents, status, rotation }
+local parts = { reconcile, agents, status, rotation, ca_rotation }
 
 local function say(err)
   return err.message .. (err.hint and " -- " .. err.hint or "")
@@ -78,6 +81,7 @@ local function on_nodes(_, events)
   remember_managers()
   remember_name()
   reconcile.wake()
+  ca_rotation.wake()
   change:set()
 end
 
@@ -155,20 +159,7 @@ end
 -- A new certificate for this manager, made with the state's CA. Also for one that has expired: raft lets configured
 -- managers form a quorum all the same, so that this works.
 function M.renew()
-  local me, tls = identity.me, identity.tls
-  local admit = require "symphony.cluster.admit"
-  local fresh, err = admit.renew(crypto.csr(tls.key, me.node_id))
-  if not fresh then return nil, err end
-  local ok
-  ok, err = identity.save_tls { cert = fresh.certificate, ca = fresh.ca }
-  if not ok then return nil, err end
-  tls, err = identity.load_tls(me)
-  if not tls then return nil, err end
-  ok, err = node.set_tls(tls.cert, tls.key, tls.ca)
-  if not ok then return nil, err end
-  identity.tls = tls
-  log.info("the certificate of this manager is renewed")
-  return true
+  return trust.renew(require("symphony.cluster.admit").renew, state.cluster() or {})
 end
 
 -- Our record in the state says where we are now; a restart with another remote or gossip port changes it.
@@ -190,12 +181,26 @@ local function publish_addresses()
   end)
 end
 
-local function look_after()
+-- Is our certificate to be renewed: is it old enough, or are we found elsewhere than it says?
+local function is_due(tls)
+  if sys.now() >= pki.renewal_of(tls.info) then return true end
+  local wanted = pki.names(identity.me.advertise.remote, identity.me.node_id)
+  local key = table.concat(wanted, " ")
+  if renamed == key or pki.same_names(wanted, crypto.cert_hosts(tls.cert) or {}) then return false end
+  renamed = key -- once is enough: if it is not as we want it then, it never will be
+  return true
+end
+
+-- One round of upkeep: where this manager is found, and its certificate.
+function M.look_after()
   if not node.started() or not identity.member() then return end
   publish_addresses()
-  if sys.now() >= pki.renewal_of(identity.tls.info) then
+  if is_due(identity.tls) then
     local ok, err = M.renew()
-    if not ok then log.warn("cannot renew the certificate of this manager: " .. err.message) end
+    if not ok then
+      renamed = nil
+      log.warn("cannot renew the certificate of this manager: " .. err.message)
+    end
   end
 end
 
@@ -205,7 +210,7 @@ local function start_upkeep()
     while true do
       async.sleep(pause)
       pause = UPKEEP_MS
-      local ok, err = xpcall(look_after, errors.handler)
+      local ok, err = xpcall(M.look_after, errors.handler)
       if not ok and err.code ~= "canceled" then log.error("upkeep: " .. (err.traceback or err.message)) end
     end
   end)

@@ -1,4 +1,6 @@
 -- The cluster's certificates: how long they live and what is in them.
+local address = require "symphony.cluster.address"
+local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local state = require "symphony.cluster.state"
@@ -17,26 +19,98 @@ function M.new_ca(cluster_id, now)
   return key, assert(crypto.ca_new(key, cluster_id, now - BACKDATE, now + M.CA_LIFE))
 end
 
--- Signs @csr for node @n: its node_id, role and, of a manager, the raft_node_id that it may act as. Every node serves
--- its remote port; that a worker is no manager is in its role, which whoever calls a manager looks at. Raises.
+-- The hosts under which the clients of others find manager @node_id with this remote address: that of the address, of
+-- one that is on the loopback its usual names, and its id, for who knows the way otherwise. Pure.
+function M.names(remote_address, node_id)
+  local host = address.parse(remote_address, 1)
+  if not host then return { node_id } end
+  host = host:gsub("%%.*$", ""):gsub("%.$", "")
+  local names, seen = { host, node_id }, { [host] = true }
+  for _, name in ipairs(cidr.is_loopback(host) and { "127.0.0.1", "localhost" } or {}) do
+    if not seen[name] then names[#names + 1] = name end
+  end
+  return names
+end
+
+-- Are two lists of hosts the same, in whatever order and spelling? Pure.
+function M.same_names(a, b)
+  local function set_of(list)
+    local set, n = {}, 0
+    for _, name in ipairs(list) do
+      local key = cidr.parse_ip(name) or name:lower()
+      n = n + (set[key] and 0 or 1)
+      set[key] = true
+    end
+    return set, n
+  end
+  local set, n = set_of(a)
+  local others, m = set_of(b)
+  for key in pairs(others) do
+    if not set[key] then return false end
+  end
+  return n == m
+end
+
+-- Signs @csr for node @n: its node_id, role and, of a manager, the raft_node_id that it may act as and the hosts at
+-- which it is found. All nodes serve; that a worker is no manager says its role, and to the clients of others, who do
+-- not look at that, that no host is in its certificate. Raises.
 function M.sign(ca_key, ca_pem, csr, n, cluster_id, now)
   now = math.floor(now)
   return assert(crypto.cert_sign(ca_key, ca_pem, csr, { cn = n.node_id, ou = n.role, o = cluster_id,
     not_before = now - BACKDATE, not_after = now + M.NODE_LIFE, server = true,
-    raft_id = n.raft_node_id }))
+    raft_id = n.raft_node_id, hosts = n.role == "manager" and M.names(n.remote_address, n.node_id) or nil }))
 end
 
--- The CA of the state: key, PEM; nil, err.
+-- Signs @csr for a person or a program: {name, role}, until @expires at most. Raises.
+function M.sign_client(ca_key, ca_pem, csr, c, cluster_id, now)
+  return assert(crypto.cert_sign(ca_key, ca_pem, csr, { cn = c.name, ou = c.role, o = cluster_id,
+    not_before = math.floor(now) - BACKDATE, not_after = c.expires }))
+end
+
+-- The CAs that @cluster trusts: {pem, digest (hex), info}, the one that signs first; nil, err.
+function M.cas(cluster)
+  local parts, err = crypto.cert_split(cluster.ca)
+  local out = {}
+  for i, pem in ipairs(parts or {}) do
+    local info
+    info, err = crypto.cert_info(pem)
+    if not info then break end
+    out[i] = { pem = pem, digest = info.digest, info = info }
+  end
+  if err then return nil, errors.new("corrupt", "the CA certificate in the state is damaged: " .. err.message) end
+  for i, ca in ipairs(out) do
+    if ca.digest == cluster.sign then table.insert(out, 1, table.remove(out, i)) end
+  end
+  return out
+end
+
+-- The SHA-256 (hex) of the CA certificate by which @cluster signs; nil, err.
+function M.signer(cluster)
+  if cluster.sign then return cluster.sign end
+  local cas, err = M.cas(cluster)
+  return cas and cas[1].digest, err
+end
+
+-- The digest of that one of @bundle (PEM) which has signed @cert; nil when none has.
+function M.issuer_of(cert, bundle)
+  for _, pem in ipairs(crypto.cert_split(bundle) or {}) do
+    if crypto.cert_check_issuer(cert, pem) then return crypto.cert_info(pem).digest end
+  end
+end
+
+-- The CA that signs, from the state: its key, its certificate (PEM) and that one's digest; nil, err.
 function M.load_ca()
   local secret, err = state.get("/secret/ca")
-  local cluster
+  local cluster, cas
   if secret then cluster, err = state.cluster() end
   if not cluster then
     return nil, errors.is(err) and err or errors.new("not_found", "the cluster's CA is not in the state")
   end
+  cas, err = M.cas(cluster)
+  if not cas then return nil, err end
   local key, why = crypto.key_load(secret.key)
   if not key then return nil, errors.new("corrupt", "the CA key in the state is damaged: " .. why.message) end
-  return key, cluster.ca
+  return key, cas[1].pem, cas[1].digest
 end
 
 -- When a certificate is to be renewed: a point in the second half of its life that is its own, so that the nodes of a

@@ -1,6 +1,7 @@
 -- The leader's hand on the membership: compares what the state wants with what raft has, and takes one step after the
 -- other until they agree. Whoever leads next goes on from the same state.
 local async = require "symphony.async"
+local certs = require "symphony.cluster.certs"
 local erase = require "symphony.cluster.erase"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
@@ -129,6 +130,7 @@ local function sweep()
   last_sweep = now
   pending.sweep()
   tokens.sweep()
+  certs.sweep()
   peers.complete()
 end
 

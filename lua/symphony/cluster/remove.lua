@@ -18,8 +18,8 @@ local M = {}
 
 local WAIT_S = 30
 
-M.CA_NOTE = "It has held the key of the cluster's CA. If somebody else may have got at that machine, the certificates "
-  .. "of this cluster are not to be trusted any more: make a new cluster and restore a backup into it."
+M.CA_NOTE = "It has held the key of the cluster's CA. If somebody else may have got at that machine, replace the CA: "
+  .. "`symphony cluster rotate-ca`."
 
 -- On the leader: looks ahead, refuses or marks. @opts: force, plan. Raises.
 function M.serve(name, opts)

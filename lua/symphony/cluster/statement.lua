@@ -15,15 +15,17 @@ end
 
 local function time(at) return os.date("!%Y-%m-%d %H:%M:%S UTC", math.floor(at)) end
 
--- Is hostile @text a statement for the CA with the digest @ca (raw), of about @now? true; nil, err. Pure.
-function M.check(text, ca, now)
+-- Is hostile @text a statement for one of the CAs with these digests (raw), of about @now? true; nil, err. Pure.
+function M.check(text, cas, now)
   local at, digest = text:match("^(%d%d%d%d%d%d%d%d%d%d)%-(%w+)$")
   if not at then
     return nil, errors.new("invalid", "the certificate request does not say when and for which cluster it was made",
       "is symphony on the joining machine as new as here?")
   end
   at = tonumber(at)
-  if digest ~= crypto.base36(ca) then
+  local known = false
+  for _, ca in ipairs(cas) do known = known or digest == crypto.base36(ca) end
+  if not known then
     return nil, errors.new("denied", "the certificate request was made for another cluster, with another CA",
       "join with a token of this cluster")
   end

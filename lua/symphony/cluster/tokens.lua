@@ -1,6 +1,6 @@
 -- The tokens in the state: create, list, remove, rotate, and forgetting old ones.
-local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
+local pki = require "symphony.cluster.pki"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
 local token = require "symphony.cluster.token"
@@ -12,18 +12,19 @@ local TOKENS_MAX = 1024
 local KEEP = 24 * 3600 -- an expired token is remembered so long, so that its use gets a clear answer
 M.DEFAULT_TTL = 24 * 3600
 
+-- The digest of the CA that signs, and the kv that says so.
 local function ca_digest()
-  local cluster, err = state.cluster()
-  if not cluster then return nil, err or errors.new("no_cluster", "the cluster's record is missing") end
-  local info
-  info, err = crypto.cert_info(cluster.ca)
-  if not info then return nil, errors.new("corrupt", "the CA certificate in the state is damaged: " .. err.message) end
-  return info.digest
+  local cluster, kv = state.cluster()
+  if not cluster then return nil, kv end
+  local digest, err = pki.signer(cluster)
+  if not digest then return nil, err end
+  return digest, kv
 end
 
 local function fresh(digest, options, now)
   local text, hash = token.generate(digest)
   local record = token.record(hash, options, now)
+  record.ca = digest -- it is void when that CA is not trusted any more
   return text, PREFIX .. hash, record
 end
 
@@ -40,13 +41,14 @@ function M.create(options)
   local ok, err = token.check_options(options)
   if not ok then return nil, err end
   return state.update(function()
-    local digest = assert(ca_digest())
+    local digest, kv = assert(ca_digest())
     local rows = assert(state.list_raw(PREFIX, { limit = TOKENS_MAX }))
     if #rows >= TOKENS_MAX then
       errors.raise("too_big", ("there are %d tokens already"):format(#rows), "`symphony token rm` those not needed")
     end
     local text, key, record = fresh(digest, options, sys.now())
-    return { compare = { state.absent(key) }, ops = { state.put(key, record) } }, shown(record, text)
+    return { compare = { state.absent(key), state.unchanged(kv) }, ops = { state.put(key, record) } },
+      shown(record, text)
   end)
 end
 
@@ -102,13 +104,14 @@ function M.rotate(options)
   local ok, err = token.check_options(options)
   if not ok then return nil, err end
   return state.update(function()
-    local digest, rows = assert(ca_digest()), assert(M.list())
+    local digest, kv = assert(ca_digest())
+    local rows = assert(M.list())
     local text, key, record = fresh(digest, options, sys.now())
-    local txn = { compare = { state.absent(key) }, ops = { state.put(key, record) } }
+    local txn = { compare = { state.absent(key), state.unchanged(kv) }, ops = { state.put(key, record) } }
     local removed = {}
     for _, row in ipairs(rows) do
       if row.role == options.role then
-        if #txn.ops >= 127 then
+        if #txn.ops >= 126 then
           errors.raise("too_big", ("more than %d tokens of this role"):format(#removed),
             "`symphony token rm` some first")
         end

@@ -1,4 +1,5 @@
--- symphony cluster ...: backup and restore, which run in the client, as it has the file; others are in ../.
+-- symphony cluster ...: backup and restore, which run in the client, as it has the file; the change of the CA; others
+-- are in ../.
 local errors = require "symphony.errors"
 
 local function sha256(text)
@@ -124,5 +125,99 @@ Example:
   end,
 }
 
-return { name = "cluster", summary = "Backup and restore, the gossip key", commands = { backup, restore,
-  (require "symphony.cli.gossip_key") } }
+-- rotate-ca ----------------------------------------------------------------------------------------------------------
+
+local PHASES = {
+  idle = "no change of the CA is under way",
+  both = "step 1 of 3: the new CA is trusted beside the old one, which signs still",
+  renew = "step 2 of 3: the new CA signs, and every node has its certificate renewed",
+}
+
+local function list_of(names)
+  local shown = table.concat(names, ", ", 1, math.min(#names, 20))
+  return #names > 20 and ("%s and %d more"):format(shown, #names - 20) or shown
+end
+
+-- What ends with the old CA.
+local function losses(s)
+  local lines = {}
+  if #s.clients > 0 then
+    lines[#lines + 1] = ("Client certificates of the old CA, void at its end (`symphony cert issue --force` makes "
+      .. "new ones%s): %s"):format(s.phase == "both" and " once the new CA signs" or "", list_of(s.clients))
+  end
+  if s.tokens > 0 then
+    lines[#lines + 1] = ("Join tokens of the old CA, void at its end: %d (`symphony token create` makes new ones)")
+      :format(s.tokens)
+  end
+  return lines
+end
+
+local function status_text(s)
+  local lines = { ("CA %s, generation %d: %s."):format(s.ca:sub(1, 16), s.generation, PHASES[s.phase]) }
+  if s.phase == "idle" then
+    if s.rotated then lines[1] = lines[1] .. " The last one was done at " .. os.date("!%F %T UTC.", s.rotated) end
+    return lines[1]
+  end
+  if #s.waiting > 0 then
+    lines[#lines + 1] = ("It waits for %d of %d nodes:"):format(#s.waiting, s.nodes)
+    for i = 1, math.min(#s.waiting, 20) do
+      local n = s.waiting[i]
+      lines[#lines + 1] = ("  %s (%s) %s"):format(n.name, n.role, n.why)
+    end
+    if #s.waiting > 20 then lines[#lines + 1] = ("  and %d more"):format(#s.waiting - 20) end
+    lines[#lines + 1] = "A node that is down holds it up: start it, or remove it from the cluster."
+  elseif s.phase == "renew" and s.wait_clients and #s.clients > 0 then
+    lines[#lines + 1] = "Every node has a new certificate. It waits for the client certificates (--wait-clients)."
+  end
+  for _, line in ipairs(losses(s)) do lines[#lines + 1] = line end
+  return table.concat(lines, "\n")
+end
+
+local rotate_ca = {
+  name = "rotate-ca",
+  summary = "Replace the CA while everything runs",
+  description = [[
+Makes a new CA, has every node trust it, renews every certificate, and drops the old CA. It goes on
+by itself in the background; --status says how far it is and for whom it waits. With the old CA end
+the join tokens that were made before, and the client certificates that it signed: with
+--wait-clients only when each of these has been issued anew, was revoked or has expired.
+
+Example:
+  symphony cluster rotate-ca
+  symphony cluster rotate-ca --status]],
+  args = function(parser)
+    parser:flag("--status", "Only say how far it is.")
+    parser:flag("--wait-clients", "Keep the old CA for as long as a client certificate is of it.")
+    parser:flag("-y --yes", "Do not ask.")
+  end,
+  run = function(ctx)
+    local rotation, state = require "symphony.cluster.ca_rotation", require "symphony.cluster.state"
+    if ctx.args.status then
+      local fresh, err = state.read { stale = true }
+      if not fresh then return nil, err end
+      require("symphony.cli.stale").note(ctx, fresh)
+      local s = rotation.status()
+      s.stale = fresh.stale or nil
+      return s, { text = status_text }
+    end
+    local question = "A new CA takes the place of the cluster's. Join tokens and client certificates of the old one "
+      .. "are void at the end. Go on?"
+    if not ctx.confirm(question) then
+      return nil, errors.new("canceled", "nothing was changed", "say yes to the question, or --yes where nobody can")
+    end
+    local started, err = rotation.begin { wait_clients = ctx.args.wait_clients or false }
+    if not started then return nil, err end
+    local s = rotation.status()
+    s.started = started.started
+    return s, { text = function()
+      local lines = { started.started and "The change of the CA has begun, and goes on by itself." or
+        "A change of the CA is under way already." }
+      for _, line in ipairs(losses(s)) do lines[#lines + 1] = line end
+      lines[#lines + 1] = "`symphony cluster rotate-ca --status` says how far it is."
+      return table.concat(lines, "\n")
+    end }
+  end,
+}
+
+return { name = "cluster", summary = "Backup and restore, the CA, the gossip key", commands = { backup, restore,
+  rotate_ca, (require "symphony.cli.gossip_key") } }
