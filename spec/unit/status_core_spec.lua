@@ -275,6 +275,24 @@ describe("a leader that was just elected", function()
     assert.equal(3, l.records.w1.flaps)
   end)
 
+  it("probes again meanwhile those that seem lost", function()
+    local l = leader()
+    l.mem = core.new(l.now)
+    l:see("w1", "dead")
+    local probes = 0
+    for _ = 1, 48 do
+      for _, id in ipairs(l:turn().probes) do
+        probes = probes + 1
+        l:answer(id, l.now > l.mem.began + 3)
+      end
+      l:pass(0.1)
+    end
+    assert.is_true(probes >= 3, probes)
+    l:pass(0.5)
+    l:turn()
+    assert.equal("ready", l.records.w1.status)
+  end)
+
   it("waits for gossip", function()
     local l = leader()
     l.mem = core.new(l.now)

@@ -350,7 +350,9 @@ function M.decide(mem, view, now)
     local early = verdict.want and not first and allowed_at(mem, view, verdict.want) - now or 0
     if n and not verdict.lost then n.lost_round = nil end
     if early > 0 then
-      verdict = { wait = early }
+      -- What is found meanwhile shall be of now when it is believed.
+      if verdict.want == "down" then ask(mem, plan, id, n, now) end
+      verdict = { wait = math.min(early, M.AGAIN_S) }
     elseif verdict.lost and verdict.want and not counted(mem, n, more) then
       verdict = { wait = 0 }
     elseif verdict.want then
