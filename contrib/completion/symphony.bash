@@ -6,7 +6,7 @@ _symphony() {
   local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} command='' words='' word i
   COMPREPLY=()
 
-  # The words of the command so far, at most two; those of `help` are another command's.
+  # The words of the command so far, at most three; those of `help` are another command's.
   for ((i = 1; i < COMP_CWORD; i++)); do
     word=${COMP_WORDS[i]}
     case $word in
@@ -16,7 +16,7 @@ _symphony() {
       *)
         case $command in
           '' | help) command=${command:+help }$word ;;
-          manager | block | token | node | kv | cluster | help\ *) command+=" $word" ;;
+          manager | block | token | node | kv | cluster | 'cluster gossip-key' | help\ *) command+=" $word" ;;
         esac
         ;;
     esac
@@ -39,7 +39,8 @@ _symphony() {
     token) words='create ls rm rotate' ;;
     node) words='ls inspect update rm pending approve reject' ;;
     kv) words='put get rm ls watch' ;;
-    cluster) words='backup restore' ;;
+    cluster) words='backup restore gossip-key' ;;
+    'cluster gossip-key') words='rotate status' ;;
   esac
   if [[ $command != help* ]]; then
     case $command in

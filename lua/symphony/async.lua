@@ -17,6 +17,7 @@ local CANCEL = {}
 local current -- the task that is running
 local queue, first, last = {}, 1, 0
 local draining = false
+local n_started, n_ended, n_failed = 0, 0, 0 -- tasks
 
 local function drain()
   while first <= last do
@@ -132,11 +133,13 @@ end
 
 local function finish(task, ok, ...)
   task.done = true
+  n_ended = n_ended + 1
   if ok then
     task.results = table.pack(...)
   else
     task.err = ...
     if not task.watched and not task.canceled then
+      n_failed = n_failed + 1
       log.error("task: " .. (task.err.traceback or tostring(task.err)))
     end
   end
@@ -156,6 +159,7 @@ local function body(task, fn, ...)
 end
 
 local function start(watched, fn, ...)
+  n_started = n_started + 1
   local task = setmetatable({ co = coroutine.create(body), watched = watched }, Task)
   resume(task, task, fn, ...)
   return task
@@ -165,6 +169,11 @@ end
 --- waits for is logged.
 function M.spawn(fn, ...)
   return start(false, fn, ...)
+end
+
+--- {started, alive, failed}: how many tasks there have been, have not ended, and ended with an error that was logged.
+function M.stats()
+  return { started = n_started, alive = n_started - n_ended, failed = n_failed }
 end
 
 --- The running task, nil outside of tasks.

@@ -5,6 +5,7 @@ local M = {}
 local everywhere = {
   "symphony.api.routes_gossip",
   "symphony.api.routes_here",
+  "symphony.api.routes_metrics",
   "symphony.cli.runner",
   "symphony.repl.server",
 }

@@ -58,7 +58,7 @@ static struct seal_letter letter;
 static void opens(struct seal *s, const struct mail *m, uint8_t from, const char *text)
 {
     struct swim_id id = id_of(from);
-    assert_int_equal(seal_unwrap(s, m->data, m->n, &letter), SEAL_OK);
+    assert_int_equal(seal_unwrap(s, m->data, m->n, true, &letter), SEAL_OK);
     assert_true(swim_id_eq(&letter.from, &id));
     assert_int_equal(letter.n, strlen(text));
     assert_memory_equal(letter.plain, text, letter.n);
@@ -67,7 +67,7 @@ static void opens(struct seal *s, const struct mail *m, uint8_t from, const char
 static void refused(struct seal *s, const struct mail *m, enum seal_verdict why)
 {
     uint64_t before = seal_counts(s)[why];
-    assert_int_equal(seal_unwrap(s, m->data, m->n, &letter), why);
+    assert_int_equal(seal_unwrap(s, m->data, m->n, true, &letter), why);
     assert_int_equal(seal_counts(s)[why], before + 1);
 }
 
@@ -101,12 +101,36 @@ static void to_and_fro(void **state)
     FAILS(SYM_EINVAL, seal_wrap(a, &to, big, sizeof big, m.data));
     OK(seal_wrap(a, &to, big, sizeof big - 1, m.data));
     m.n = SEAL_MAX;
-    assert_int_equal(seal_unwrap(b, m.data, m.n, &letter), SEAL_OK);
+    assert_int_equal(seal_unwrap(b, m.data, m.n, true, &letter), SEAL_OK);
     assert_int_equal(letter.n, SWIM_DATAGRAM_MAX);
     seal_close(a);
     seal_close(b);
     seal_close(c);
     seal_close(NULL);
+}
+
+/* Under a flood of starts that nobody has heard of, those that are known are heard all the same. */
+static void without_deriving(void **state)
+{
+    (void)state;
+    struct seal *a = node(1, 1000), *b = node(2, 2000);
+    struct mail m = post(a, 2, "first");
+    assert_int_equal(seal_unwrap(b, m.data, m.n, false, &letter), SEAL_BUSY);
+    assert_false(letter.derived);
+    opens(b, &m, 1, "first"); /* which did not use it up */
+    assert_true(letter.derived);
+    m = post(a, 2, "second");
+    assert_int_equal(seal_unwrap(b, m.data, m.n, false, &letter), SEAL_OK);
+    assert_false(letter.derived);
+    assert_int_equal(seal_unwrap(b, m.data, m.n, false, &letter), SEAL_REPLAYED);
+    m = post(a, 2, "third");
+    m.data[22] ^= 1; /* the start */
+    assert_int_equal(seal_unwrap(b, m.data, m.n, false, &letter), SEAL_BUSY);
+    assert_int_equal(seal_unwrap(b, m.data, m.n, true, &letter), SEAL_FORGED);
+    assert_true(letter.derived);
+    assert_int_equal(seal_counts(b)[SEAL_BUSY], 2);
+    seal_close(a);
+    seal_close(b);
 }
 
 static void nothing_shows(void **state)
@@ -134,13 +158,13 @@ static void damaged(void **state)
     for (size_t n = 0; n < good.n; n++) {
         m = good;
         m.n = n;
-        assert_int_not_equal(seal_unwrap(b, m.data, m.n, &letter), SEAL_OK);
+        assert_int_not_equal(seal_unwrap(b, m.data, m.n, true, &letter), SEAL_OK);
     }
-    assert_int_not_equal(seal_unwrap(b, NULL, 0, &letter), SEAL_OK);
+    assert_int_not_equal(seal_unwrap(b, NULL, 0, true, &letter), SEAL_OK);
     for (size_t bit = 0; bit < 8 * good.n; bit++) {
         m = good;
         m.data[bit / 8] ^= (uint8_t)(1u << bit % 8);
-        enum seal_verdict v = seal_unwrap(b, m.data, m.n, &letter);
+        enum seal_verdict v = seal_unwrap(b, m.data, m.n, true, &letter);
         assert_int_not_equal(v, SEAL_OK);
         assert_int_not_equal(v, SEAL_REPLAYED); /* no state has come of it */
     }
@@ -148,7 +172,7 @@ static void damaged(void **state)
     m.n = SEAL_MAX + 1;
     static uint8_t long_one[SEAL_MAX + 1];
     memcpy(long_one, good.data, good.n);
-    assert_int_equal(seal_unwrap(b, long_one, sizeof long_one, &letter), SEAL_MALFORMED);
+    assert_int_equal(seal_unwrap(b, long_one, sizeof long_one, true, &letter), SEAL_MALFORMED);
     opens(b, &good, 1, "hello"); /* all that did not use it up */
     seal_close(a);
     seal_close(b);
@@ -310,7 +334,7 @@ static void without_memory(void **state)
     for (long n = 0;; n++) {
         struct mail m = post(a, 2, "x");
         fault_after(n, true);
-        enum seal_verdict v = seal_unwrap(b, m.data, m.n, &letter);
+        enum seal_verdict v = seal_unwrap(b, m.data, m.n, true, &letter);
         if (!fault_end()) {
             assert_int_equal(v, SEAL_OK);
             break;
@@ -325,6 +349,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(to_and_fro),
+        cmocka_unit_test(without_deriving),
         cmocka_unit_test(nothing_shows),
         cmocka_unit_test(damaged),
         cmocka_unit_test(replays),

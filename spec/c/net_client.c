@@ -581,6 +581,21 @@ static void cut_by_the_server(void **state)
 
 /* --- TLS */
 
+/* What was asked may have been done: that is another thing than a peer that was never reached. */
+static void cut_over_tls(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        tls_ctx_new(TLS_SERVER | TLS_PEER_OPTIONAL, server_chain, server_id.key, ca.cert, &server_tls), 0);
+    assert_int_equal(tls_ctx_new(0, client_id.cert, client_id.key, ca.cert, &client_tls), 0);
+    start(server_tls);
+    struct http_call_opts o = opts("GET", "/cut");
+    o.tls = client_tls;
+    o.on_data = on_data;
+    run_call(&o);
+    assert_int_equal(call.err, SYM_ECLOSED);
+}
+
 static void over_tls(void **state)
 {
     (void)state;
@@ -663,6 +678,7 @@ int main(void)
         TEST(other_answers),
         TEST(bad_answers),
         TEST(cut_by_the_server),
+        TEST(cut_over_tls),
         TEST(over_tls),
         TEST(dropped_by_name),
     };

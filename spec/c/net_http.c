@@ -50,6 +50,9 @@ static void handle(struct http_req *req, void *arg)
     handled++;
     req->on_gone = on_gone;
     req->on_drain = on_drain;
+    req->class = strcmp(req->path, "/echo") == 0     ? 3
+                 : strcmp(req->path, "/stream") == 0 ? HTTP_CLASSES - 1
+                                                     : 0;
     if (strcmp(req->path, "/hello") == 0) {
         respond(req, "hello");
     } else if (strcmp(req->path, "/echo") == 0) {
@@ -1180,6 +1183,57 @@ static void over_tls(void **state)
     run_until(n_open() == 0);
     http_server_stats(server, &st);
     assert_int_equal(st.requests, 0);
+    assert_int_equal(st.no_handshake, 1);
+}
+
+static uint64_t measured(const struct http_class *class)
+{
+    uint64_t n = 0;
+    for (int i = 0; i <= HISTOGRAM_LIMITS; i++) {
+        n += class->durations.counts[i];
+    }
+    return n;
+}
+
+/* Requests are counted once each, by class and by what became of them. */
+static void counts(void **state)
+{
+    (void)state;
+    struct http_stats st;
+    start();
+    int fd = raw_connect(port);
+    raw_ask(fd, GET("/hello"), "hello");
+    raw_ask(fd, GET("/unknown"), "no such");
+    raw_ask(fd, "POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc", "abc");
+    raw_ask(fd, GET("/stream"), "two");
+    raw_text(fd, GET("/cut"));
+    run_until(n_open() == 0);
+    close(fd);
+    static const char *const unanswered[] = {GET("/abort"), GET("/wait")};
+    for (int i = 0; i < 2; i++) {
+        fd = raw_connect(port);
+        raw_text(fd, unanswered[i]);
+        run_until(waiting != NULL || gone == 6);
+        close(fd);
+        run_until(n_open() == 0);
+    }
+    fd = raw_connect(port);
+    raw_ask(fd, "GET / HTTP/9\r\n\r\n", "invalid");
+    close(fd);
+    run_until(n_open() == 0);
+    http_server_stats(server, &st);
+    assert_int_equal(st.requests, 7);
+    assert_int_equal(st.malformed, 1);
+    assert_int_equal(st.no_handshake, 0);
+    const struct http_class *plain = &st.classes[0];
+    assert_int_equal(plain->answers[2], 2); /* also the one that was cut behind its beginning */
+    assert_int_equal(plain->answers[4], 1);
+    assert_int_equal(plain->answers[0], 2);
+    assert_int_equal(measured(plain), 3);
+    assert_true(plain->durations.sum_ns > 0);
+    assert_int_equal(st.classes[3].answers[2], 1);
+    assert_int_equal(measured(&st.classes[3]), 1);
+    assert_int_equal(st.classes[HTTP_CLASSES - 1].answers[2], 1);
 }
 
 int main(void)
@@ -1221,6 +1275,7 @@ int main(void)
         TEST(close_inside),
         TEST(close_when_it_is_gone),
         TEST(over_tls),
+        TEST(counts),
     };
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

@@ -234,6 +234,19 @@ static void log_is_bounded_and_catch_up_by_snapshot(void **state)
     rnode_stats(lead->node, &stats);
     print_message("%u snapshots, %u entries\n", (unsigned)stats.snapshots, (unsigned)st.last_index);
     assert_in_range(stats.snapshots, 1, st.last_index * ((1 << 20) + 256) / NODE_SNAPSHOT_BYTES);
+    uint64_t commits = 0, appends = 0, snapshots = 0;
+    for (int i = 0; i <= HISTOGRAM_LIMITS; i++) {
+        commits += stats.commits.counts[i];
+        appends += stats.disk.appends.counts[i];
+        snapshots += stats.disk.snapshots.counts[i];
+    }
+    assert_int_equal(commits, stats.packs);
+    assert_true(stats.commits.sum_ns > 0);
+    assert_true(appends >= commits);
+    assert_true(snapshots <= stats.snapshots);
+    assert_true(stats.disk.appended > 44 << 20);
+    assert_int_equal(stats.ended[0], stats.submitted);
+    assert_true(stats.leaders >= 1);
 
     manager_start(away);
     run_until(&c, 30000, applied_of(away) >= st.last_index);

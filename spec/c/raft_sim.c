@@ -295,7 +295,8 @@ static bool on_room(void *arg, size_t bytes)
     return true;
 }
 
-static const struct guard_ops guard_ops = {on_fatal, on_changed, on_work, on_encode, on_prepare, on_room};
+static const struct guard_ops guard_ops = {
+    on_fatal, on_changed, on_work, on_encode, on_prepare, on_room, NULL};
 
 static int on_may(void *arg, const uint8_t *txn, size_t n)
 {
@@ -328,7 +329,7 @@ static int on_cost(
     return store_txn_cost(((struct server *)arg)->store, txn, n, puts, most, out);
 }
 
-static const struct propose_ops propose_ops = {on_fatal, on_may, on_revision, on_cost};
+static const struct propose_ops propose_ops = {on_fatal, on_may, on_revision, on_cost, NULL};
 
 static uint64_t on_now(void *arg)
 {

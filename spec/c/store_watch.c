@@ -176,6 +176,14 @@ static void pausing(void **state)
     pump(s);
     assert_string_equal(slow.text, "+a");
     assert_string_equal(fast.text, "+a+b+c");
+    struct store_stats st;
+    store_stats(s, &st);
+    assert_int_equal(st.watches, 2);
+    assert_int_equal(st.paused, 1);
+    assert_int_equal(st.events, 3);
+    assert_int_equal(st.delivered, 4);
+    assert_int_equal(st.history_events, 3);
+    assert_true(st.history_bytes > 0);
     watch_resume(slow.watch);
     assert_string_equal(slow.text, "+a");
     pump(s);
@@ -196,7 +204,13 @@ static void pausing(void **state)
     pump(s);
     assert_int_equal(slow.status, SYM_ECOMPACTED);
     assert_int_equal(fast.n, 1004);
+    store_stats(s, &st);
+    assert_int_equal(st.watches, 1);
+    assert_int_equal(st.paused, 0);
+    assert_int_equal(st.cut, 1);
     watch_close(fast.watch);
+    store_stats(s, &st);
+    assert_int_equal(st.watches, 0);
     store_close(s);
 }
 

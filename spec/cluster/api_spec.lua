@@ -403,7 +403,7 @@ end)
 -- Who may -----------------------------------------------------------------------------------------------------------
 
 local EVERY = { { "GET", "/v1/kv/a" }, { "GET", "/v1/kv" }, { "GET", "/v1/watch" }, { "PUT", "/v1/kv/a", "v" },
-  { "DELETE", "/v1/kv/a" } }
+  { "DELETE", "/v1/kv/a" }, { "GET", "/metrics" } }
 
 describe("a certificate", function()
   it("decides what its owner may do", cluster.scenario(function(t)
@@ -431,6 +431,9 @@ describe("a certificate", function()
     local reader = certificate(t, m, { cn = "r", ou = "reader" })
     assert.equal("o", secure(m, reader, "GET", "/v1/kv/a").json.value)
     assert.equal(1, #secure(m, reader, "GET", "/v1/kv").json)
+    for _, who in ipairs { operator, reader } do
+      assert.truthy(assert(secure(m, who, "GET", "/metrics")).body:find("\nsymphony_raft_term ", 1, true))
+    end
     refused(assert(secure(m, reader, "PUT", "/v1/kv/a", "r")), 403, "denied")
     refused(assert(secure(m, reader, "DELETE", "/v1/kv/a")), 403, "denied")
     local w = watch(m, reader, "/v1/watch")

@@ -350,7 +350,7 @@ describe("a config directory", function()
       proc.write_file(path, damaged)
       local said = refused(m)
       assert.truthy(said:find(damage[1]:match("[^/]+$"), 1, true), damage[1] .. ": " .. said)
-      assert.truthy(said:find("put .- back.*`symphony manager remove`.*join again"), damage[1] .. ": " .. said)
+      assert.truthy(said:find("put .- back.*`symphony node rm`.*join again"), damage[1] .. ": " .. said)
       assert.is_true(damaged == proc.read_file(path), damage[1] .. " was changed")
       proc.write_file(path, sound)
     end

@@ -92,8 +92,10 @@ describe("manager remove", function()
     cluster.wait_for("the removed one to know", 15, function()
       return gone:log():find("it stops serving", 1, true) ~= nil
     end)
-    local result = gone:cli("lua", "-e", AS_ANOTHER)
-    assert.equal(0, result.code, result.out .. result.err)
+    cluster.wait_for("it to have stopped, and to come up as another", 15, function()
+      local result = gone:cli("lua", "-e", AS_ANOTHER)
+      return result.code == 0, result.out .. result.err
+    end)
     for _, m in ipairs { leader, others[2] } do
       cluster.wait_for("its certificate to be refused by " .. m.label, 15, function()
         return m:log():find("as 1000 refused: the certificate is not this member's", 1, true) ~= nil, m:log_tail(5)

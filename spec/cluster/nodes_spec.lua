@@ -139,12 +139,9 @@ describe("node update", function()
     if id:sub(1, common) == second:sub(1, common) then
       assert.truthy(failure.code == "invalid" and failure.message:find("ambiguous"), failure.message)
     end
-    assert.same({ "node.joined worker worker-01", "node.updated w1 is called worker-01 now; availability drain, was "
-      .. "active; label disk=ssd; label zone=a", "node.updated no label zone" },
-      (function(list)
-        list[1] = "node.joined worker worker-01"
-        return list
-      end)(messages(leader, "--node", "worker-01")))
+    assert.same({ "node.joined worker w1 joins from 127.0.0.1 with a token", "node.updated w1 is called worker-01 now; "
+      .. "availability drain, was active; label disk=ssd; label zone=a", "node.updated no label zone" },
+      messages(leader, "--node", "worker-01"))
     local text = m:cli("node", "inspect", "worker-01", "w1").out
     assert.truthy(text:find("name          worker-01\nnode id       " .. id, 1, true), text)
     assert.truthy(text:find("labels        disk=ssd\n", 1, true), text)

@@ -148,9 +148,11 @@ describe("the documentation", function()
     local seen = 0
     for _, path in ipairs(sources()) do
       for line in assert(proc.read_file(path)):gmatch("[^\n]+") do
-        for words in line:gmatch("%f[%w]symphony ([%l ]+)") do
-          local first, second = words:match("^(%l+) ?(%l*)")
-          local is_command = line:find("^    ") or line:find("`[^`]*symphony " .. words)
+        for words in line:gmatch("%f[%w]symphony ([%l%- ]+)") do
+          words = words:gsub(" %-.*$", "")
+          local first, second = words:match("^(%l+) ?([%l%-]*)")
+          local said = "`[^`]*symphony " .. words:gsub("%-", "%%-")
+          local is_command = first and (line:find("^    ") or line:find(said))
           if is_command then
             seen = seen + 1
             local topic = first .. " " .. second

@@ -86,7 +86,8 @@ describe("symphony(1)", function()
     for _, command in ipairs(commands.list()) do
       local entry
       for _, text in ipairs(list) do
-        if #command.subs == 0 and text:find("@[^\n]*%f[%w]" .. command.words .. "%f[%W]") then entry = entry or text end
+        local words = command.words:gsub("%-", "%%-")
+        if #command.subs == 0 and text:find("@[^\n]*%f[%w]" .. words .. "%f[%W]") then entry = entry or text end
       end
       assert.is_true(entry ~= nil or #command.subs > 0, "symphony(1) has no entry for " .. command.words)
       for _, option in ipairs(command.options) do

@@ -37,7 +37,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         a = node(1);
         b = node(2);
     }
-    check(seal_unwrap(b, data, n, &letter) != SEAL_OK);
+    check(seal_unwrap(b, data, n, false, &letter) != SEAL_OK && !letter.derived);
+    check(seal_unwrap(b, data, n, true, &letter) != SEAL_OK);
     if (n < 3) {
         return 0;
     }
@@ -45,12 +46,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     check(seal_wrap(a, &to, data + 2, len, good) == 0);
     memcpy(changed, good, sealed);
     changed[data[0] % sealed] ^= data[1];
-    enum seal_verdict verdict = seal_unwrap(b, changed, sealed, &letter);
+    enum seal_verdict verdict = seal_unwrap(b, changed, sealed, true, &letter);
     check((verdict == SEAL_OK) == (data[1] == 0));
     if (verdict != SEAL_OK) {
-        verdict = seal_unwrap(b, good, sealed, &letter);
+        check(seal_unwrap(b, changed, sealed, false, &letter) != SEAL_OK && !letter.derived);
+        verdict = seal_unwrap(b, good, sealed, true, &letter);
     }
     check(verdict == SEAL_OK && letter.n == len && memcmp(letter.plain, data + 2, len) == 0);
-    check(seal_unwrap(b, good, sealed, &letter) == SEAL_REPLAYED);
+    check(seal_unwrap(b, good, sealed, true, &letter) == SEAL_REPLAYED);
     return 0;
 }

@@ -3,6 +3,7 @@ local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
 local kv = require "symphony.cluster.kv"
+local nodes = require "symphony.cluster.nodes"
 local token = require "symphony.cluster.token"
 local values = require "symphony.cluster.values"
 
@@ -48,6 +49,18 @@ local function check_join(request)
   assert(request.token == nil or #request.token.secret == 16)
 end
 
+-- A change of a node leaves a node that is what a node may be.
+local function check_patch(body)
+  local ok, patch = pcall(nodes.check_patch, body)
+  if not ok then return refused(patch) end
+  local n = { name = "w", availability = "active", labels = { zone = "a", rack = "7" } }
+  local done, changes = pcall(nodes.change, n, patch)
+  if not done then return refused(changes) end
+  assert(values.check_name(n.name) and nodes.AVAILABILITY[n.availability] and values.check_labels(n.labels))
+  assert(#changes <= 2 + 2 * values.LABELS_MAX and utf8.len(table.concat(changes, "; ")))
+  assert(json.encode(n))
+end
+
 local function check(text)
   local body, err = json.decode(text)
   if body == nil then return refused(err) end
@@ -56,10 +69,11 @@ local function check(text)
   local request
   request, err = admit.check(body)
   if request then check_join(request) else refused(err) end
-  -- What else reads a body: a list of labels, of CIDR blocks.
+  -- What else reads a body: a list of labels, of CIDR blocks; a change of a node.
   if type(body) ~= "table" then return end
   ok, err = token.check_options(body)
   if not ok then refused(err) end
+  check_patch(body)
 end
 
 local good = token.make(crypto.sha256("ca"), crypto.sha256("secret"):sub(1, 16))
@@ -75,10 +89,12 @@ return {
       token = good },
     json.encode { role = "worker", csr = "x", name = "w", addresses = {}, version = "0.1.0" },
     '{"role":"worker","uses":3,"labels":{"zone":"a"},"cidrs":["10.0.0.0/8","fd00::/8"],"ttl":60}',
+    '{"name":"w-02","availability":"drain","labels":{"zone":"b","rack":null,"disk":"ssd"}}',
   },
   words = { '"compare":', '"ops":', '"key":', '"prefix":', '"put":', '"delete":', '"value":',
     '"absent":true', '"count":',
     '"revision":', '"mod_revision":', '"create_revision":', '_base64":', '"addresses":', '"role":', '"token":',
-    '"csr":', '"labels":', '"cidrs":', '"uses":', '{"a":1}', "[]", "{}", "null", "true", "0", "-1",
+    '"csr":', '"labels":', '"name":"x"',
+    '"availability":"pause"', '"cidrs":', '"uses":', '{"a":1}', "[]", "{}", "null", "true", "0", "-1",
     "1e999", "[1]", '[null]', "," },
 }

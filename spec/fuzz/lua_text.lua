@@ -46,6 +46,12 @@ local function check_values(text)
   if seconds == nil then refused(err) else
     assert(seconds == false or math.type(seconds) == "integer" and seconds >= 1 and seconds <= 10 * 365 * 86400)
   end
+  local at
+  at, err = values.parse_since(text, 1700000000)
+  if at == nil then refused(err) else
+    assert(math.type(at) == "integer" and at < 1e12)
+    if at >= 0 and at < 1 << 37 then assert(values.parse_since(values.format_time(at), 0) == at) end
+  end
   local list = {}
   for word in text:gmatch("[^,]+") do list[#list + 1] = word end
   local labels
@@ -72,6 +78,7 @@ return {
     check_bytes(text)
   end,
   seeds = { "10.0.0.5:27242", "[fd00::5]:27242", "manager-01.example.org", "fe80::1%eth0", "::ffff:10.0.0.1",
-    "10.0.0.0/8", "fd00::/8", "zone=a,rack=b-1", "24h", "never", "aGVsbG8=" },
+    "10.0.0.0/8", "fd00::/8", "zone=a,rack=b-1", "24h", "never", "aGVsbG8=",
+    "2026-11-30", "2026-11-30T17:05:09Z", "2024-02-29 23:59", "@1700000000" },
   words = { ":", "::", ".", "/", "[", "]", "%", "0", "1", "255", "ffff", "=", ",", "/32", "/128", "\0", "h" },
 }

@@ -80,7 +80,7 @@ static int costs_nothing(
     return 0;
 }
 
-static const struct propose_ops propose_ops = {on_fatal, may, zero, costs_nothing};
+static const struct propose_ops propose_ops = {on_fatal, may, zero, costs_nothing, NULL};
 static const struct submit_ops submit_ops = {zero, leader, send_nothing, kick};
 static const struct reads_ops reads_ops = {on_fatal, zero, send_nothing, kick};
 

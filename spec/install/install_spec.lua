@@ -10,6 +10,7 @@ describe("the installed symphony", function()
     for _, path in ipairs { "bin/symphony", "sbin/symphonyd", "share/symphony/lua/symphony/boot.lua",
       "share/symphony/contrib/systemd/symphonyd-manager.service", "share/man/man1/symphony.1",
       "share/bash-completion/completions/symphony",
+      "share/symphony/contrib/prometheus/alerts.yml", "share/symphony/contrib/dashboards/symphony.json",
       "share/man/man8/symphonyd.8" } do
       assert.truthy(uv.fs_stat(prefix .. "/" .. path), path .. " is not installed")
     end

@@ -13,6 +13,11 @@ package.loaded["symphony.api.routes_cluster"] = {
     end)
   end,
 }
+package.loaded["symphony.api.routes_metrics"] = {
+  routes = function(router)
+    router.route("GET", "/metrics", {}, function() return 200, "figures" end)
+  end,
+}
 package.loaded["symphony.cluster.lifecycle"] = {
   start = function()
     assert.is_not_nil(on_request) -- requests find their routes before the node starts
@@ -32,6 +37,7 @@ describe("boot", function()
     end
     assert.same({ version = "1.2.3" }, ask("GET", "/v1/version"):json())
     assert.same({ there = true }, ask("GET", "/v1/cluster"):json())
+    assert.equal("figures", ask("GET", "/metrics").answer)
     assert.equal(0, ask("POST", "/v1/command", '{"argv": ["--version"]}'):messages()[2].exit)
     assert.equal("2\n", ask("POST", "/v1/lua", '{"code": "1 + 1"}'):messages()[1].result)
   end)

@@ -40,8 +40,9 @@ describe("agent.take", function()
   it("takes a listing for the whole truth", function()
     v.assigned = { ["block/a"] = { size = 1 }, ["block/b"] = { size = 2 } }
     v.peers = { one = { key = "K1", role = "worker" }, two = { key = "K2", role = "worker" } }
-    take({ put = "block/b", value = { size = 2 }, revision = 7 }, { put = "block/c", value = { size = 3 }, revision = 9 },
-      { peers = "all" }, { peer = "one", key = "K1", role = "worker" }, { peer = "three", key = "K3", role = "manager" })
+    take({ put = "block/b", value = { size = 2 }, revision = 7 },
+      { put = "block/c", value = { size = 3 }, revision = 9 }, { peers = "all" },
+      { peer = "one", key = "K1", role = "worker" }, { peer = "three", key = "K3", role = "manager" })
     assert.same({}, told("assigned")) -- not before all of it is there
     take { synced = 10, peers = "9.2" }
     assert.same({ ["block/b"] = { size = 2 }, ["block/c"] = { size = 3 } }, v.assigned)

@@ -506,6 +506,7 @@ describe("recover", function()
   it("makes the survivor the only voter and takes the others out", fake.task(function()
     local made = fake.make()
     lose_quorum()
+    fake.apply { ops = { state.put("/peer/0member2", { key = "k" }), state.put("/status/node/0member3", {}) } }
     assert.equal(2, #assert(recover.check()))
     fake.hooks.change()
     package.loaded["sym.node"].recover = (function(real)
@@ -519,8 +520,15 @@ describe("recover", function()
     assert.same({ raft_id = 1, raft_address = "127.0.0.1:15760" }, fake.recovered)
     assert.equal(1, #state.list_raw("/node/"))
     assert.equal(1, #state.list_raw("/raft/"))
-    assert.equal(1, #state.list_raw("/name/"))
-    assert.equal(1, #state.list_raw("/fingerprint/"))
+    for _ = 1, 200 do
+      if #state.list_raw("/removed/") == 0 then break end
+      require("symphony.async").sleep(5)
+    end
+    for _, prefix in ipairs { "/name/", "/fingerprint/" } do assert.equal(1, #state.list_raw(prefix)) end
+    assert.same({}, state.list_raw("/removed/"))
+    for _, key in ipairs { "/peer/0member2", "/status/node/0member3" } do assert.is_nil(state.text(key)) end
+    local list = require("symphony.cluster.events").list {}
+    assert.equal("cluster.recovered", list[#list].kind)
     assert.equal(2, state.cluster().epoch)
     assert.is_nil(saved().phase)
     assert.equal(2, saved().starts)

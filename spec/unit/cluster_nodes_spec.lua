@@ -287,6 +287,17 @@ describe("the removal of a worker", function()
     assert.equal(3, #keys("/assign/" .. W2))
   end))
 
+  it("of all managers but one at once fits into a txn", function()
+    local rows = {}
+    for i = 1, 32 do
+      rows[i] = { kv = { value = { node_id = "m" .. i, raft_node_id = i, name = "m" .. i, fingerprint = "f" .. i,
+        removing = {} } } }
+    end
+    local txn = require("symphony.cluster.recover").cleanup({ node_id = "m1" }, rows, { key = "/cluster" }, {},
+      { key = "/n", value = "33" })
+    assert.is_true(#txn.ops <= 120, #txn.ops)
+  end)
+
   it("is finished by the leader's loop, and only by a leader's", cluster(function()
     add_worker(W1, "w1")
     assign(W1, 150)
@@ -364,6 +375,23 @@ describe("the routes of nodes and events", function()
         assert.equal(not may[kind], denied, table.concat({ kind, case[1], case[2], tostring(code) }, " "))
       end
     end
+  end))
+
+  it("let others have their turn while a long list is written", cluster(function()
+    local async = require "symphony.async"
+    for i = 1, 500 do add_worker(("0w%024d"):format(i), "w" .. i) end
+    local rows, turns = nodes.list {}, 0
+    local task = async.spawn(function()
+      while true do
+        turns = turns + 1
+        async.sleep(0)
+      end
+    end)
+    local before = turns
+    local req = ask("GET", "/v1/nodes", { unix = true })
+    task:cancel()
+    assert.same({ 200, json.encode(rows) }, { req.status, req.answer })
+    assert.is_true(turns - before >= 8, turns - before) -- four pages, and as much again for the text
   end))
 
   it("end a stream whose reader may not read any more", cluster(function()

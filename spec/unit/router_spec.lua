@@ -189,6 +189,25 @@ describe("router", function()
       assert.same({ 200, "expired", "m" }, { status, who.kind, who.id })
     end)
 
+    it("one that streams as long as it may", function()
+      local auth = { manager = true, reader = true }
+      local function again(peer)
+        local ok, err
+        fake.run(function() ok, err = pcall(router.recheck, { peer = peer }, auth) end)
+        return ok or err.code
+      end
+      local reader = { tls = true, cn = "r", ou = "reader", expires = os.time() + 100 }
+      assert.is_true(again(reader))
+      reader.expires = os.time() - 1
+      assert.equal("expired", again(reader))
+      assert.equal("denied", again { tls = true, cn = "o", ou = "operator" })
+      local peer = { tls = true, cn = "m", ou = "manager", fingerprint = "f" }
+      nodes["/node/m"] = { value = '{"role": "manager", "fingerprint": "f"}' }
+      assert.is_true(again(peer))
+      nodes["/node/m"] = nil
+      assert.equal("denied", again(peer))
+    end)
+
     it("strangers only where they may", function()
       local status, who = kinds { none = true }(tls {})
       assert.same({ 200, "none" }, { status, who.kind })

@@ -3,6 +3,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "daemon/api.h"
+#include "daemon/route_class.h"
 #include "lua/bind_http.h"
 #include "lua/bind_store.h"
 #include "raft/authorize.h"
@@ -51,6 +52,7 @@ static bool is_trusted(void *arg, const struct tls_peer *peer)
 static void on_request(struct http_req *req, void *arg)
 {
     struct daemon *d = arg;
+    req->class = route_class(req);
     if (api_handle(d->api, req)) {
         return;
     }
@@ -489,6 +491,7 @@ static void quit_done(struct daemon *d)
     api_free(d->api);
     d->api = NULL;
     uv_close((uv_handle_t *)&d->pump, NULL);
+    pulse_stop(&d->pulse);
     uv_stop(d->loop);
 }
 
@@ -550,6 +553,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
     uv_timer_init(loop, &d->deadline);
     d->deadline.data = d;
     uv_unref((uv_handle_t *)&d->deadline);
+    pulse_start(&d->pulse, loop);
 
     static const luaL_Reg modules[] = {
         {"sym.log", luaopen_sym_log},
@@ -558,7 +562,9 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {"sym.http", luaopen_sym_http},
         {"sym.store", luaopen_sym_store},
         {"sym.raft", luaopen_sym_raft},
+        {"sym.gossip", luaopen_sym_gossip},
         {"sym.node", luaopen_sym_node},
+        {"sym.metrics", luaopen_sym_metrics},
         {NULL, NULL},
     };
     struct vm_config vm = {.loop = loop, .lua_paths = lua_paths, .daemon = d, .modules = modules};

@@ -7,6 +7,7 @@
 #ifndef SYM_DAEMON_DAEMON_H
 #define SYM_DAEMON_DAEMON_H
 
+#include "daemon/pulse.h"
 #include "lua/vm.h"
 #include "net/http.h"
 #include "raft/node.h"
@@ -38,13 +39,14 @@ struct daemon {
     struct store *store;        /* never there in a worker, and no raft */
     struct rnode *raft;         /* NULL again as soon as it has been asked to stop */
     struct tls_ctx *tls;        /* there until the node is wholly stopped */
-    struct watch *nodes;     /* sees nodes being removed */
-    struct vm_cb on_request; /* Lua: every request that C does not answer itself */
-    struct vm_cb on_change;  /* Lua: leader, term or membership changed */
-    struct vm_cb on_removed; /* Lua: (err, code, reason) */
-    struct vm_cb on_quit;    /* Lua: the end has been asked for; it says so again when it is ready */
-    uv_idle_t pump;          /* active while watches have more to get */
-    uv_timer_t deadline;     /* the end of patience when stopping */
+    struct watch *nodes;        /* sees nodes being removed */
+    struct vm_cb on_request;    /* Lua: every request that C does not answer itself */
+    struct vm_cb on_change;     /* Lua: leader, term or membership changed */
+    struct vm_cb on_removed;    /* Lua: (err, code, reason) */
+    struct vm_cb on_quit;       /* Lua: the end has been asked for; it says so again when it is ready */
+    uv_idle_t pump;             /* active while watches have more to get */
+    uv_timer_t deadline;        /* the end of patience when stopping */
+    struct pulse pulse;
     bool stopping;           /* on the way out */
     bool node_stopping;      /* the node is; its parts go one after the other */
     bool quit_waits;         /* for the node's stop */
@@ -91,5 +93,6 @@ void daemon_deliver(struct daemon *d);
 char *daemon_path(const struct daemon *d, const char *name);
 
 int luaopen_sym_node(lua_State *L);
+int luaopen_sym_metrics(lua_State *L);
 
 #endif

@@ -268,11 +268,13 @@ static bool remember(struct seal *s, struct sender *p, const struct envelope *e,
     return true;
 }
 
-static enum seal_verdict unwrap(struct seal *s, const uint8_t *data, size_t n, struct seal_letter *out)
+static enum seal_verdict unwrap(
+    struct seal *s, const uint8_t *data, size_t n, bool may_derive, struct seal_letter *out)
 {
     struct envelope e;
     uint8_t aad[AAD_LEN], nonce[AEAD_NONCE_LEN], fresh[AEAD_KEY_LEN];
     struct sender *p;
+    out->derived = false;
     if (!get_envelope(data, n, &e)) {
         return SEAL_MALFORMED;
     }
@@ -293,9 +295,12 @@ static enum seal_verdict unwrap(struct seal *s, const uint8_t *data, size_t n, s
     const uint8_t *derived = fresh;
     if (p != NULL && p->has_key && p->key == e.key && p->start == e.start) {
         derived = p->derived;
+    } else if (!may_derive) {
+        return SEAL_BUSY;
     } else if (derive(s, key, &e.from, e.start, fresh) != 0) {
         return SEAL_NO_ROOM;
     }
+    out->derived = derived == fresh;
     out->anyone = (e.flags & FOR_ANYONE) != 0;
     make_aad(aad, data, out->anyone ? NULL : &s->self);
     make_nonce(nonce, e.counter);
@@ -313,9 +318,10 @@ static enum seal_verdict unwrap(struct seal *s, const uint8_t *data, size_t n, s
     return verdict;
 }
 
-enum seal_verdict seal_unwrap(struct seal *s, const void *data, size_t n, struct seal_letter *out)
+enum seal_verdict seal_unwrap(
+    struct seal *s, const void *data, size_t n, bool may_derive, struct seal_letter *out)
 {
-    enum seal_verdict verdict = unwrap(s, data, n, out);
+    enum seal_verdict verdict = unwrap(s, data, n, may_derive, out);
     s->counts[verdict]++;
     return verdict;
 }

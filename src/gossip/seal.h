@@ -53,6 +53,7 @@ enum seal_verdict {
     SEAL_STRANGER,    /* from nobody that known() */
     SEAL_UNKNOWN_KEY, /* not in the ring: retired, or not here yet */
     SEAL_REPLAYED,    /* counter seen or too old, or an earlier start */
+    SEAL_BUSY,        /* its key has not been derived yet, and that was not to be done */
     SEAL_FORGED,      /* damaged, made with another key, or for another receiver */
     SEAL_NO_ROOM,     /* no memory, or too many senders; right otherwise */
     SEAL_VERDICTS
@@ -62,6 +63,8 @@ struct seal_letter {
     struct swim_id from;
     uint32_t key; /* that it was sealed with */
     bool anyone;  /* not for us in particular */
+    bool
+        derived; /* told with every verdict: a key was derived for it, which takes as long as some decryptions */
     size_t n;
     uint8_t plain[SWIM_DATAGRAM_MAX];
 };
@@ -79,8 +82,11 @@ int seal_keys(struct seal *s, const struct seal_key *keys, size_t n);
 /* @n bytes, 1 to SWIM_DATAGRAM_MAX, to n + SEAL_OVERHEAD at @out. @to NULL: for anyone. 0, SYM_EINVAL, SYM_ESTATE
  * without keys, SYM_EIO. */
 int seal_wrap(struct seal *s, const struct swim_id *to, const void *plain, size_t n, uint8_t *out);
-/* Only after SEAL_OK is *@out to be read. */
-enum seal_verdict seal_unwrap(struct seal *s, const void *data, size_t n, struct seal_letter *out);
+/* Only after SEAL_OK is *@out to be read, but for @derived. Without @may_derive only what comes from a start, and by a
+ * key, that its sender has been heard of with is opened: anybody can name starts, and a flood of those must not cost
+ * much. */
+enum seal_verdict seal_unwrap(
+    struct seal *s, const void *data, size_t n, bool may_derive, struct seal_letter *out);
 /* Of a node that was removed. Not of one that is merely dead: its replays would be taken. */
 void seal_forget(struct seal *s, const struct swim_id *id);
 /* How often seal_unwrap has come to each verdict. */

@@ -98,6 +98,7 @@ int swim_open(
     if (rv != 0) {
         goto fail;
     }
+    slot_of(s, SELF)->since = now;
     *out = s;
     return 0;
 

@@ -19,18 +19,22 @@ static const char *const roles[] = {
 
 static void push_server(lua_State *L, const struct rnode_server *s)
 {
-    lua_createtable(L, 0, 7);
+    lua_createtable(L, 0, 8);
     set_integer(L, "id", s->id);
     set_text(L, "address", s->address);
     set_text(L, "role", roles[s->role]);
     set_bool(L, "is_self", s->is_self);
     set_bool(L, "up", s->up);
     set_integer(L, "match_index", s->match_index);
+    if (s->silent_ms != UINT64_MAX) {
+        set_integer(L, "silent_ms", s->silent_ms);
+    }
     set_integer(L, "disk_free", s->disk_free);
 }
 
 /* status() -> {state, id, leader, term, last_index, last_term, commit_index, applied_index, snapshot_index, log_bytes,
- * has_quorum, changing, no_space, behind, servers = {{id, address, role, is_self, up, match_index, disk_free}, ...}}
+ * has_quorum, changing, no_space, behind, servers = {{id, address, role, is_self, up, match_index, silent_ms, disk_free},
+ * ...}}
  */
 static int l_status(lua_State *L)
 {
@@ -64,7 +68,22 @@ static int l_status(lua_State *L)
     return 1;
 }
 
-/* stats() -> {submitted, forwarded, packs, pack_txns, reads, read_rounds, snapshots, elections} */
+static void push_ended(lua_State *L, const struct rnode_stats *s)
+{
+    lua_createtable(L, 0, 8);
+    set_integer(L, "applied", s->ended[0]);
+    for (int i = 1; i < SYM_ERR_MAX; i++) {
+        if (s->ended[i] > 0) {
+            set_integer(L, err_name(-i), s->ended[i]);
+        }
+    }
+    set_integer(L, "conflict", s->conflicts);
+}
+
+/* stats() -> {submitted, forwarded, packs, pack_txns, reads, read_rounds, read_errors, snapshots, elections, leaders,
+ * txns_waiting, txn_bytes_waiting, txns_pending, reads_pending, ended = {applied, conflict, <code of an error> = count},
+ * commits, pool_wait, appends, snapshot_times, appended, snapshot_bytes, installed}: see struct rnode_stats;
+ * commits, pool_wait, appends and snapshot_times are histograms as in sym.metrics */
 static int l_stats(lua_State *L)
 {
     const struct rnode *n = bind_raft_of(L);
@@ -73,7 +92,7 @@ static int l_stats(lua_State *L)
         return bind_store_closed(L);
     }
     rnode_stats(n, &s);
-    lua_createtable(L, 0, 8);
+    lua_createtable(L, 0, 24);
     set_integer(L, "submitted", s.submitted);
     set_integer(L, "forwarded", s.forwarded);
     set_integer(L, "packs", s.packs);
@@ -82,6 +101,21 @@ static int l_stats(lua_State *L)
     set_integer(L, "read_rounds", s.read_rounds);
     set_integer(L, "snapshots", s.snapshots);
     set_integer(L, "elections", s.elections);
+    set_integer(L, "leaders", s.leaders);
+    set_integer(L, "read_errors", s.read_errors);
+    set_integer(L, "txns_waiting", s.txns_waiting);
+    set_integer(L, "txn_bytes_waiting", s.txn_bytes_waiting);
+    set_integer(L, "txns_pending", s.txns_pending);
+    set_integer(L, "reads_pending", s.reads_pending);
+    push_ended(L, &s);
+    lua_setfield(L, -2, "ended");
+    set_histogram(L, "commits", &s.commits);
+    set_histogram(L, "pool_wait", &s.pool_wait);
+    set_histogram(L, "appends", &s.disk.appends);
+    set_histogram(L, "snapshot_times", &s.disk.snapshots);
+    set_integer(L, "appended", s.disk.appended);
+    set_integer(L, "snapshot_bytes", s.disk.snapshot_bytes);
+    set_integer(L, "installed", s.disk.installed);
     return 1;
 }
 

@@ -259,6 +259,56 @@ INTEGER_FUNCTION(applied)
 INTEGER_FUNCTION(keys)
 INTEGER_FUNCTION(headroom)
 
+/* stats() -> {bytes, quota, watches, paused, cut, events, delivered, history_events, history_bytes}: see struct
+ * store_stats; bytes are an upper bound of those in use */
+static int l_stats(lua_State *L)
+{
+    struct store *s = bind_store_of(L);
+    struct store_stats stats;
+    if (s == NULL) {
+        return bind_store_closed(L);
+    }
+    store_stats(s, &stats);
+    lua_createtable(L, 0, 9);
+    set_integer(L, "bytes", store_bytes(s));
+    set_integer(L, "quota", stats.quota);
+    set_integer(L, "watches", stats.watches);
+    set_integer(L, "paused", stats.paused);
+    set_integer(L, "cut", stats.cut);
+    set_integer(L, "events", stats.events);
+    set_integer(L, "delivered", stats.delivered);
+    set_integer(L, "history_events", stats.history_events);
+    set_integer(L, "history_bytes", stats.history_bytes);
+    return 1;
+}
+
+static int count_one(void *arg, const struct kv *kv)
+{
+    lua_Integer *left = arg;
+    (void)kv;
+    return --*left == 0;
+}
+
+/* count(prefix, max): how many keys begin so; counting ends at @max. */
+static int l_count(lua_State *L)
+{
+    struct store *s = bind_store_of(L);
+    struct slice prefix;
+    prefix.p = (const uint8_t *)luaL_checklstring(L, 1, &prefix.n);
+    lua_Integer max = luaL_checkinteger(L, 2);
+    luaL_argcheck(L, max > 0, 2, "a count from 1");
+    if (s == NULL) {
+        return bind_store_closed(L);
+    }
+    lua_Integer left = max;
+    int rv = store_list(s, prefix, NULL, count_one, &left);
+    if (rv < 0) {
+        return vm_fail(L, rv);
+    }
+    lua_pushinteger(L, max - left);
+    return 1;
+}
+
 /* --- watching --- */
 
 #define WATCH_TYPE "sym.store.watch"
@@ -489,6 +539,8 @@ int luaopen_sym_store(lua_State *L)
         {"applied", l_applied},
         {"keys", l_keys},
         {"headroom", l_headroom},
+        {"stats", l_stats},
+        {"count", l_count},
         {"watch", l_watch},
         {"snapshot", l_snapshot},
         {"snapshot_list", l_snapshot_list},

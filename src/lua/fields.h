@@ -2,6 +2,7 @@
 #ifndef SYM_LUA_FIELDS_H
 #define SYM_LUA_FIELDS_H
 
+#include "base/histogram.h"
 #include "codec/text.h"
 #include "crypto/crypto.h"
 
@@ -30,6 +31,24 @@ static inline void set_integer(lua_State *L, const char *name, uint64_t v)
 static inline void set_bool(lua_State *L, const char *name, bool v)
 {
     lua_pushboolean(L, v);
+    lua_setfield(L, -2, name);
+}
+
+static inline void set_number(lua_State *L, const char *name, double v)
+{
+    lua_pushnumber(L, v);
+    lua_setfield(L, -2, name);
+}
+
+/* Its counts as an array, with a field sum, in seconds. */
+static inline void set_histogram(lua_State *L, const char *name, const struct histogram *h)
+{
+    lua_createtable(L, HISTOGRAM_LIMITS + 1, 1);
+    for (int i = 0; i <= HISTOGRAM_LIMITS; i++) {
+        lua_pushinteger(L, (lua_Integer)h->counts[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
+    set_number(L, "sum", (double)h->sum_ns / 1e9);
     lua_setfield(L, -2, name);
 }
 

@@ -80,6 +80,7 @@ int luaopen_sym_crypto(lua_State *L);
 int luaopen_sym_http(lua_State *L);
 int luaopen_sym_store(lua_State *L);
 int luaopen_sym_raft(lua_State *L);
+int luaopen_sym_gossip(lua_State *L);
 int luaopen_sym_node(lua_State *L);
 
 #endif

@@ -13,6 +13,7 @@
 #ifndef SYM_NET_HTTP_H
 #define SYM_NET_HTTP_H
 
+#include "base/histogram.h"
 #include "net/stream.h"
 
 /* 0 means the default, and so does NULL for all of them. */
@@ -70,6 +71,8 @@ struct http_req {
      * of the same kind: GET and HEAD, or PUT and DELETE (RFC 9112, 9.3.2, lets a server do so for safe methods; for
      * the others whoever sets it sees to it that they take effect in the order in which they came). */
     bool overlap;
+    /* Which of the HTTP_CLASSES counts of http_server_stats it goes into; 0 unless set before it is answered. */
+    uint8_t class;
 };
 
 /* Header by lower-case name, NULL if absent. */
@@ -96,9 +99,20 @@ void http_server_drop_cn(struct http_server *s, const char *cn);
  * at once), closes the rest, then @done (may be NULL), never inside this call. The server is freed after it.
  */
 void http_server_close(struct http_server *s, uint64_t grace_ms, void (*done)(void *arg), void *arg);
+enum { HTTP_CLASSES = 12 };
+/* Requests of one class (http_req.class), which handlers make up. */
+struct http_class {
+    uint64_t answers[6]; /* by the hundreds of their status; 0: the peer went before, or the answer was cut */
+    struct histogram
+        durations; /* from the request's being whole to its answer, of a streamed one to its beginning */
+};
 struct http_stats {
     uint64_t accepted, requests, refused;
     unsigned open;
+    uint64_t no_handshake; /* connections that ended before their TLS handshake was over */
+    uint64_t malformed; /* requests that no handler has seen: not HTTP as it should be, too large, too slow */
+    size_t waiting;     /* bytes of bodies and unsent answers, as last looked at: half a second ago at most */
+    struct http_class classes[HTTP_CLASSES];
 };
 void http_server_stats(const struct http_server *s, struct http_stats *out);
 

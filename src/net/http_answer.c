@@ -176,6 +176,20 @@ static bool is_last(const struct exchange *x)
     return !x->parser.keep_alive || (x->conn->server->closing && TAILQ_NEXT(x, order) == NULL);
 }
 
+static void count(const struct exchange *x, int status)
+{
+    struct http_server *s = x->conn->server;
+    struct http_class *class = &s->stats.classes[x->req.class];
+    uint64_t now = http_clock(s);
+    if (now == x->began) {
+        /* Answered at once, or the clock is still the one of its beginning: how long it took would not be seen. */
+        s->clock_uses = 0;
+        now = http_clock(s);
+    }
+    class->answers[status / 100]++;
+    histogram_add(&class->durations, now - x->began);
+}
+
 void http_respond(
     struct http_req *req, int status, const char *ctype, const char *extra, const void *body, size_t n)
 {
@@ -183,6 +197,7 @@ void http_respond(
     assert(!x->answered);
     assert(status >= 200 && status <= 599);
     x->answered = true;
+    count(x, status);
     x->close = is_last(x);
     bool no_body = status == 204 || status == 304;
     struct head head = {
@@ -244,6 +259,7 @@ void http_stream_start(struct http_req *req, int status, const char *ctype)
     assert(!x->answered);
     assert(status >= 200 && status <= 599 && status != 204 && status != 304);
     x->answered = x->streamed = true;
+    count(x, status);
     x->chunked = !x->parser.http10;
     /* HTTP/1.0 has no chunks: the end of the connection is the end of the answer. */
     x->close = is_last(x) || !x->chunked;
@@ -305,6 +321,7 @@ void http_abort(struct http_req *req)
 {
     struct exchange *x = exchange_of(req);
     if (!x->over) {
+        x->conn->server->stats.classes[x->req.class].answers[0] += !x->answered;
         x->answered = true;
         conn_close(x->conn, err_setf(SYM_ECANCELED, "the answer was cut"));
     }

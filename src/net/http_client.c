@@ -27,6 +27,7 @@ struct http_call {
     char *why;
     unsigned handles;
     bool is_head;
+    bool asked;  /* the request is on its way */
     bool headed; /* on_head was called */
     bool whole;  /* the answer is complete */
     bool paused;
@@ -213,6 +214,7 @@ static void on_open(struct stream *s)
         end(c, rv);
         return;
     }
+    c->asked = true;
     (void)stream_write(s, buf_data(&c->request), c->request.len); /* a failure closes the stream */
     buf_free(&c->request);
 }
@@ -225,6 +227,12 @@ static int judge_end(struct http_call *c, int status)
     }
     if (c->whole) {
         return 0;
+    }
+    if (status == SYM_ECONNECT && c->asked) {
+        /* It could be reached, and may have done what it was asked: that is not "unreachable". */
+        char why[256];
+        snprintf(why, sizeof why, "%s", err_msg());
+        return err_setf(SYM_ECLOSED, "%s", why);
     }
     if (status == 0 || status == SYM_ECLOSED) {
         return err_setf(SYM_ECLOSED,

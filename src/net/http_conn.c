@@ -79,6 +79,9 @@ static void let_go(struct exchange *x)
 /* The last that the handler hears of it. */
 static void exchange_end(struct exchange *x)
 {
+    if (x->given && !x->answered) {
+        x->conn->server->stats.classes[x->req.class].answers[0]++;
+    }
     if (x->given && x->req.on_gone != NULL) {
         x->req.on_gone(&x->req);
     }
@@ -189,6 +192,7 @@ void conn_fail(struct http_conn *c, int status, const char *why)
     if (is_over(c)) {
         return;
     }
+    c->server->stats.malformed++;
     http_parser_drop_body(&x->parser);
     add_due(c);
     c->last = true;
@@ -315,6 +319,7 @@ static void serve(struct http_conn *c)
         enter(c, PHASE_BUSY);
     }
     s->stats.requests++;
+    x->began = http_clock(s);
     x->given = true;
     c->in_handler = true;
     s->handler(req, s->arg);
@@ -438,6 +443,7 @@ static void on_open(struct stream *stream)
     struct http_conn *c = stream_data(stream);
     struct http_server *s = c->server;
     const struct tls_peer *peer = stream_tls_peer(stream);
+    c->opened = true;
     c->trusted = peer != NULL && peer->present && (s->trust == NULL || s->trust(s->arg, peer));
 }
 
@@ -483,6 +489,7 @@ static void on_close(struct stream *stream, int status)
         log_debug("connection from %s: %s", from->is_unix ? "a unix socket" : from->host, err_msg());
     }
     struct http_server *s = c->server;
+    s->stats.no_handshake += c->tls && !c->opened && !s->closing;
     enter(c, PHASE_GONE);
     while (!TAILQ_EMPTY(&c->due)) {
         exchange_end(take_due(c));

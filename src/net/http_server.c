@@ -58,6 +58,7 @@ static bool sweep_queues(struct http_server *s)
             }
         }
     }
+    s->stats.waiting = total + s->small;
     struct http_conn *cut = worst[0] != NULL ? worst[0] : worst[1];
     if (total > s->limits.max_memory && cut != NULL) {
         conn_close(cut, err_setf(SYM_EBUSY, "too much is waiting to be sent"));
@@ -200,6 +201,7 @@ static void run_turns(struct http_server *s)
 static void on_prepare(uv_prepare_t *prepare)
 {
     struct http_server *s = prepare->data;
+    s->clock_uses = 0;
     if (!TAILQ_EMPTY(&s->turns) || uv_is_active((uv_handle_t *)&s->idle)) {
         run_turns(s);
     }
@@ -208,6 +210,7 @@ static void on_prepare(uv_prepare_t *prepare)
 static void on_check(uv_check_t *check)
 {
     struct http_server *s = check->data;
+    s->clock_uses = 0;
     if (!TAILQ_EMPTY(&s->turns)) {
         run_turns(s);
     }

@@ -180,9 +180,15 @@ static int truncate_log(struct raft_io *io, raft_index index)
     return rv;
 }
 
+static uint64_t clock_of(const struct guard *g)
+{
+    return g->ops->clock != NULL ? g->ops->clock(g->arg) : 0;
+}
+
 struct append {
     struct raft_io_append req;
     struct guard *g;
+    uint64_t began;
     struct raft_io_append *outer;
 };
 
@@ -191,6 +197,9 @@ static void append_done(struct raft_io_append *req, int status)
     struct append *a = req->data;
     struct guard *g = a->g;
     struct raft_io_append *outer = a->outer;
+    if (status == 0 && g->ops->clock != NULL) {
+        histogram_add(&g->stats.appends, clock_of(g) - a->began);
+    }
     free(a);
     /* Rule 4: libraft goes on as if the entries were there. */
     if (status != 0 && !g->closing && guard_rule(4)) {
@@ -209,11 +218,14 @@ static int append(struct raft_io *io, struct raft_io_append *req, const struct r
     if (a == NULL) {
         goto fatal;
     }
-    *a = (struct append){.g = g, .outer = req};
+    *a = (struct append){.g = g, .began = clock_of(g), .outer = req};
     a->req.data = a;
     req->cb = cb;
     /* libraft has just added them to its index: they are its last. */
     count_append(g, raft_last_index(g->raft) - n + 1, entries, n);
+    for (unsigned i = 0; i < n; i++) {
+        g->stats.appended += entries[i].buf.len;
+    }
     rv = g->inner.append(io, &a->req, entries, n, append_done);
     if (rv == 0) {
         return 0;
@@ -237,6 +249,7 @@ struct guard_put {
     const struct raft_snapshot *given;
     struct raft_buffer data;
     unsigned trailing; /* 0: a received one is installed */
+    uint64_t began;
     bool working;
     int rv;
 };
@@ -246,6 +259,12 @@ static void put_finish(struct guard_put *put, int status)
     struct guard *g = put->g;
     struct raft_io_snapshot_put *outer = put->outer;
     g->put = NULL;
+    if (status == 0 && put->trailing == 0) {
+        g->stats.installed++;
+    } else if (status == 0 && g->ops->clock != NULL) {
+        histogram_add(&g->stats.snapshots, clock_of(g) - put->began);
+        g->stats.snapshot_bytes = put->data.len;
+    }
     raft_free(put->data.base);
     free(put);
     if (status != 0 && !g->closing && guard_rule(4)) {
@@ -337,6 +356,7 @@ static int snapshot_put(struct raft_io *io, unsigned trailing, struct raft_io_sn
     put->given = snapshot;
     put->trailing = trailing;
     put->working = true;
+    put->began = clock_of(g);
     req->cb = cb;
     if (trailing == 0) {
         g->n_sums = 0; /* libraft has dropped its log */

@@ -10,6 +10,7 @@
 #ifndef SYM_RAFT_GUARD_H
 #define SYM_RAFT_GUARD_H
 
+#include "raft/disk_stats.h"
 #include "raft/flight.h"
 
 #include <raft.h>
@@ -39,6 +40,8 @@ struct guard_ops {
     int (*prepare)(void *arg, const struct raft_buffer *data);
     /* Is there room on the disk for a received snapshot of so many bytes? Else it is as if lost on the way. */
     bool (*room)(void *arg, size_t bytes);
+    /* Nanoseconds, for the figures alone; NULL: nothing is measured. */
+    uint64_t (*clock)(void *arg);
 };
 
 struct guard {
@@ -58,6 +61,7 @@ struct guard {
     raft_index witnessed;
     struct guard_put *put;
     uint64_t given_up; /* snapshots that could not be encoded */
+    struct disk_stats stats;
     struct flights flights;
     bool sending; /* a snapshot is being loaded to be sent, or is on its way */
     /* Of the snapshot that is just being handed to libraft for sending. */

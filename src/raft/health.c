@@ -71,6 +71,7 @@ static void judge(struct health *h)
 static void on_pool(uv_work_t *work)
 {
     struct health *h = work->data;
+    h->look.began = uv_hrtime();
     look(&h->look);
 }
 
@@ -91,6 +92,7 @@ static void after(uv_work_t *work, int status)
         h->closed(h->arg);
         return;
     }
+    histogram_add(&h->pool_wait, h->look.began - h->queued);
     judge(h);
 }
 
@@ -127,6 +129,7 @@ void health_tick(struct health *h, uint64_t snapshot)
     }
     h->looked_at = uv_now(h->loop);
     h->floor = h->look.floor = h->least + snapshot;
+    h->queued = uv_hrtime();
     h->working = uv_queue_work(h->loop, &h->work, on_pool, after) == 0;
 }
 

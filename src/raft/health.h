@@ -5,6 +5,8 @@
 #ifndef SYM_RAFT_HEALTH_H
 #define SYM_RAFT_HEALTH_H
 
+#include "base/histogram.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <uv.h>
@@ -25,9 +27,12 @@ struct health {
         char *dir, *reserve;
         uint64_t floor, free;
         bool has_reserve;
-        int error; /* errno, 0 */
-    } look;        /* what the pool works on */
+        int error;      /* errno, 0 */
+        uint64_t began; /* the clock, ns */
+    } look;             /* what the pool works on */
     int error;
+    uint64_t queued;            /* the clock when the pool was given the work */
+    struct histogram pool_wait; /* how long that waited for a thread */
     void (*changed)(void *arg); /* low is another one now */
     void (*closed)(void *arg);
     void *arg;

@@ -104,6 +104,7 @@ void node_look(struct rnode *n)
     if (r->state != n->state || r->current_term != n->term || leader != n->leader) {
         bool led = n->state == RAFT_LEADER;
         n->elections += r->state == RAFT_CANDIDATE && n->state != RAFT_CANDIDATE;
+        n->leaders += leader != 0 && (leader != n->leader || r->current_term != n->term);
         if (leader != 0) {
             log_info("raft: manager %llu leads in term %llu", (unsigned long long)leader,
                 (unsigned long long)r->current_term);
@@ -199,6 +200,12 @@ static bool guard_room(void *arg, size_t bytes)
     return room;
 }
 
+static uint64_t guard_clock(void *arg)
+{
+    (void)arg;
+    return uv_hrtime();
+}
+
 static const struct guard_ops guard_ops = {
     .fatal = node_fatal,
     .changed = guard_changed,
@@ -206,6 +213,7 @@ static const struct guard_ops guard_ops = {
     .encode = guard_encode,
     .prepare = guard_prepare,
     .room = guard_room,
+    .clock = guard_clock,
 };
 
 static bool fsm_wanted(void *arg, uint64_t index)

@@ -8,6 +8,9 @@
 #ifndef SYM_RAFT_NODE_H
 #define SYM_RAFT_NODE_H
 
+#include "base/err.h"
+#include "base/histogram.h"
+#include "raft/disk_stats.h"
 #include "raft/peers.h"
 #include "store/store.h"
 
@@ -93,6 +96,7 @@ struct rnode_server {
     enum raft_role role;
     bool is_self, up;     /* our connection to it stands and it was heard of within an election timeout */
     uint64_t match_index; /* leader only, else 0 */
+    uint64_t silent_ms;   /* since the last frame from it; UINT64_MAX: none came yet; ourselves: 0 */
     uint64_t disk_free;   /* as it last told us; 0 unknown */
 };
 struct rnode_status {
@@ -119,8 +123,18 @@ bool rnode_is_leader(const struct rnode *n); /* and has applied its own term's f
 struct peers *rnode_peers(struct rnode *n);
 /* Takes a snapshot now (tests, backup). */
 void rnode_snapshot(struct rnode *n);
+/* Since rnode_start; times are in histograms of nanoseconds. */
 struct rnode_stats {
     uint64_t submitted, forwarded, packs, pack_txns, reads, read_rounds, snapshots, elections;
+    uint64_t leaders;     /* terms with a leader, another or the same, that were seen to begin */
+    uint64_t read_errors; /* reads of ours without an answer */
+    /* How our txns ended, by -status (SYM_E*); 0: applied, or conflicts: a compare did not hold. */
+    uint64_t ended[SYM_ERR_MAX], conflicts;
+    uint64_t txns_waiting, txn_bytes_waiting; /* on the leader, for the next entry */
+    uint64_t txns_pending, reads_pending;     /* begun at this node and not answered */
+    struct disk_stats disk;
+    struct histogram commits;   /* on the leader: from an entry's being proposed to its being applied here */
+    struct histogram pool_wait; /* what the thread pool had a job wait, looked at about once a second */
 };
 void rnode_stats(const struct rnode *n, struct rnode_stats *out);
 

@@ -126,6 +126,7 @@ struct rnode {
     uint64_t info_sent_at;
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;
+    uint64_t leaders;        /* terms with a leader that were seen to begin */
     uint64_t given_up;       /* snapshots, as last looked at */
     uint64_t snapshot_index; /* likewise */
     uint64_t snapshot_after; /* uv_now */

@@ -14,6 +14,7 @@ struct pack {
     unsigned n, n_results;
     uint64_t ops;    /* of its txns */
     uint64_t visits; /* see afford */
+    uint64_t proposed_at;
     raft_term term;
     bool delivered;
 };
@@ -130,6 +131,9 @@ static void applied(struct raft_apply *req, int status, void *result)
     }
     p->n_in_flight--;
     p->ops_in_flight -= pack->ops;
+    if (status == 0 && p->ops->clock != NULL) {
+        histogram_add(&p->commits, p->ops->clock(p->arg) - pack->proposed_at);
+    }
     /* RAFT_LEADERSHIPLOST, and our own end: it may be committed by the next leader, or not. */
     answer_pack(pack, status == 0 ? 0 : SYM_EUNKNOWN);
 }
@@ -262,6 +266,7 @@ fail:
 /* 0, or an error of raft_apply that leaves the pack as it was. */
 static int propose(struct propose *p, struct pack *pack)
 {
+    pack->proposed_at = p->ops->clock != NULL ? p->ops->clock(p->arg) : 0;
     /* Rule 1: one entry in one raft_apply. */
     int rv = raft_apply(p->raft, &pack->req, &pack->data, 1, applied);
     if (rv != 0) {

@@ -101,6 +101,7 @@ static void finish(struct reads *r, struct read_list *list, struct read *read, i
         } else if (status == SYM_ECANCELED) {
             err_setf(status, "this node is stopping");
         }
+        r->failed += status != 0;
         read->cb(read->arg, status);
     }
     free(read);

@@ -60,6 +60,7 @@ struct reads {
     } refused[READS_REFUSED_MAX]; /* there was no memory to queue them: SYM_ENOMEM, by the next flush */
     unsigned n_refused;
     uint64_t count, rounds;
+    uint64_t failed; /* of ours: no quorum in time, or refused */
 };
 
 /* @seed: a random number of this process. */

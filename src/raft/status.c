@@ -57,6 +57,12 @@ bool rnode_is_behind(const struct rnode *n)
     return applied(n) < n->behind_until;
 }
 
+static uint64_t silence(const struct rnode *n, uint64_t id)
+{
+    uint64_t heard = id == n->cfg.id ? uv_now(n->loop) : peers_last_heard(n->peers, id);
+    return heard == 0 ? UINT64_MAX : uv_now(n->loop) - heard;
+}
+
 void rnode_status(const struct rnode *n, struct rnode_status *out)
 {
     const struct raft *r = &n->raft;
@@ -88,6 +94,7 @@ void rnode_status(const struct rnode *n, struct rnode_status *out)
         to->role = role_of(s->role);
         to->is_self = s->id == n->cfg.id;
         to->up = to->is_self || wiring_is_heard(n, s->id);
+        to->silent_ms = silence(n, s->id);
         to->match_index = raft_match_index(r, s->id, &match) == 0 ? match : 0;
         to->disk_free = to->is_self ? n->health.free : o != NULL ? o->disk_free : 0;
     }
@@ -109,5 +116,16 @@ void rnode_stats(const struct rnode *n, struct rnode_stats *out)
         .read_rounds = n->reads.rounds,
         .snapshots = n->fsm.snapshots,
         .elections = n->elections,
+        .leaders = n->leaders,
+        .read_errors = n->reads.failed,
+        .conflicts = n->submit.conflicts,
+        .txns_waiting = n->propose.n_waiting,
+        .txn_bytes_waiting = n->propose.bytes_waiting,
+        .txns_pending = n->submit.n_calls,
+        .reads_pending = n->reads.n,
+        .disk = n->guard.stats,
+        .commits = n->propose.commits,
+        .pool_wait = n->health.pool_wait,
     };
+    memcpy(out->ended, n->submit.ended, sizeof out->ended);
 }

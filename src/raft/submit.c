@@ -82,6 +82,9 @@ static void finish(struct submit *s, struct call *c, int status, const struct tx
     TAILQ_REMOVE(list_of(s, c), c, link);
     s->n_calls--;
     s->bytes -= c->n;
+    unsigned outcome = status == 0 && result != NULL ? result->status : TXN_APPLIED;
+    s->conflicts += outcome == TXN_CONFLICT;
+    s->ended[outcome == TXN_UNKNOWN ? -SYM_EUNKNOWN : -status] += outcome != TXN_CONFLICT;
     switch (status) {
     case SYM_ENOQUORUM:
         err_setf(status, "no majority of the voting managers can be reached; nothing was written");

@@ -7,6 +7,7 @@
 #ifndef SYM_RAFT_SUBMIT_H
 #define SYM_RAFT_SUBMIT_H
 
+#include "base/err.h"
 #include "raft/propose.h"
 
 #include <sys/queue.h>
@@ -63,6 +64,8 @@ struct submit {
     } refused[SUBMIT_REFUSED_MAX]; /* there was no memory to queue them: SYM_ENOMEM, by the next flush */
     unsigned n_refused;
     uint64_t submitted, forwarded;
+    uint64_t ended[SYM_ERR_MAX]; /* by -status; 0: applied, */
+    uint64_t conflicts;          /* but for these, of which a compare did not hold */
 };
 
 /* @origin: 16 random bytes of this process. */

@@ -95,11 +95,18 @@ static int store_cost(
     return store_txn_cost(((struct rnode *)arg)->cfg.store, txn, len, puts, most, out);
 }
 
+static uint64_t propose_clock(void *arg)
+{
+    (void)arg;
+    return uv_hrtime();
+}
+
 const struct propose_ops wiring_propose = {
     .fatal = node_fatal,
     .may = propose_may,
     .revision = store_revision_of,
     .cost = store_cost,
+    .clock = propose_clock,
 };
 
 static uint64_t ops_now(void *arg)

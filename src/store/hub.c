@@ -185,6 +185,7 @@ void hub_publish(struct hub *h, struct event_list *events, bool lost, uint64_t r
     struct ring_event *re;
     while ((re = STAILQ_FIRST(events)) != NULL) {
         STAILQ_REMOVE_HEAD(events, link);
+        h->events++;
         /* Before it is in the ring, which need not keep it. */
         if (!lost && h->groups != NULL) {
             match(h, re->ev.key, h->ring.next);
@@ -215,6 +216,13 @@ static bool has_work(const struct watch *w)
     return w->lost || w->old < w->old_end || w->pos < w->group->next;
 }
 
+static void set_paused(struct watch *w, bool paused)
+{
+    w->hub->n_paused += paused;
+    w->hub->n_paused -= w->paused;
+    w->paused = paused;
+}
+
 static void make_ready(struct watch *w)
 {
     if (!w->ready && (!w->paused || w->lost) && has_work(w)) {
@@ -233,6 +241,8 @@ static void unlink_watch(struct watch *w)
     if (TAILQ_EMPTY(&g->watches)) {
         group_free(w->hub, g);
     }
+    set_paused(w, false);
+    w->hub->n_watches--;
     w->closed = true;
 }
 
@@ -270,6 +280,7 @@ int watch_open(
         .pos = g->next,
     };
     TAILQ_INSERT_TAIL(&g->watches, w, group_link);
+    h->n_watches++;
     make_ready(w);
     if (w->ready && h->wake != NULL) {
         h->wake(h->wake_arg);
@@ -280,7 +291,7 @@ int watch_open(
 
 void watch_resume(struct watch *w)
 {
-    w->paused = false;
+    set_paused(w, false);
     make_ready(w);
     if (w->ready && w->hub->wake != NULL) {
         w->hub->wake(w->hub->wake_arg);
@@ -378,10 +389,12 @@ static void deliver(struct hub *h, struct watch *w, struct batch *b)
     TAILQ_REMOVE(&h->ready, w, ready_link);
     w->ready = false;
     if (!fill(w, b)) {
+        h->cut++;
         finish(w, SYM_ECOMPACTED, "the history that this watch needs is gone");
         return;
     }
     if (b->n > 0) {
+        h->delivered += b->n;
         h->current = w;
         bool more = w->cb(w->arg, 0, h->batch, b->n);
         h->current = NULL;
@@ -392,7 +405,7 @@ static void deliver(struct hub *h, struct watch *w, struct batch *b)
             free(w);
             return;
         }
-        w->paused = !more;
+        set_paused(w, !more);
     }
     make_ready(w);
 }

@@ -28,6 +28,8 @@ struct hub {
     TAILQ_HEAD(, watch) ready;      /* watches with something to get */
     struct watch *current;          /* whose callback is running */
     bool pumping, closing;
+    unsigned n_watches, n_paused;
+    uint64_t cut, events, delivered;
     void (*wake)(void *arg);
     void *wake_arg;
     struct event *batch[HUB_BATCH + TXN_OPS_MAX];

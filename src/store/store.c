@@ -174,6 +174,21 @@ size_t store_headroom(const struct store *s)
     return used < quota ? quota - used : 0;
 }
 
+void store_stats(const struct store *s, struct store_stats *out)
+{
+    const struct hub *h = &s->hub;
+    *out = (struct store_stats){
+        .quota = s->cfg.quota,
+        .watches = h->n_watches,
+        .paused = h->n_paused,
+        .cut = h->cut,
+        .events = h->events,
+        .delivered = h->delivered,
+        .history_events = h->ring.next - h->ring.first,
+        .history_bytes = h->ring.bytes,
+    };
+}
+
 /* --- reading --- */
 
 int store_get(struct store *s, const void *key, size_t n, struct kv *out)

@@ -61,6 +61,18 @@ size_t store_bytes(const struct store *s);
 size_t store_headroom(const struct store *s);
 uint64_t store_keys(const struct store *s); /* keys present */
 
+struct store_stats {
+    size_t quota;
+    unsigned watches, paused; /* open ones, and those of them whose receiver is slower than the changes */
+    uint64_t cut;             /* watches that were closed because the history that they needed was gone */
+    uint64_t events;          /* changes of keys that watches could see, */
+    uint64_t delivered;       /* and how often one was given to a watch */
+    uint64_t history_events;  /* that a watch can go back to, */
+    size_t history_bytes;     /* and what they take */
+};
+/* Since store_open. */
+void store_stats(const struct store *s, struct store_stats *out);
+
 /* --- reading --- */
 
 struct kv {

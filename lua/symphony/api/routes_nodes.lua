@@ -1,5 +1,7 @@
 -- The nodes: GET /v1/nodes; GET, PATCH, DELETE /v1/nodes/{id}; POST /v1/nodes/{id}/remove; POST /v1/transfer.
+local async = require "symphony.async"
 local nodes = require "symphony.cluster.nodes"
+local render = require "symphony.cli.render"
 local remove = require "symphony.cluster.remove"
 local state = require "symphony.cluster.state"
 
@@ -12,6 +14,8 @@ local OPERATORS = { control = true, manager = true, operator = true }
 -- Without a quorum an answer is given only for ?stale=ok, and marked.
 local function freshness(req) return { stale = req:param("stale") == "ok" } end
 
+local function pause() async.sleep(0) end
+
 -- Takes the node that @id means out: a worker at once, a manager when the others can spare it.
 local function take_out(id, force)
   assert(state.read())
@@ -22,7 +26,7 @@ end
 
 function M.routes(router)
   router.route("GET", "/v1/nodes", { auth = READERS }, function(req)
-    return 200, (assert(nodes.list(freshness(req))))
+    return 200, render.encode(assert(nodes.list(freshness(req))), pause)
   end)
 
   router.route("GET", "/v1/nodes/{id}", { auth = READERS }, function(req, params)

@@ -148,8 +148,8 @@ local function default(data, color)
   return fields(data)
 end
 
--- A long array item by item, to the same text as in one go.
-local function encode(data, pause)
+--- @data as JSON; a long array item by item, to the same text as in one go. @pause: see result.
+function M.encode(data, pause)
   if type(data) ~= "table" or not pause or #data < 2 then
     return json.encode(data)
   end
@@ -167,7 +167,7 @@ end
 --- then while there is much to do.
 function M.result(data, how, opts)
   if opts.json then
-    return encode((data == nil or data == true) and {} or data, opts.pause) .. "\n"
+    return M.encode((data == nil or data == true) and {} or data, opts.pause) .. "\n"
   elseif not how then
     return default(data, opts.color)
   elseif how.text then

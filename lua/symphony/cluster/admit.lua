@@ -12,7 +12,7 @@ local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local ids = require "symphony.cluster.ids"
-local json = require "symphony.json"
+local keyring = require "symphony.cluster.keyring"
 local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
@@ -22,6 +22,7 @@ local pki = require "symphony.cluster.pki"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local statement = require "symphony.cluster.statement"
+local status_report = require "symphony.cluster.status_report"
 local sys = require "sym.sys"
 local token = require "symphony.cluster.token"
 local values = require "symphony.cluster.values"
@@ -30,7 +31,6 @@ local M = {}
 
 local CSR_MAX = 4096
 local MANAGERS_MAX = 32
-local SERVICES_MAX = 16
 local SUFFIXES = 1000
 local ADMIT_MS = 8000 -- a joiner waits ten seconds for its answer
 
@@ -39,20 +39,6 @@ local turn = async.mutex()             -- joins would only get in each other's w
 
 local function invalid(message, hint)
   return nil, errors.new("invalid", message, hint)
-end
-
--- The services of a worker, hostile: an array of names, which may be missing. nil, err. Pure.
-function M.check_services(list)
-  local out = json.array {}
-  if list == nil then return out end
-  if type(list) ~= "table" or #list > SERVICES_MAX then return invalid("services are a list of names") end
-  for i, name in ipairs(list) do
-    if type(name) ~= "string" or not name:match("^%l[%l%d_%-]*$") or #name > 32 then
-      return invalid("a service is named by lower case letters, digits and dashes")
-    end
-    out[i] = name
-  end
-  return out
 end
 
 -- Which addresses a node of @role has, of hostile @given: {kind = "host:port"}. nil, err. Pure.
@@ -80,7 +66,7 @@ function M.check(body)
   if not name then return nil, err end
   local addresses, services
   addresses, err = M.check_addresses(body.addresses, body.role)
-  if addresses then services, err = M.check_services(body.services) end
+  if addresses then services, err = status_report.check_services(body.services or {}) end
   if not services then return nil, err end
   if body.version ~= nil and (type(body.version) ~= "string" or #body.version > 64) then
     return invalid("version is no version")
@@ -338,11 +324,10 @@ end
 
 -- What the joiner gets.
 local function welcome(n, cluster)
-  local gossip = state.get("/secret/gossip")
   return {
     node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role, cluster_id = cluster.id,
     cluster_name = cluster.name, certificate = n.certificate, ca = cluster.ca, addresses = { raft = n.raft_address,
-    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = gossip and gossip.keys or {},
+    remote = n.remote_address, gossip = n.gossip_address }, gossip_keys = keyring.keys(state.get(keyring.KEY)),
     managers = members.addresses(assert(state.managers()), assert(raft.status()).leader), dev = cluster.dev or nil,
   }
 end

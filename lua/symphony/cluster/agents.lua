@@ -7,6 +7,7 @@ local async = require "symphony.async"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
+local keyring = require "symphony.cluster.keyring"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local raft = require "sym.raft"
@@ -120,7 +121,7 @@ end
 
 local function gossip_line()
   local secret = state.get("/secret/gossip")
-  return secret and line { gossip = { keys = secret.keys } }
+  return secret and line { gossip = { keys = keyring.keys(secret) } }
 end
 
 local function tell_all(what, text)

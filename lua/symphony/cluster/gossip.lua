@@ -11,6 +11,7 @@ local driver = require "sym.gossip"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
+local keyring = require "symphony.cluster.keyring"
 local log = require "sym.log"
 local remote = require "symphony.cluster.remote"
 local sys = require "sym.sys"
@@ -83,16 +84,15 @@ end
 -- Pure but for the decoding.
 function M.read_keys(doc)
   local list, highest, use = {}, 0, 0
-  for _, k in ipairs(type(doc) == "table" and doc.keys or {}) do
-    local secret = type(k) == "table" and type(k.secret) == "string" and crypto.unbase64(k.secret)
-    if not secret or #secret ~= 32 or math.type(k.id) ~= "integer" then
-      return nil, errors.new("corrupt", "the gossip keys are damaged")
-    end
-    list[#list + 1] = { id = k.id, secret = secret, use = k.use == true }
+  local record, err = keyring.read(doc)
+  if not record then return nil, err end
+  for i, k in ipairs(record.keys) do
+    local secret = crypto.unbase64(k.secret)
+    if not secret or #secret ~= 32 then return nil, errors.new("corrupt", "the gossip keys are damaged") end
+    list[i] = { id = k.id, secret = secret, use = k.use }
     highest = math.max(highest, k.id)
-    if k.use == true then use = k.id end
+    if k.use then use = k.id end
   end
-  if #list == 0 then return nil, errors.new("corrupt", "there are no gossip keys") end
   return list, { highest = highest, use = use }
 end
 
@@ -185,10 +185,14 @@ local function call(member, method, path, body, timeout_ms)
   return doc, response.peer.cn
 end
 
--- Does the node answer at its remote port, over TLS, with its own certificate? true; nil, err; within a second. In a
--- task.
-function M.probe(id)
+-- Does node @id answer at its remote port, over TLS, with its own certificate? @at: another "host:port" to look at than
+-- the one that it says. true; nil, err; within a second. In a task.
+function M.probe(id, at)
   local member = M.member(id)
+  if at then
+    member = { node_id = id, address = at, info = { remote_port = select(2, address.parse(at)),
+      role = member and member.info.role } }
+  end
   if not member then return nil, errors.new("not_found", "gossip does not know this node") end
   local doc, err = call(member, "GET", "/healthz", nil, PROBE_MS)
   if not doc then return nil, err end

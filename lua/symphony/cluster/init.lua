@@ -11,6 +11,7 @@ local events = require "symphony.cluster.events"
 local identity = require "symphony.cluster.identity"
 local ids = require "symphony.cluster.ids"
 local json = require "symphony.json"
+local keyring = require "symphony.cluster.keyring"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
 local peers = require "symphony.cluster.peers"
@@ -48,7 +49,7 @@ function M.first_txn(p)
     state.put("/fingerprint/" .. p.node.fingerprint, p.node.node_id),
     peers.put(p.node),
     state.put("/secret/ca", { key = p.ca_key }),
-    state.put("/secret/gossip", { keys = json.array { p.gossip_key } }),
+    state.put(keyring.KEY, keyring.first(p.gossip_key, p.now)),
   }
   for _, t in ipairs(p.tokens) do ops[#ops + 1] = state.put(t.key, t.record) end
   return { compare = { state.absent("/cluster") }, ops = ops }
@@ -59,7 +60,7 @@ local function make(opts, host, options)
   local key = assert(identity.node_key())
   local p = {
     now = now, dev = opts.dev or false, cluster_id = ids.new(), cluster_name = opts.cluster_name or "symphony",
-    gossip_key = crypto.base64(crypto.random(32)),
+    gossip_key = keyring.generate(),
   }
   local ca_key
   ca_key, p.ca = pki.new_ca(p.cluster_id, now)

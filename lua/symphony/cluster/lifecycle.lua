@@ -15,7 +15,9 @@ local node = require "sym.node"
 local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local reconcile = require "symphony.cluster.reconcile"
+local rotation = require "symphony.cluster.rotation"
 local state = require "symphony.cluster.state"
+local status = require "symphony.cluster.status"
 local store = require "sym.store"
 local sys = require "sym.sys"
 
@@ -28,6 +30,9 @@ local upkeep       -- the task of renewal and addresses
 local watches = {} -- prefix -> watch
 local change = async.event()
 local hooked = false
+
+-- What runs while a manager serves: each has start() and stop(), and on a follower it waits, but for the agents.
+local parts = { reconcile, agents, status, rotation }
 
 local function say(err)
   return err.message .. (err.hint and " -- " .. err.hint or "")
@@ -110,14 +115,14 @@ local function watch(prefix, fn)
   if watches[prefix] then watches[prefix]:close() end
   watches[prefix] = nil
   if not node.started() then return end
-  local w, err = store.watch(prefix, store.revision(), function(status, events)
-    if status and status.code == "compacted" then
+  local w, err = store.watch(prefix, store.revision(), function(ended, events)
+    if ended and ended.code == "compacted" then
       -- The history is gone (a snapshot came): look at the whole and watch from here.
       async.spawn(function()
         watch(prefix, fn)
         on_lost_history(prefix)
       end)
-    elseif not status then
+    elseif not ended then
       fn(nil, events)
     end
   end)
@@ -218,8 +223,7 @@ end
 
 local function begin_serving()
   watch("/node/", on_nodes)
-  reconcile.start()
-  agents.start()
+  for _, part in ipairs(parts) do part.start() end
   start_upkeep()
   async.spawn(speak)
 end
@@ -265,10 +269,9 @@ M.serve = begin_serving
 
 -- Back to idle; the control socket stays.
 function M.deactivate()
-  reconcile.stop()
+  for _, part in ipairs(parts) do part.stop() end
   if upkeep then upkeep:cancel() end
   upkeep = nil
-  agents.stop()
   gossip.stop()
   for prefix, w in pairs(watches) do
     watches[prefix] = nil

@@ -4,8 +4,11 @@
 -- The others are taken out of the state, so that one of them that comes back is told that it was removed.
 local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
+local erase = require "symphony.cluster.erase"
 local errors = require "symphony.errors"
+local events = require "symphony.cluster.events"
 local identity = require "symphony.cluster.identity"
+local keyring = require "symphony.cluster.keyring"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
@@ -34,16 +37,17 @@ function M.cleanup(me, rows, cluster_kv, cluster, next_kv)
   for _, m in ipairs(rows) do
     local n = m.kv.value
     if n.node_id ~= me.node_id then
-      for _, key in ipairs { "/node/" .. n.node_id, "/raft/" .. n.raft_node_id, "/name/" .. n.name,
-        "/fingerprint/" .. n.fingerprint, "/peer/" .. n.node_id, "/status/node/" .. n.node_id } do
-        table.insert(txn.ops, state.delete(key))
-      end
+      -- They may be so many that all of their keys do not fit into one txn.
+      table.insert(txn.ops, state.delete("/node/" .. n.node_id))
+      table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
+      table.insert(txn.ops, erase.mark(n, { "/name/" .. n.name, "/fingerprint/" .. n.fingerprint }))
       removed[#removed + 1] = { raft_node_id = n.raft_node_id, node_id = n.node_id, name = n.name }
     elseif n.removing then
       n.removing = nil
       table.insert(txn.ops, state.put(m.kv.key, n))
     end
   end
+  if #removed > 0 then keyring.wanted(txn.ops) end
   return txn, removed
 end
 
@@ -65,6 +69,8 @@ function M.finish(doc)
     return nil, err or errors.new("state_unknown", "the state of this manager does not hold the cluster")
   end
   local txn, removed = M.cleanup(doc, rows, kv, cluster, next_kv)
+  events.add(txn, { kind = "cluster.recovered", node = doc,
+    message = ("%s is the only voter now; %d others are out"):format(doc.name, #removed) })
   local result
   result, err = state.submit(txn, FIRST_WRITE_MS)
   if not result then return nil, err end

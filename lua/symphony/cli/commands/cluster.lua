@@ -1,4 +1,4 @@
--- symphony cluster ...: backup and restore. Both run in the client, which has the file; the daemon has the data.
+-- symphony cluster ...: backup and restore, which run in the client, as it has the file; others are in ../.
 local errors = require "symphony.errors"
 
 local function sha256(text)
@@ -124,4 +124,5 @@ Example:
   end,
 }
 
-return { name = "cluster", summary = "Backup and restore", commands = { backup, restore } }
+return { name = "cluster", summary = "Backup and restore, the gossip key", commands = { backup, restore,
+  (require "symphony.cli.gossip_key") } }
