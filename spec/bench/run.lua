@@ -3,12 +3,12 @@
 -- that could not be had, or came with errors, says so, and then it ends with status 1.
 --
 -- Besides what scripts/bench says: --keys N --rest S --load S, for the memory: keys in it, seconds until it is at rest,
--- seconds of a load; --dir DIR, where the data goes.
+-- seconds of a load; --dir DIR, where the data goes; --daemon OPTIONS, more of them for symphonyd, in one word.
 local uv = require "luv"
 local cjson = require "cjson"
 
-local opt = { runs = 5, seconds = 3, failovers = 20, keys = 100000, rest = 10, load = 20, bin = "build/bin",
-  dir = "build", out = "build/bench.json", what = {} }
+local opt = { runs = 5, seconds = 3, failovers = 20, keys = 100000, rest = 10, load = 20, agents = 2000, idle = 30,
+  daemon = "", bin = "build/bin", dir = "build", out = "build/bench.json", what = {} }
 do
   local i = 1
   while i <= #arg do
@@ -149,8 +149,8 @@ end
 function symphony.launch(i)
   local m = symphony.members[i]
   m.pid = spawn(string.format("%s/symphonyd manager --config-dir %s --bind-addr 127.0.0.1 " ..
-    "--advertise-addr 127.0.0.1 --listen-raft-port %d --listen-remote-port %d --listen-gossip-port %d",
-    opt.bin, m.dir, m.raft, m.remote, m.gossip), m.dir .. ".log")
+    "--advertise-addr 127.0.0.1 --listen-raft-port %d --listen-remote-port %d --listen-gossip-port %d %s",
+    opt.bin, m.dir, m.raft, m.remote, m.gossip, opt.daemon), m.dir .. ".log")
 end
 
 function symphony.wait_socket(i)
@@ -178,6 +178,7 @@ function symphony.start(n)
   for i = 1, n do symphony.wait_socket(i) end
   local began = uv.hrtime()
   local init = cjson.decode(symphony.cli(1, "--json manager init"))
+  symphony.tokens = init.tokens
   for i = 2, n do
     symphony.cli(i, string.format("manager join 127.0.0.1:%d --token %s", symphony.members[1].remote,
       init.tokens.manager))
@@ -332,9 +333,10 @@ local function finite(list)
   return out
 end
 
-local function row(name, unit, ours, theirs, better)
+-- @aim: text that says what it should be.
+local function row(name, unit, ours, theirs, better, aim)
   ours, theirs = finite(ours), finite(theirs)
-  local entry = { name = name, unit = unit, symphony = ours, etcd = #theirs > 0 and theirs or nil }
+  local entry = { name = name, unit = unit, symphony = ours, etcd = #theirs > 0 and theirs or nil, aim = aim }
   local line = ("%-44s "):format(name .. ", " .. unit)
   local function add(list)
     local m, least, most = median(list)
@@ -352,6 +354,7 @@ local function row(name, unit, ours, theirs, better)
       line = line .. ("  %.2fx"):format(entry.ratio)
     end
   end
+  if aim then line = line .. "  aim " .. aim end
   print(line)
   io.stdout:flush()
   results.rows[#results.rows + 1] = entry
@@ -570,6 +573,12 @@ local function start()
   clear(symphony)
 end
 
+local function nodes()
+  package.path = (arg[0]:match("^(.*)/") or ".") .. "/?.lua;" .. package.path
+  require "nodes" { opt = opt, symphony = symphony, row = row, problem = problem, read = read, spawn = spawn, stop = stop,
+    wait_until = wait_until, cpu_seconds = cpu_seconds, memory_mib = memory_mib, clear = clear }
+end
+
 -- On a virtual machine memory that was never touched costs ten times as much when it first is: that would be measured
 -- for whoever comes first. Touches as much as both will use.
 local function touch_memory()
@@ -579,7 +588,7 @@ local function touch_memory()
 end
 
 local function main()
-  touch_memory()
+  if all or not (opt.what.nodes and next(opt.what, next(opt.what)) == nil) then touch_memory() end
   print(("data on %s; runs %d, %g s each; medians [least .. most]; ratio: how much better"):format(disk, opt.runs,
     opt.seconds))
   phase("forming", function()
@@ -615,6 +624,7 @@ local function main()
   end
   if wanted "memory" then phase("memory", memory) end
   if wanted "start" then phase("start", start) end
+  if wanted "nodes" then phase("nodes", nodes) end
   if wanted "plain" then
     phase("plain", function()
       both(false)
