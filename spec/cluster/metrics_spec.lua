@@ -192,12 +192,13 @@ describe("GET /metrics", function()
     end)
   end))
 
-  -- The configuration of a Prometheus that scrapes these managers, with the alarms that we ship.
-  local function config(managers)
+  -- The configuration of a Prometheus that scrapes these managers as a reader, with the alarms that we ship.
+  local function config(managers, folder)
     local interval = cluster.patience > 1 and "5s" or "1s"
     local targets = {}
     for i, m in ipairs(managers) do targets[i] = '"' .. m:remote() .. '"' end
-    local tls = managers[1].dir .. "/tls/"
+    local tls = folder .. "/tls/"
+    managers[1]:json("cert", "issue", "prometheus", "--role", "reader", "--out", folder .. "/tls")
     return ([[
 global:
   scrape_interval: %s
@@ -209,9 +210,8 @@ scrape_configs:
     scheme: https
     tls_config:
       ca_file: "%sca.crt"
-      cert_file: "%snode.crt"
-      key_file: "%snode.key"
-      insecure_skip_verify: true
+      cert_file: "%sprometheus.crt"
+      key_file: "%sprometheus.key"
     static_configs:
       - targets: [%s]
 ]]):format(interval, interval, interval, uv.fs_realpath("contrib/prometheus/alerts.yml"), tls, tls, tls,
@@ -221,7 +221,8 @@ scrape_configs:
   it("is what a Prometheus scrapes, and its alarms see what happens", cluster.scenario(function(t)
     local m = t:cluster(3)
     m[1]:json("kv", "put", "a", "1")
-    local server = prometheus.start(t:folder("prometheus"), config(m))
+    local folder = t:folder("prometheus")
+    local server = prometheus.start(folder, config(m, folder))
     local function wait_query(what, query, check)
       return cluster.wait_for(what, 60, function()
         local rows, err = server:query(query)

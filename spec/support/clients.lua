@@ -8,8 +8,8 @@ local proc = require "spec.support.proc"
 local M = {}
 
 -- A certificate of our cluster's CA for a new key; the daemon signs it with what its state holds, and for an operator
--- or a reader writes there that it is good. @spec: cn, ou, from and to (seconds from now), unknown: it does not. Returns
--- curl's words for it.
+-- or a reader writes there that it is good. @spec: cn, ou, from and to (seconds from now), unknown: it does not.
+-- Returns curl's words for it.
 local SIGN = [[
 local crypto, store, json = require "sym.crypto", require "sym.store", require "symphony.json"
 local ca = json.decode(store.get("/cluster").value)

@@ -8,6 +8,7 @@ local log = require "sym.log"
 local members = require "symphony.cluster.members"
 local reconcile = require "symphony.cluster.reconcile"
 local state = require "symphony.cluster.state"
+local trust = require "symphony.cluster.trust"
 local values = require "symphony.cluster.values"
 
 local M = {}
@@ -28,15 +29,16 @@ local function seen_by_raft(server, n, status)
   return (server.up or n.raft_node_id == status.id) and "ready" or "down"
 end
 
--- A node as the API and `node ls` show it. Pure: @n its record, @said its /status/node record or nil, @status raft's.
-function M.row(n, said, status)
+-- A node as the API and `node ls` show it. Pure: @n its record, @said its /status/node record or nil, @status raft's,
+-- @cluster the cluster's record.
+function M.row(n, said, status, cluster)
   said = said or {}
   local row = {
     node_id = n.node_id, name = n.name, role = n.role, services = json.array(n.services), status = said.status,
     since = said.since, reason = said.reason, availability = n.availability or "active", labels = n.labels or {},
     addresses = { raft = n.raft_address, remote = n.remote_address, gossip = n.gossip_address },
     version = said.version or n.version, certificate_expires = n.certificate_expires, fingerprint = n.fingerprint,
-    joined = n.joined, leaving = n.removing ~= nil or nil,
+    joined = n.joined, leaving = n.removing ~= nil or nil, ca = trust.progress(n, cluster, said),
   }
   if n.raft_node_id then
     local server = server_of(n.raft_node_id, status)
@@ -73,11 +75,11 @@ function M.list(opts)
   local status
   status, err = members.status()
   if not status then return nil, err end
-  local said, out = {}, json.array()
+  local said, out, cluster = {}, json.array(), state.cluster()
   local ok
   ok, err = each("/status/node/", function(key, value) said[key:match("[^/]*$")] = value end)
   if ok then
-    ok, err = each("/node/", function(_, n) out[#out + 1] = mark(M.row(n, said[n.node_id], status), fresh) end)
+    ok, err = each("/node/", function(_, n) out[#out + 1] = mark(M.row(n, said[n.node_id], status, cluster), fresh) end)
   end
   if not ok then return nil, err end
   return out, fresh
@@ -92,7 +94,7 @@ function M.get(name, fresh)
   if not status then return nil, err end
   local said, why = state.get("/status/node/" .. n.node_id)
   if not said and why then return nil, why end
-  return mark(M.row(n, said, status), fresh or {})
+  return mark(M.row(n, said, status, (state.cluster())), fresh or {})
 end
 
 -- How many things node @id has to do, and whether there are more than could be counted; nil, err.

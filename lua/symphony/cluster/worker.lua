@@ -6,7 +6,6 @@ local agent = require "symphony.cluster.agent"
 local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
-local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
@@ -16,12 +15,14 @@ local log = require "sym.log"
 local node = require "sym.node"
 local pki = require "symphony.cluster.pki"
 local sys = require "sym.sys"
+local trust = require "symphony.cluster.trust"
 
 local M = {}
 
 local UPKEEP_MS = 10 * 1000
 local READY_S = 30
 local EXPIRED_PAUSE_MS = 10 * 1000
+local SPREAD_MS = 3000          -- thousands of nodes do not have their certificates renewed at one moment
 
 local upkeep
 local reporting = async.mutex()
@@ -67,22 +68,14 @@ end
 
 -- Certificate ---------------------------------------------------------------------------------------------------------
 
--- A new certificate for the same key: also for one that has expired, as long as the node has not been removed. In a
--- task. nil, err.
+-- Has a manager sign @csr: also for whose certificate has expired, as long as the node has not been removed.
+local function ask_renewal(csr)
+  return agent.call("POST", "/v1/renew", { csr = csr }, { expired_ok = true })
+end
+
+-- A new certificate for the same key. In a task. nil, err.
 function M.renew()
-  local tls, me = identity.tls, identity.me
-  local fresh, err = agent.call("POST", "/v1/renew", { csr = crypto.csr(tls.key, me.node_id) }, { expired_ok = true })
-  if not fresh then return nil, err end
-  local ok
-  ok, err = identity.save_tls { cert = fresh.certificate, ca = fresh.ca }
-  if not ok then return nil, err end
-  tls, err = identity.load_tls(me)
-  if not tls then return nil, err end
-  ok, err = node.set_tls(tls.cert, tls.key, tls.ca)
-  if not ok then return nil, err end
-  identity.tls = tls
-  log.info("the certificate of this node is renewed")
-  return true
+  return trust.renew(ask_renewal, agent.view().cluster or {})
 end
 
 local function renew_if_due(expired)
@@ -125,10 +118,19 @@ function M.refused(err)
   log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
 end
 
+-- Trusts the CAs that the cluster trusts, and has the certificate renewed when another one signs. In a task.
+local function adopt(cluster)
+  local ok, err = trust.adopt(cluster, { renew = ask_renewal, spread_ms = SPREAD_MS })
+  if not ok and err.code ~= "closed" then
+    log.warn("the CAs of the cluster are not taken into use yet: " .. err.message)
+  end
+  return ok
+end
+
 local learned = {
   cluster = function(cluster)
     remember_managers(cluster)
-    async.spawn(function() M.adopt(cluster) end)
+    async.spawn(adopt, cluster)
   end,
   gossip = function(secret)
     local ok, err = gossip.set_keys(secret)
@@ -161,9 +163,6 @@ local learned = {
   refused = function(err) M.refused(err) end,
 }
 local listening = false
-
--- What a node does with the cluster's record: see trust.lua, where it is.
-function M.adopt(_) end
 
 -- Who asks at the remote port: a node that the managers told of. For the router.
 local function peer_record(id)
@@ -198,6 +197,7 @@ local function look_after()
   follow_address()
   renew_if_due(false)
   local v = agent.view()
+  if v.cluster and v.cluster.trust ~= (identity.me.trust or 1) then adopt(v.cluster) end
   if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
 end
 
@@ -225,6 +225,7 @@ function M.activate(doc, welcome)
       if learned[what] then learned[what](...) end
     end)
     require("symphony.api.router").set_members(peer_record)
+    trust.set_reporter(M.report) -- what is reported holds the generation
   end
   reported = nil
   agent.start()

@@ -32,11 +32,14 @@ Example:
     local rows, fresh = require("symphony.cluster.nodes").list { stale = true }
     if not rows then return nil, fresh end
     stale.note(ctx, fresh)
+    local changing = false -- the CA; the column says how far each node is with that
+    for _, n in ipairs(rows) do changing = changing or n.ca ~= nil end
     return rows, {
-      columns = { "ID", "NAME", "ROLE", "STATUS", "AVAILABILITY", "VERSION", "ADDRESS", "CERT EXPIRES" },
+      columns = { "ID", "NAME", "ROLE", "STATUS", "AVAILABILITY", "VERSION", "ADDRESS", "CERT EXPIRES",
+        changing and "CA" or nil },
       row = function(n)
         return { n.node_id, n.name, role_of(n), status_of(n, now, values), n.availability, n.version,
-          n.addresses.remote, values.format_expiry(n.certificate_expires, now) }
+          n.addresses.remote, values.format_expiry(n.certificate_expires, now), n.ca }
       end,
     }
   end,
