@@ -9,6 +9,7 @@ local lifecycle = require "symphony.cluster.lifecycle"
 local members = require "symphony.cluster.members"
 local pki = require "symphony.cluster.pki"
 local recover = require "symphony.cluster.recover"
+local resuming = require "symphony.cluster.resuming"
 local state = require "symphony.cluster.state"
 local token = require "symphony.cluster.token"
 
@@ -409,14 +410,14 @@ describe("the start of a daemon", function()
   end))
 end)
 
-describe("lifecycle.verdict", function()
+describe("resuming.verdict", function()
   it("knows what to do with every key.json", function()
-    assert.equal("idle", lifecycle.verdict(nil))
-    assert.equal("resume", lifecycle.verdict {})
-    assert.equal("removed", lifecycle.verdict { removed = true })
-    assert.equal("unfinished", lifecycle.verdict { phase = "init" })
-    assert.equal("wipe", lifecycle.verdict { phase = "leave", removed = true })
-    assert.equal("recover", lifecycle.verdict { phase = "recover" })
+    assert.equal("idle", resuming.verdict(nil))
+    assert.equal("resume", resuming.verdict {})
+    assert.equal("removed", resuming.verdict { removed = true })
+    assert.equal("unfinished", resuming.verdict { phase = "init" })
+    assert.equal("wipe", resuming.verdict { phase = "leave", removed = true })
+    assert.equal("recover", resuming.verdict { phase = "recover" })
   end)
 end)
 

@@ -2,8 +2,8 @@
 -- there in every daemon, so that the wrong one is told so.
 local async = require "symphony.async"
 local errors = require "symphony.errors"
-local join = require "symphony.cluster.join"
 local json = require "symphony.json"
+local join = require "symphony.lazy" "symphony.cluster.join"
 
 local M = {}
 

@@ -7,9 +7,11 @@
 local log = require "sym.log"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
-local commands = require "symphony.cli.commands"
-local execute = require "symphony.cli.execute"
 local json = require "symphony.json"
+local lazy = require "symphony.lazy"
+
+local commands = lazy "symphony.cli.commands"
+local execute = lazy "symphony.cli.execute"
 
 local M = {}
 

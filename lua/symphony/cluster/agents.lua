@@ -4,7 +4,6 @@
 -- One watch a theme serves all of them, since a change is for one node, by its id, or for everybody. What everybody is
 -- told of in numbers, nodes that come and go, is sent in bundles.
 local async = require "symphony.async"
-local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
@@ -382,11 +381,5 @@ end
 
 -- A mark as agents give it, for tests: what they have of the peers.
 M.mark = mark_text
-
--- The fingerprint that goes with a key of /peer/ (base64), as certificates have it. Pure.
-function M.fingerprint(key)
-  local spki = crypto.unbase64(key)
-  return spki and crypto.hex(crypto.sha256(spki))
-end
 
 return M

@@ -16,6 +16,7 @@ local node = require "sym.node"
 local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local reconcile = require "symphony.cluster.reconcile"
+local resuming = require "symphony.cluster.resuming"
 local rotation = require "symphony.cluster.rotation"
 local state = require "symphony.cluster.state"
 local status = require "symphony.cluster.status"
@@ -253,21 +254,11 @@ function M.activate(doc, opts)
     bootstrap = opts.bootstrap or false, raft_port = raft_port, remote_port = remote_port }
   if not ok then
     identity.trouble = err.message
-    return nil, errors.new(err.code, err.message, err.hint or M.start_hint(err.code))
+    return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
   if not opts.quiet then begin_serving() end
   return true
-end
-
--- Pure.
-function M.start_hint(code)
-  if code == "in_use" then return "start symphonyd with other --listen-...-port flags, or stop what uses the port" end
-  if code == "corrupt" then
-    return "nothing was repaired: put the file back, or move the folder away, remove this member on another manager "
-      .. "(`symphony manager remove`), and join again with an empty folder"
-  end
-  if code == "no_space" then return "make room on the disk and start the daemon again" end
 end
 
 M.serve = begin_serving
@@ -313,16 +304,6 @@ end
 M.gone = function(code, reason) on_gone(code, reason) end
 
 -- Resuming ----------------------------------------------------------------------------------------------------------
-
--- What a start makes of key.json. Pure: "idle", "removed", "unfinished", "wipe", "recover" or "resume".
-function M.verdict(doc)
-  if not doc then return "idle" end
-  if doc.phase == "init" then return "unfinished" end
-  if doc.phase == "leave" then return "wipe" end
-  if doc.removed then return "removed" end
-  if doc.phase == "recover" then return "recover" end
-  return "resume"
-end
 
 -- The addresses with which @doc starts now: ports and host may have been changed on the command line. Raft's own is
 -- part of its configuration, by which the others find this manager, and stays. nil, err. Pure.
@@ -377,7 +358,7 @@ function M.start()
     local doc, err = identity.load()
     local ok = not err
     if ok and doc then ok, err = identity.check_role(doc) end
-    if ok then ok, err = actions[M.verdict(doc)](doc) end
+    if ok then ok, err = actions[resuming.verdict(doc)](doc) end
     if not ok then
       log.error(say(errors.from(err)))
       node.quit(1)

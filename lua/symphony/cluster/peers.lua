@@ -12,6 +12,13 @@ function M.record(n)
   return { key = crypto.base64(assert(crypto.cert_info(n.certificate)).public), role = n.role }
 end
 
+-- The fingerprint that goes with @key (base64) as it is kept here, as certificates have it: hex. nil: it is damaged.
+-- Pure.
+function M.fingerprint(key)
+  local spki = crypto.unbase64(key)
+  return spki and crypto.hex(crypto.sha256(spki))
+end
+
 -- The parts of a txn that make node @n known, and forgotten.
 function M.put(n)
   return state.put(M.PREFIX .. n.node_id, M.record(n))

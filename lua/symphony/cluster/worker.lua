@@ -3,17 +3,17 @@
 local address = require "symphony.cluster.address"
 local advertise = require "symphony.cluster.advertise"
 local agent = require "symphony.cluster.agent"
-local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
 local busy = require "symphony.cluster.busy"
 local errors = require "symphony.errors"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
-local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
 local node = require "sym.node"
+local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
+local resuming = require "symphony.cluster.resuming"
 local sys = require "sym.sys"
 local trust = require "symphony.cluster.trust"
 
@@ -168,7 +168,7 @@ local listening = false
 local function peer_record(id)
   local v = agent.view()
   local peer = v and v.peers[id]
-  return peer and { node_id = id, role = peer.role, fingerprint = agents.fingerprint(peer.key) }
+  return peer and { node_id = id, role = peer.role, fingerprint = peers.fingerprint(peer.key) }
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ function M.activate(doc, welcome)
   ok, err = node.start { cert = tls.cert, key = tls.key, ca = tls.ca, remote_port = remote_port }
   if not ok then
     identity.trouble = err.message
-    return nil, errors.new(err.code, err.message, err.hint or lifecycle.start_hint(err.code))
+    return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
   if not listening then
@@ -244,9 +244,9 @@ function M.speak(keys)
       end
       keys = agent.view().gossip
     end
-    local peers = {}
-    for id, peer in pairs(agent.view().peers) do peers[id] = peer.key end
-    local ok, err = gossip.start(keys, peers)
+    local known = {}
+    for id, peer in pairs(agent.view().peers) do known[id] = peer.key end
+    local ok, err = gossip.start(keys, known)
     if not ok then
       identity.trouble = err.message
       log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
@@ -391,7 +391,7 @@ function M.start()
     local doc, err = identity.load()
     local ok = not err
     if ok and doc then ok, err = identity.check_role(doc) end
-    if ok then ok, err = actions[lifecycle.verdict(doc)](doc) end
+    if ok then ok, err = actions[resuming.verdict(doc)](doc) end
     if not ok then
       err = errors.from(err)
       log.error(err.message .. (err.hint and " -- " .. err.hint or ""))

@@ -10,9 +10,11 @@
 local async = require "symphony.async"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
-local session_of = require "symphony.repl.session"
-local show = require "symphony.repl.show"
+local lazy = require "symphony.lazy"
 local sys = require "sym.sys"
+
+local session_of = lazy "symphony.repl.session"
+local show = lazy "symphony.repl.show"
 
 local M = {}
 
