@@ -34,8 +34,8 @@ return function(b)
     local line, to
     b.wait_until("the agents", seconds, function()
       local text = read(sim.log) or ""
-      _, to, line = text:find("(%b{})\n", sim.seen + 1)
-      while line and not line:find('^{"') do _, to, line = text:find("(%b{})\n", to) end
+      to, line = select(2, text:find("(%b{})\n", sim.seen + 1))
+      while line and not line:find('^{"') do to, line = select(2, text:find("(%b{})\n", to)) end
       return line
     end)
     sim.seen = to
@@ -47,7 +47,8 @@ return function(b)
     sim.input:flush()
     local figures = answer(seconds or 300)
     if figures.errors > 0 then
-      b.problem(("agents: %s: %d errors: %s"):format(command, figures.errors, (read(sim.log) or ""):match("bench_agents: [^\n]*")))
+      b.problem(("agents: %s: %d errors: %s"):format(command, figures.errors,
+        (read(sim.log) or ""):match("bench_agents: [^\n]*")))
     end
     return figures
   end

@@ -575,8 +575,8 @@ end
 
 local function nodes()
   package.path = (arg[0]:match("^(.*)/") or ".") .. "/?.lua;" .. package.path
-  require "nodes" { opt = opt, symphony = symphony, row = row, problem = problem, read = read, spawn = spawn, stop = stop,
-    wait_until = wait_until, cpu_seconds = cpu_seconds, memory_mib = memory_mib, clear = clear }
+  require "nodes" { opt = opt, symphony = symphony, row = row, problem = problem, read = read, spawn = spawn,
+    stop = stop, wait_until = wait_until, cpu_seconds = cpu_seconds, memory_mib = memory_mib, clear = clear }
 end
 
 -- On a virtual machine memory that was never touched costs ten times as much when it first is: that would be measured

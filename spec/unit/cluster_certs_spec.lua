@@ -126,13 +126,14 @@ describe("certs", function()
   end))
 
   it("tells of what it does", with_cluster(function()
-    local trust, told = require "symphony.cluster.trust", {}
-    local note = trust.note
-    trust.note = function(_, what) told[#told + 1] = what.kind .. " " .. what.name end
     assert(issue("anna", "k9"))
     assert(certs.revoke("anna"))
-    trust.note = note
-    assert.same({ "cert.issued anna", "cert.revoked anna" }, told)
+    local told = {}
+    for i, event in ipairs(require("symphony.cluster.events").list { kind = "cert" }) do
+      told[i] = event.kind .. ": " .. event.message
+    end
+    assert.same({ "cert.issued: a certificate as reader for anna", "cert.revoked: the certificate of anna is revoked" },
+      told)
   end))
 
   it("has routes for managers only", with_cluster(function()

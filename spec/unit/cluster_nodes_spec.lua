@@ -348,15 +348,23 @@ describe("the routes of nodes and events", function()
     for _, name in ipairs { "nodes", "events" } do require("symphony.api.routes_" .. name).routes(router) end
   end)
 
+  -- The state knows these certificates.
+  local function clients()
+    fake.apply { ops = { state.put("/client/o", { name = "o", role = "operator", fingerprint = "fo" }),
+      state.put("/client/r", { name = "r", role = "reader", fingerprint = "fr" }) } }
+  end
+
   it("are closed to workers, to strangers and to who has expired", cluster(function()
     add_worker(W1, "w1")
     local own = state.get("/node/" .. W1)
     local peers = {
       control = { unix = true }, manager = { cn = state.node("first").node_id, ou = "manager" },
-      operator = { cn = "o", ou = "operator" }, reader = { cn = "r", ou = "reader" },
+      operator = { cn = "o", ou = "operator", fingerprint = "fo" },
+      reader = { cn = "r", ou = "reader", fingerprint = "fr" },
       worker = { cn = W1, ou = "worker", fingerprint = own.fingerprint }, none = {},
-      expired = { cn = "o", ou = "operator", expires = fake.now - 1, expired = true },
+      expired = { cn = "o", ou = "operator", fingerprint = "fo", expires = fake.now - 1, expired = true },
     }
+    clients()
     local all = { "control", "manager", "operator", "reader" }
     local cases = {
       { "GET", "/v1/nodes", all }, { "GET", "/v1/nodes/w1", all }, { "GET", "/v1/events", all },
@@ -396,7 +404,8 @@ describe("the routes of nodes and events", function()
 
   it("end a stream whose reader may not read any more", cluster(function()
     local async = require "symphony.async"
-    local peer = { cn = "r", ou = "reader", expires = fake.now + 10 }
+    clients()
+    local peer = { cn = "r", ou = "reader", fingerprint = "fr", expires = fake.now + 10 }
     local req = ask("GET", "/v1/events", peer, nil, { follow = "" })
     assert.equal(200, req.status)
     async.sleep(5)
@@ -409,7 +418,8 @@ describe("the routes of nodes and events", function()
     local lines = req:messages()
     assert.equal("expired", lines[#lines].error.code)
     local watching = fake.watching()
-    req = ask("GET", "/v1/events", { cn = "r", ou = "reader" }, nil, { follow = "" })
+    req = ask("GET", "/v1/events", { cn = "r", ou = "reader", fingerprint = "fr" }, nil, { follow = "" })
+    assert.equal(200, req.status, req.answer)
     async.sleep(5)
     assert.equal(watching + 1, fake.watching())
     req:leave()

@@ -325,8 +325,9 @@ describe("a change of the CA", function()
     local statement = require "symphony.cluster.statement"
     local function ask(name, token, digest)
       local csr = crypto.csr({ name = name }, statement.make(crypto.unhex(digest), fake.now))
-      return admit.serve(assert(admit.check { role = "worker", csr = csr, name = name, addresses = {}, token = token }),
-        "10.0.0.9")
+      local addresses = { remote = "10.0.0.9:2", gossip = "10.0.0.9:3" }
+      return admit.serve(assert(admit.check { role = "worker", csr = csr, name = name, addresses = addresses,
+        token = token }), "10.0.0.9")
     end
     local old = state.cluster().sign
     rotation.begin {}

@@ -217,11 +217,13 @@ describe("router", function()
         fake.run(function() ok, err = pcall(router.recheck, { peer = peer }, auth) end)
         return ok or err.code
       end
-      local reader = { tls = true, cn = "r", ou = "reader", expires = os.time() + 100 }
+      nodes["/client/r"] = { value = '{"role": "reader", "fingerprint": "f"}' }
+      nodes["/client/o"] = { value = '{"role": "operator", "fingerprint": "f"}' }
+      local reader = { tls = true, cn = "r", ou = "reader", fingerprint = "f", expires = os.time() + 100 }
       assert.is_true(again(reader))
       reader.expires = os.time() - 1
       assert.equal("expired", again(reader))
-      assert.equal("denied", again { tls = true, cn = "o", ou = "operator" })
+      assert.equal("denied", again { tls = true, cn = "o", ou = "operator", fingerprint = "f" })
       local peer = { tls = true, cn = "m", ou = "manager", fingerprint = "f" }
       nodes["/node/m"] = { value = '{"role": "manager", "fingerprint": "f"}' }
       assert.is_true(again(peer))
