@@ -256,7 +256,14 @@ end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
 
-local function on_event(_, what, member)
+local on_event
+
+function on_event(_, what, member)
+  if what == "lost" then
+    -- More has happened than could be told: every member is looked at.
+    for _, m in ipairs(M.members()) do on_event(nil, "updated", m) end
+    return
+  end
   decorate(member)
   if what == "returned" or what == "differs" then
     async.spawn(M.exchange, member)

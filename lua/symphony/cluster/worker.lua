@@ -28,6 +28,7 @@ local upkeep
 local reporting = async.mutex()
 local reported                  -- what the managers were last told, as JSON
 local last_renewal = 0
+local leaving = false           -- the process is about to end, and has said so
 
 -- Telling the managers ----------------------------------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ function M.report()
   if not lock then return true end
   local word = word_of("ready")
   local v = agent.view()
-  if is_told(v and v.status, word) then return true end
+  if leaving or is_told(v and v.status, word) then return true end
   local ok, err = agent.call("POST", "/v1/agent/report", word)
   if not ok then return nil, err end
   reported = json.encode(word)
@@ -294,6 +295,7 @@ end
 -- The orderly end of the process: the others need not wait for signs of life.
 function M.say_goodbye()
   if not identity.member() or not node.started() then return end
+  leaving = true
   async.gather {
     gossip.leave,
     function() return agent.call("POST", "/v1/agent/report", word_of("left"), { timeout_ms = 500 }) end,
