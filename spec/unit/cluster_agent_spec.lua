@@ -30,7 +30,8 @@ describe("agent.take", function()
   local v, session
   before_each(function()
     heard = {}
-    v, session = { revision = 0, mark = "0.0", peers = {}, assigned = {} }, { assigned = {} }
+    v = { revision = 0, mark = "0.0", peers = {}, clients = {}, assigned = {} }
+    session = { assigned = {} }
   end)
 
   local function take(...)
@@ -68,6 +69,27 @@ describe("agent.take", function()
     assert.same({ { "block/a", 1, n = 2 }, { "block/a", nil, n = 1 } }, told("assigned"))
     assert.equal("12.1", v.mark)
     assert.equal(20, v.revision)
+  end)
+
+  it("knows the client certificates of now, and no more", function()
+    v.clients = { old = { role = "reader", fingerprint = "F0" }, same = { role = "reader", fingerprint = "F1" },
+      new = { role = "reader", fingerprint = "F2" } }
+    take({ clients = "all" }, { client = "same", role = "reader", fingerprint = "F1" },
+      { client = "new", role = "operator", fingerprint = "F3" }, { synced = 1, peers = "0.0" })
+    assert.same({ same = { role = "reader", fingerprint = "F1" }, new = { role = "operator", fingerprint = "F3" } },
+      v.clients)
+    assert.same({ { "new", { role = "operator", fingerprint = "F3" }, n = 2 }, { "old", nil, n = 1 } }, told("client"))
+    take({ client = "new", gone = true }, { client = "never", gone = true })
+    assert.is_nil(v.clients.new)
+    assert.same({ "new", nil, n = 1 }, told("client")[3])
+    assert.equal(3, #told("client"))
+    -- Without end they would fill the memory.
+    for i = 1, 1200 do take { client = "c" .. i, role = "reader", fingerprint = "F" } end
+    local count = 0
+    for _ in pairs(v.clients) do count = count + 1 end
+    assert.equal(1000, count)
+    take { client = "same", role = "reader", fingerprint = "F9" } -- one that is known may change all the same
+    assert.equal("F9", v.clients.same.fingerprint)
   end)
 
   it("has null as nothing, and raises what the manager says at the end", function()
@@ -132,7 +154,8 @@ describe("agents", function()
     assert.is_nil(lines[3].node.certificate)
     assert.equal(json.null, lines[4].status)
     assert.same({ "block/v1", { size = 1 } }, { lines[5].put, lines[5].value })
-    assert.equal("all", lines[6].peers)
+    assert.equal("all", lines[6].clients)
+    assert.equal("all", lines[7].peers)
     assert.equal(2, #agents.mark():match("%.(%d+)$") + 1)
     local last = lines[#lines]
     assert.equal(fake.revision, last.synced)
@@ -159,6 +182,32 @@ describe("agents", function()
     assert.same({ peer = node, gone = true }, lines[5])
     assert.same({ peers = agents.mark() }, lines[6])
     assert.is_nil(table.concat(req.chunks):find("v4", 1, true))
+  end))
+
+  it("tells of client certificates, all of them at the beginning", with_hub(function()
+    put("/client/rita", { name = "rita", role = "reader", fingerprint = "F1", serial = "S", issuer = "I" })
+    drain()
+    local req = connect(node)
+    drain()
+    local all, found = req:messages(), {}
+    for i, m in ipairs(all) do
+      if m.clients or m.client then found[#found + 1] = m end
+      if m.clients then assert.equal("rita", all[i + 1].client) end
+    end
+    assert.same({ { clients = "all" }, { client = "rita", role = "reader", fingerprint = "F1" } }, found)
+    local n = #all
+    put("/client/otto", { name = "otto", role = "operator", fingerprint = "F2" })
+    delete("/client/rita")
+    drain()
+    assert.same({ { client = "otto", role = "operator", fingerprint = "F2" }, { client = "rita", gone = true } },
+      table.move(req:messages(), n + 1, #req:messages(), 1, {}))
+    -- After a gap there is nothing left of what is gone.
+    agents.start_over()
+    local again = connect(node, { starts = 2 })
+    drain()
+    local text = table.concat(again.chunks)
+    assert.truthy(text:find('"otto"', 1, true))
+    assert.is_nil(text:find("rita", 1, true))
   end))
 
   it("does not list the peers again to whom has them", with_hub(function()

@@ -19,20 +19,22 @@ local BACKOFF_MS, BACKOFF_MAX_MS = 50, 10000
 local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passes soon
 local LINE_MAX = 4 << 20
 local REPORT_MS = 5000
+local CLIENTS_MAX = 1000       -- as in certs.lua
 
 local task
 local listeners = {}
 local view                     -- what is known
 local wake = async.event()
 
--- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), assigned (kind/id -> value), revision, mark
--- (of the peers, for managers), manager (host:port; nil: not connected), synced}; nil before the start.
+-- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}), assigned
+-- (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected), synced}; nil
+-- before the start.
 function M.view()
   return view
 end
 
--- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil); "assigned"
--- (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is no member any more; "refused" (err).
+-- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil);
+-- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is no member any more; "refused" (err).
 function M.on(fn)
   listeners[#listeners + 1] = fn
 end
@@ -51,6 +53,22 @@ local function present(v)
   return v
 end
 
+-- @client: {role, fingerprint}, or nil: nobody has a certificate with this name any more.
+local function take_client(v, session, name, client)
+  local old = v.clients[name]
+  if client and not old then
+    local count = 0
+    for _ in pairs(v.clients) do count = count + 1 end
+    if count >= CLIENTS_MAX then return end
+  end
+  if session.clients and client then session.clients[name] = true end
+  if (client and not (old and old.role == client.role and old.fingerprint == client.fingerprint)) or
+    (not client and old) then
+    v.clients[name] = client
+    tell("client", name, client)
+  end
+end
+
 -- A listing is compared with what was there before: what is not in it is gone.
 local function end_listing(v, session)
   for id in pairs(session.peers and v.peers or {}) do
@@ -59,8 +77,11 @@ local function end_listing(v, session)
       tell("peer", id, nil)
     end
   end
+  for name in pairs(session.clients and v.clients or {}) do
+    if not session.clients[name] then take_client(v, session, name, nil) end
+  end
   local before = v.assigned
-  v.assigned, session.peers = session.assigned, nil
+  v.assigned, session.peers, session.clients = session.assigned, nil, nil
   for key, value in pairs(v.assigned) do
     if before[key] == nil or json.encode(before[key]) ~= json.encode(value) then tell("assigned", key, value) end
   end
@@ -106,6 +127,10 @@ function M.take(v, session, m)
       v.peers[m.peer] = peer
       tell("peer", m.peer, peer)
     end
+  elseif m.client then
+    take_client(v, session, m.client, not m.gone and { role = m.role, fingerprint = m.fingerprint } or nil)
+  elseif m.clients then
+    session.clients = {}
   elseif m.peers == "all" then
     session.peers = {}
   elseif m.put then
@@ -245,7 +270,7 @@ function M.wake()
 end
 
 function M.start()
-  view = { revision = 0, mark = "0.0", peers = {}, assigned = {} }
+  view = { revision = 0, mark = "0.0", peers = {}, clients = {}, assigned = {} }
   task = async.spawn(loop)
 end
 

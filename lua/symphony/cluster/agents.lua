@@ -30,6 +30,7 @@ local lost = {}                -- node id -> when its stream ended (mono ms)
 local listeners = {}
 local watches = {}
 local peers                    -- node id -> line; nil: not serving
+local clients = {}             -- the name of a client certificate -> line
 local mark = { max = 0, count = 0 }
 local general = {}             -- the lines of /cluster and /secret/gossip, as last sent
 local bundle                   -- lines about peers that are about to go out
@@ -109,6 +110,13 @@ local function peer_line(id, value)
   return line { peer = id, key = doc.key, role = doc.role }
 end
 
+-- A client certificate, so that nodes without the state can tell who asks for their figures.
+local function client_line(name, value)
+  local doc = json.decode(value)
+  if type(doc) ~= "table" or type(doc.fingerprint) ~= "string" then return nil end
+  return line { client = name, role = doc.role, fingerprint = doc.fingerprint }
+end
+
 -- The line of /cluster with where the managers are; nil when there is no state yet.
 local function cluster_line()
   local c, rows = state.cluster(), state.managers()
@@ -144,6 +152,13 @@ local function on_peer(event)
   if not peers[id] then mark.count = mark.count + 1 end
   peers[id], mark.max = text, math.max(mark.max, event.revision)
   tell_peer(text)
+end
+
+local function on_client(event)
+  local name = event.key:match("^/client/(.+)$")
+  clients[name] = not event.deleted and client_line(name, event.value) or nil
+  local text = clients[name] or line { client = name, gone = true }
+  each(function(s) s:push(text) end)
 end
 
 local function own(id, event, text)
@@ -187,6 +202,7 @@ end
 
 local THEMES = {
   { "/peer/", on_peer }, { "/node/", on_node }, { "/status/node/", on_status }, { "/assign/", on_assign },
+  { "/client/", on_client },
   { "/cluster", function() tell_all("cluster", cluster_line()) end },
   { "/secret/gossip", function() tell_all("gossip", gossip_line()) end },
 }
@@ -220,6 +236,8 @@ local function first_lines(node, known)
   for _, kv in ipairs(assigned) do
     out[#out + 1] = assignment(kv.key:match("^/assign/[^/]+/(.+)$"), kv.value, kv.mod_revision)
   end
+  out[#out + 1] = line { clients = "all" } -- they are few
+  for _, text in pairs(clients) do out[#out + 1] = text end
   local same = known == mark_text()
   out[#out + 1] = line { peers = same and "same" or "all" }
   return out, not same
@@ -350,10 +368,22 @@ local function load_peers()
   return true
 end
 
+local function load_clients()
+  local rows, err = state.list_raw("/client/")
+  if not rows then return nil, err end
+  clients = {}
+  for _, kv in ipairs(rows) do
+    local name = kv.key:match("^/client/(.+)$")
+    clients[name] = client_line(name, kv.value)
+  end
+  return true
+end
+
 -- From now on agents are served. Said twice, it is one.
 function M.start()
   if peers then return end
-  local ok, err = load_peers()
+  local ok, err = load_clients()
+  if ok then ok, err = load_peers() end
   if not ok then
     log.error("agents: " .. err.message)
     return

@@ -145,6 +145,7 @@ local learned = {
       node.drop_peer(id)
     end
   end,
+  client = function(name) node.drop_peer(name) end, -- what comes next is by the certificate of now
   synced = function()
     identity.trouble = nil
     report_soon()
@@ -170,6 +171,12 @@ local function peer_record(id)
   local v = agent.view()
   local peer = v and v.peers[id]
   return peer and { node_id = id, role = peer.role, fingerprint = peers.fingerprint(peer.key) }
+end
+
+-- Client certificates that the managers told of, for /metrics.
+local function client_record(name)
+  local v = agent.view()
+  return v and v.clients[name]
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
@@ -225,7 +232,7 @@ function M.activate(doc, welcome)
     agent.on(function(what, ...)
       if learned[what] then learned[what](...) end
     end)
-    require("symphony.api.router").set_members(peer_record)
+    require("symphony.api.router").set_members(peer_record, client_record)
     trust.set_reporter(M.report) -- what is reported holds the generation
   end
   reported = nil
