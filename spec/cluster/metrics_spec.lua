@@ -199,9 +199,9 @@ describe("GET /metrics", function()
     local w = t:join_workers(1, m)[1]
     m:json("cert", "issue", "otto", "--role", "operator", "--out", dir) -- and after
     local function scraped(name, folder)
-      local argv = { "curl", "-sS", "--max-time", tostring(20 * cluster.patience), "--cacert", dir .. "/ca.crt", "--cert",
-        ("%s/%s.crt"):format(folder or dir, name), "--key", ("%s/%s.key"):format(folder or dir, name), "--connect-to",
-        "::" .. w:remote(), "-w", "\n%{http_code}", "https://worker.symphony.invalid/metrics" }
+      local argv = { "curl", "-sS", "--max-time", tostring(20 * cluster.patience), "--cacert", dir .. "/ca.crt",
+        "--cert", ("%s/%s.crt"):format(folder or dir, name), "--key", ("%s/%s.key"):format(folder or dir, name),
+        "--connect-to", "::" .. w:remote(), "-w", "\n%{http_code}", "https://worker.symphony.invalid/metrics" }
       local result = proc.run(argv, { timeout = 30 * cluster.patience })
       assert.equal(0, result.code, result.err)
       local body, status = result.out:match("^(.*)\n(%d+)$")

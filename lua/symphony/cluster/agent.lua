@@ -26,15 +26,16 @@ local listeners = {}
 local view                     -- what is known
 local wake = async.event()
 
--- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}), assigned
--- (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected), synced}; nil
--- before the start.
+-- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}),
+-- assigned (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected),
+-- synced}; nil before the start.
 function M.view()
   return view
 end
 
 -- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil);
--- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is no member any more; "refused" (err).
+-- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is
+-- no member any more; "refused" (err).
 function M.on(fn)
   listeners[#listeners + 1] = fn
 end
