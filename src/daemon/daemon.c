@@ -381,7 +381,9 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     http_server_set_tls(d->remote, tls);
     tls_ctx_free(d->tls);
     d->tls = tls;
-    peers_recheck(rnode_peers(d->raft), ca, is_member, d);
+    if (d->raft != NULL) {
+        peers_recheck(rnode_peers(d->raft), ca, is_member, d);
+    }
     return 0;
 }
 
