@@ -318,9 +318,9 @@ describe("token and node", function()
       assert.not_nil(row[field], field)
     end
     out = select(2, run { "node", "inspect", "w1" })
-    for _, line in ipairs { "name          w1", "role          worker: block", "status        down for 1m",
-      "reason        no\\x1b answer", "labels        zone=a", "assignments   1", "remote address h:1",
-      "joined        2020-09-13 12:26:40 UTC" } do
+    for _, line in ipairs { "name            w1", "role            worker: block", "status          down for 1m",
+      "reason          no\\x1b answer", "labels          zone=a", "assignments     1", "remote address  h:1",
+      "joined          2020-09-13 12:26:40 UTC" } do
       assert.truthy(out:find(line .. "\n", 1, true), line .. "\n" .. out)
     end
     local shown = json_of { "node", "inspect", "w1", "first" }

@@ -29,6 +29,7 @@ local reporting = async.mutex()
 local reported                  -- what the managers were last told, as JSON
 local last_renewal = 0
 local leaving = false           -- the process is about to end, and has said so
+local going = false             -- `block leave` is under way: it is no news that this node is a member no more
 
 -- Telling the managers ----------------------------------------------------------------------------------------------
 
@@ -105,7 +106,7 @@ end
 
 local function gone(err)
   local me = identity.me
-  if not me or me.removed then return end
+  if not me or me.removed or going then return end
   me.removed, me.reason = true, "it was removed"
   log.error(("%s (%s) -- %s"):format(me.reason, err.message, identity.rejoin()))
   local ok, why = identity.save(me)
@@ -227,6 +228,7 @@ function M.activate(doc, welcome)
     return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
+  log.info(identity.introduction())
   if not listening then
     listening = true
     agent.on(function(what, ...)
@@ -326,17 +328,21 @@ function M.leave(opts)
     local _ <close> = handed
     local told = me.removed or me.phase == "leave"
     if not told then
+      going = true
       local ok, why = agent.call("POST", "/v1/agent/leave", { force = opts.force or false }, { timeout_ms = 8000 })
       told = ok ~= nil or why.code == "denied"
       if not told and not opts.force then
+        going = false
         return nil, errors.new(why.code, why.message, (why.hint and why.hint .. "; " or "")
           .. "`symphony block leave --force` forgets the cluster all the same")
       end
     end
+    local _ <close> = setmetatable({}, { __close = function() going = false end })
     assert(identity.become(identity.changed(me, { phase = "leave" })))
     gossip.leave()
     assert(M.deactivate())
     assert(identity.wipe())
+    log.info(("%s has left cluster %s"):format(me.name, me.cluster_id))
     return { cluster_id = me.cluster_id, node_id = me.node_id, name = me.name, told = told }
   end):wait()
 end
