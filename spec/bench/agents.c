@@ -4,7 +4,9 @@
  *
  * It obeys lines on standard input and answers each with one JSON object on a line:
  *   join        each joins (POST /v1/join), at most --parallel at once, spread over the managers
- *   connect     each opens its stream (GET /v1/agent) to its manager and waits until it is in sync
+ *   connect     each opens its stream (GET /v1/agent) to its manager and waits until it is in sync; one that has it at
+ *               another manager moves
+ *   connect K   the same, but all have theirs at the Kth of --to
  *   report      each says that it is ready (POST /v1/agent/report)
  *   change S    for S seconds, one after the other: a change of the assignments of one of them, any, at SOCKET; time
  *               from the request to the line at that agent
@@ -45,6 +47,7 @@ struct agent {
     struct link *link; /* its stream's connection */
     uv_timer_t timer;  /* until it is opened again */
     unsigned order[MANAGERS_MAX], next, last;
+    int wanted; /* the manager that it moves to; -1: none */
     unsigned backoff_ms, tries;
     bool synced;
     uint64_t lost_ns;
@@ -85,6 +88,7 @@ static unsigned errors, complaints;
 static struct {
     enum { IDLE, EACH, CHANGE, STORM } what;
     enum what each;
+    int at; /* the manager for all; -1: each has its own */
     unsigned started, under_way, done;
     uint64_t began_ns, ends_ns;
 } job;
@@ -623,6 +627,12 @@ static void shuffle(struct agent *a)
 static void on_pause_over(uv_timer_t *timer)
 {
     struct agent *a = timer->data;
+    if (a->wanted >= 0) {
+        unsigned to = (unsigned)a->wanted;
+        a->wanted = -1;
+        open_link(a, STREAM, to);
+        return;
+    }
     if (a->next == 0) {
         shuffle(a);
     }
@@ -648,25 +658,43 @@ static void reopen(struct agent *a)
 
 /* --- commands */
 
+/* Where agent @a has its stream, or goes first. */
+static unsigned place_of(const struct agent *a)
+{
+    return job.at >= 0 ? (unsigned)job.at : (a->number + a->tries) % opt.n_to;
+}
+
+static void start(struct agent *a)
+{
+    unsigned at = place_of(a);
+    bool wanted = job.each == JOIN ? a->tls == NULL : a->tls != NULL;
+    if (!wanted || (job.each == STREAM && a->synced && a->link->at == at)) {
+        return;
+    }
+    job.under_way++;
+    if (job.each == STREAM && a->link != NULL) {
+        a->wanted = (int)at;
+        stream_close(a->link->stream, 0);
+    } else {
+        open_link(a, job.each, at);
+    }
+}
+
 static void pump(void)
 {
     while (job.what == EACH && job.started < opt.agents && job.under_way < opt.parallel) {
-        struct agent *a = &agents[job.started++];
-        bool wanted = job.each == JOIN ? a->tls == NULL : a->tls != NULL;
-        if (wanted) {
-            job.under_way++;
-            open_link(a, job.each, (a->number + a->tries) % opt.n_to);
-        }
+        start(&agents[job.started++]);
     }
     if (job.what == EACH && job.started == opt.agents && job.under_way == 0) {
         finish_job(uv_hrtime() - job.began_ns);
     }
 }
 
-static void begin_each(enum what what)
+static void begin_each(enum what what, int at)
 {
     job.what = EACH;
     job.each = what;
+    job.at = at;
     job.started = job.done = job.under_way = 0;
     for (unsigned i = 0; i < opt.agents; i++) {
         agents[i].tries = 0;
@@ -678,11 +706,13 @@ static void obey(const char *line)
 {
     job.began_ns = uv_hrtime();
     if (strcmp(line, "join") == 0) {
-        begin_each(JOIN);
+        begin_each(JOIN, -1);
     } else if (strcmp(line, "connect") == 0) {
-        begin_each(STREAM);
+        begin_each(STREAM, -1);
+    } else if (strncmp(line, "connect ", 8) == 0 && (unsigned)atoi(line + 8) - 1 < opt.n_to) {
+        begin_each(STREAM, atoi(line + 8) - 1);
     } else if (strcmp(line, "report") == 0) {
-        begin_each(REPORT);
+        begin_each(REPORT, -1);
     } else if (strncmp(line, "change ", 7) == 0) {
         begin_changes(atof(line + 7));
     } else if (strcmp(line, "storm") == 0) {
@@ -800,6 +830,7 @@ int main(int argc, char **argv)
         struct agent *a = &agents[i];
         a->number = i;
         a->last = i % opt.n_to;
+        a->wanted = -1;
         snprintf(a->mark, sizeof a->mark, "0.0");
         uv_timer_init(&loop, &a->timer);
         a->timer.data = a;
