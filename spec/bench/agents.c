@@ -82,7 +82,7 @@ static unsigned n_synced;
 static uint64_t lines, bytes;
 static uint32_t *samples; /* microseconds */
 static size_t n_samples, max_samples;
-static unsigned errors, complaints;
+static unsigned errors, again, complaints; /* again: requests that were repeated */
 
 /* What a command has under way. */
 static struct {
@@ -103,9 +103,9 @@ static void die(const char *what)
     exit(1);
 }
 
+/* For a person to see; what is tried again is no error yet. */
 static void complain(const char *what, const char *why)
 {
-    errors++;
     if (complaints++ < COMPLAINTS) {
         fprintf(stderr, "bench_agents: %s: %s\n", what, why);
     }
@@ -142,15 +142,16 @@ static void finish_job(uint64_t took_ns)
         qsort(samples, n_samples, sizeof *samples, by_size);
     }
 #define PCT(p) (n_samples == 0 ? 0 : samples[(size_t)((double)(n_samples - 1) * (p))])
-    printf("{\"ops\":%zu,\"errors\":%u,\"seconds\":%.3f,\"per_second\":%.1f,\"p50_us\":%u,\"p99_us\":%u,"
+    printf("{\"ops\":%zu,\"errors\":%u,\"again\":%u,\"seconds\":%.3f,\"per_second\":%.1f,\"p50_us\":%u,\"p99_"
+           "us\":%u,"
            "\"max_us\":%u,"
            "\"synced\":%u,\"lines\":%llu,\"bytes\":%llu}\n",
-        n_samples, errors, seconds, seconds > 0 ? (double)n_samples / seconds : 0, PCT(0.5), PCT(0.99),
+        n_samples, errors, again, seconds, seconds > 0 ? (double)n_samples / seconds : 0, PCT(0.5), PCT(0.99),
         PCT(1.0), n_synced, (unsigned long long)lines, (unsigned long long)bytes);
     fflush(stdout);
     job.what = IDLE;
     n_samples = 0;
-    errors = complaints = 0;
+    errors = again = complaints = 0;
 }
 
 /* --- what answers say */
@@ -253,6 +254,7 @@ static void change_arrived(struct agent *a, const char *line)
 static void change_late(uv_timer_t *timer)
 {
     (void)timer;
+    errors++;
     complain("change", "did not arrive in time");
     next_change();
 }
@@ -267,6 +269,7 @@ static void control_data(struct stream *s, const uint8_t *data, size_t n)
     const char *body = whole_body(&change.in, &status);
     if (body != NULL) {
         if (status != 200) {
+            errors++;
             complain("change", body);
         }
         buf_clear(&change.in);
@@ -289,6 +292,7 @@ static void control_closed(struct stream *s, int status)
     change.stream = NULL;
     buf_free(&change.in);
     if (job.what == CHANGE) {
+        errors++;
         complain("control socket", err_msg());
         job.ends_ns = 0;
         next_change();
@@ -539,9 +543,11 @@ static void link_closed(struct stream *s, int status)
                 complain(l->what == JOIN ? "join" : "report", err_msg());
             }
             if (++a->tries < TRIES) {
+                again++;
                 job.under_way++;
                 open_link(a, l->what, (a->number + a->tries) % opt.n_to);
             } else {
+                errors++;
                 job.done++;
             }
         }

@@ -33,9 +33,9 @@ return function(b)
     local managers, m = {}, symphony.members[1]
     for i, each in ipairs(symphony.members) do managers[i] = "127.0.0.1:" .. each.remote end
     sim = { log = m.dir .. ".agents", seen = 1 }
-    sim.input = assert(io.popen(("exec %s/bench_agents --to %s --control %s/control.sock --ca %s/tls/ca.crt --token %s "
-      .. "--agents %d >%s 2>&1"):format(opt.bin, table.concat(managers, ","), m.dir, m.dir, symphony.tokens.worker,
-      opt.agents, sim.log), "w"))
+    sim.input = assert(io.popen(("exec %s/bench_agents --agents %d --to %s --control %s/control.sock --ca %s/tls/ca.crt "
+      .. "--token %s >%s 2>%s.errors"):format(opt.bin, opt.agents, table.concat(managers, ","), m.dir, m.dir,
+      symphony.tokens.worker, sim.log, sim.log), "w"))
   end
 
   -- Its next answer.
@@ -43,9 +43,7 @@ return function(b)
     local line, to
     b.wait_until("the agents", seconds, function()
       local text = read(sim.log) or ""
-      repeat
-        line, to = text:match("(%b{})\n()", to or sim.seen)
-      until not line or line:find '^{"'
+      line, to = text:match("([^\n]*)\n()", sim.seen)
       return line
     end)
     sim.seen = to
@@ -58,7 +56,7 @@ return function(b)
     local figures = answer(seconds or 300)
     if figures.errors > 0 then
       b.problem(("agents: %s: %d errors: %s"):format(command, figures.errors,
-        (read(sim.log) or ""):match("bench_agents: [^\n]*")))
+        (read(sim.log .. ".errors") or ""):match("bench_agents: [^\n]*")))
     end
     return figures
   end
@@ -178,5 +176,6 @@ return function(b)
   sim.input:close() -- and it ends
   if not ok then error(err, 0) end
   os.remove(sim.log)
+  os.remove(sim.log .. ".errors")
   b.clear(symphony)
 end
