@@ -161,6 +161,30 @@ describe("agents", function()
     assert.is_nil(table.concat(req.chunks):find("v4", 1, true))
   end))
 
+  it("lists to each who comes the peers that there are then", with_hub(function()
+    local function listed(id)
+      local found = {}
+      local req = connect(id)
+      drain()
+      for _, m in ipairs(req:messages()) do
+        if m.peer then found[#found + 1] = m.peer end
+      end
+      table.sort(found)
+      return found, req:messages()[#req:messages()].peers
+    end
+    local peers = listed("0000000000000000000000wk02")
+    assert.same(peers, (listed "0000000000000000000000wk03"))
+    put("/peer/0third", { key = "BBBB", role = "worker" })
+    drain()
+    local more, known = listed "0000000000000000000000wk04"
+    assert.equal(#peers + 1, #more)
+    assert.truthy(table.concat(more, " "):find("0third", 1, true))
+    assert.equal(agents.mark(), known)
+    delete("/peer/0third")
+    drain()
+    assert.same(peers, (listed "0000000000000000000000wk05"))
+  end))
+
   it("does not list the peers again to whom has them", with_hub(function()
     local req = connect(node, { peers = agents.mark() })
     drain()

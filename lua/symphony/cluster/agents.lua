@@ -31,6 +31,8 @@ local listeners = {}
 local watches = {}
 local peers                    -- node id -> line; nil: not serving
 local mark = { max = 0, count = 0 }
+local listing                  -- {pages = of all peers, used = when (mono ms)}; nil: to be made
+local LISTING_KEPT_MS = 10000
 local general = {}             -- the lines of /cluster and /secret/gossip, as last sent
 local bundle                   -- lines about peers that are about to go out
 local beat
@@ -134,6 +136,7 @@ end
 
 local function on_peer(event)
   local id = event.key:match("^/peer/(.+)$")
+  listing = nil
   if event.deleted then
     if peers[id] then mark.count = mark.count - 1 end
     peers[id] = nil
@@ -254,6 +257,23 @@ local function tell(what, id, connected)
   end
 end
 
+-- All peers, in pieces: the same for all who come while nobody joins or goes, as when a manager has died.
+local function pages()
+  if not listing then
+    local all, page = {}, {}
+    for _, text in pairs(peers) do
+      page[#page + 1] = text
+      if #page == PAGE then
+        all[#all + 1], page = table.concat(page), {}
+      end
+    end
+    if #page > 0 then all[#all + 1] = table.concat(page) end
+    listing = { pages = all }
+  end
+  listing.used = sys.mono_ms()
+  return listing.pages
+end
+
 -- Serves @req, an agent of @node. @opts: starts, instance, min (a revision that it has seen), peers (its mark). In a
 -- task; raises. The answer has been begun when this returns, and goes on by itself.
 function M.serve(req, node, opts)
@@ -264,6 +284,8 @@ function M.serve(req, node, opts)
   local s = setmetatable({ id = id, req = req, lines = {}, bytes = 0, since = sys.mono_ms(), starts = opts.starts,
     instance = opts.instance, from = store.revision() }, Stream)
   local first, list = first_lines(node, opts.peers)
+  -- What changes from here on comes behind the listing.
+  local of_then, mark_then = list and pages(), mark_text()
   streams[id], count, lost[id] = s, count + 1, nil
   req:on_gone(function()
     s.over = true
@@ -279,16 +301,10 @@ function M.serve(req, node, opts)
   end
   send(table.concat(first))
   if list then
-    local ids = {}
-    for peer in pairs(peers) do ids[#ids + 1] = peer end
-    for at = 1, #ids, PAGE do
-      local page = {}
-      for i = at, math.min(at + PAGE - 1, #ids) do page[#page + 1] = peers[ids[i]] end -- some may be gone meanwhile
-      send(table.concat(page))
-    end
+    for _, page in ipairs(of_then) do send(page) end
   end
   if s.over then return end
-  table.insert(s.lines, 1, line { synced = s.from, peers = mark_text() })
+  table.insert(s.lines, 1, line { synced = s.from, peers = mark_then })
   s.open = true
   flush(s)
   tell("agents", id, true)
@@ -333,6 +349,7 @@ local function heartbeat()
     end
   end
   local now = sys.mono_ms()
+  if listing and now - listing.used > LISTING_KEPT_MS then listing = nil end
   for id, at in pairs(lost) do
     if now - at > LOST_KEPT_MS then lost[id] = nil end
   end
@@ -341,7 +358,7 @@ end
 local function load_peers()
   local rows, err = state.list_raw("/peer/")
   if not rows then return nil, err end
-  peers, mark = {}, { max = 0, count = 0 }
+  peers, mark, listing = {}, { max = 0, count = 0 }, nil
   for _, kv in ipairs(rows) do
     local id = kv.key:match("^/peer/(.+)$")
     peers[id] = peer_line(id, kv.value)
@@ -365,7 +382,7 @@ end
 
 function M.stop()
   if beat then beat.stop() end
-  beat, peers, bundle, general = nil, nil, nil, {}
+  beat, peers, listing, bundle, general = nil, nil, nil, nil, {}
   for prefix, w in pairs(watches) do
     watches[prefix] = nil
     w:close()
