@@ -159,16 +159,24 @@ end)
 
 describe("agents", function()
   local made, node
+  local requests = {}
 
   before_each(function()
     heard = {}
     fake.reset()
   end)
-  after_each(function() agents.stop() end)
+  after_each(function()
+    agents.stop()
+    for i, req in ipairs(requests) do
+      if not req.gone then req:leave() end
+      requests[i] = nil
+    end
+  end)
 
   -- A request of node @id's agent as the hub has it served.
   local function connect(id, opts)
     local req = fake.request("GET", "/v1/agent", { peer = {} })
+    requests[#requests + 1] = req
     opts = opts or {}
     agents.serve(req, { node_id = id }, { starts = opts.starts or 1, instance = opts.instance or "aa",
       epoch = opts.epoch or 1, min = opts.min or 0, peers = opts.peers or "0.0" })
@@ -262,6 +270,30 @@ describe("agents", function()
     assert.is_nil(text:find("rita", 1, true))
   end))
 
+  it("lists to each who comes the peers that there are then", with_hub(function()
+    local function listed(id)
+      local found = {}
+      local req = connect(id)
+      drain()
+      for _, m in ipairs(req:messages()) do
+        if m.peer then found[#found + 1] = m.peer end
+      end
+      table.sort(found)
+      return found, req:messages()[#req:messages()].peers
+    end
+    local peers = listed("0000000000000000000000wk02")
+    assert.same(peers, (listed "0000000000000000000000wk03"))
+    put("/peer/0third", { key = "BBBB", role = "worker" })
+    drain()
+    local more, known = listed "0000000000000000000000wk04"
+    assert.equal(#peers + 1, #more)
+    assert.truthy(table.concat(more, " "):find("0third", 1, true))
+    assert.equal(agents.mark(), known)
+    delete("/peer/0third")
+    drain()
+    assert.same(peers, (listed "0000000000000000000000wk05"))
+  end))
+
   it("does not list the peers again to whom has them", with_hub(function()
     local req = connect(node, { peers = agents.mark() })
     drain()
@@ -327,7 +359,9 @@ describe("agents", function()
     put("/cluster", cluster)
     local req = connect(node, { epoch = 1, min = fake.revision + 1000, peers = agents.mark() })
     drain()
-    assert.equal("all", req:messages()[6].peers)
+    local listed = false
+    for _, m in ipairs(req:messages()) do listed = listed or m.peers == "all" end
+    assert.is_true(listed)
     assert.equal(fake.revision, req:messages()[#req:messages()].synced)
     local ok, err = pcall(connect, node, { epoch = 3, min = 0 })
     assert.is_false(ok)

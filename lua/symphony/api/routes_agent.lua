@@ -33,8 +33,8 @@ function M.routes(router)
     if not instance or #instance > INSTANCE_MAX or not instance:match("^%x+$") then
       errors.raise("invalid", "instance must be hex digits")
     end
-    agents.serve(req, who.node, { starts = number(req, "starts"), instance = instance, epoch = number(req, "epoch", "0"),
-      min = number(req, "min"), peers = known })
+    agents.serve(req, who.node, { starts = number(req, "starts"), instance = instance,
+      epoch = number(req, "epoch", "0"), min = number(req, "min"), peers = known })
     return router.STREAM
   end)
 

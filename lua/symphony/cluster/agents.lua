@@ -31,6 +31,8 @@ local watches = {}
 local peers                    -- node id -> line; nil: not serving
 local clients = {}             -- the name of a client certificate -> line
 local mark = { max = 0, count = 0 }
+local listing                  -- {pages = of all peers, used = when (mono ms)}; nil: to be made
+local LISTING_KEPT_MS = 10000
 local general = {}             -- the lines of /cluster and /secret/gossip, as last sent
 local bundle                   -- lines about peers that are about to go out
 local beat
@@ -140,6 +142,7 @@ end
 
 local function on_peer(event)
   local id = event.key:match("^/peer/(.+)$")
+  listing = nil
   if event.deleted then
     if peers[id] then mark.count = mark.count - 1 end
     peers[id] = nil
@@ -281,8 +284,25 @@ local function tell(what, id, connected)
   end
 end
 
--- Serves @req, an agent of @node. @opts: starts, instance, epoch and min (a revision in it) that it has seen, peers (its
--- mark). In a task; raises. The answer has been begun when this returns, and goes on by itself.
+-- All peers, in pieces: the same for all who come while nobody joins or goes, as when a manager has died.
+local function pages()
+  if not listing then
+    local all, page = {}, {}
+    for _, text in pairs(peers) do
+      page[#page + 1] = text
+      if #page == PAGE then
+        all[#all + 1], page = table.concat(page), {}
+      end
+    end
+    if #page > 0 then all[#all + 1] = table.concat(page) end
+    listing = { pages = all }
+  end
+  listing.used = sys.mono_ms()
+  return listing.pages
+end
+
+-- Serves @req, an agent of @node. @opts: starts, instance, epoch and min (a revision in it) that it has seen, peers
+-- (its mark). In a task; raises. The answer has been begun when this returns, and goes on by itself.
 function M.serve(req, node, opts)
   local same_epoch = wait_for(opts.epoch, opts.min)
   make_room(node.node_id, opts)
@@ -290,8 +310,8 @@ function M.serve(req, node, opts)
   local s = setmetatable({ id = id, req = req, lines = {}, bytes = 0, since = sys.mono_ms(), starts = opts.starts,
     instance = opts.instance, from = store.revision() }, Stream)
   local first, list = first_lines(node, same_epoch and opts.peers or nil)
-  local told, ids = mark_text(), {} -- what is in the listing; what comes meanwhile has a mark of its own
-  for peer in pairs(list and peers or {}) do ids[#ids + 1] = peer end
+  -- What changes from here on comes behind the listing.
+  local of_then, mark_then = list and pages(), mark_text()
   local watched, gone = req:on_gone(function()
     s.over = true
     if streams[id] ~= s then return end
@@ -307,15 +327,11 @@ function M.serve(req, node, opts)
     if not ok then error(err, 0) end
   end
   send(table.concat(first))
-  for at = 1, #ids, PAGE do
-    local page = {}
-    for i = at, math.min(at + PAGE - 1, #ids) do -- some may be gone meanwhile, or all with the end of serving
-      page[#page + 1] = peers and peers[ids[i]]
-    end
-    send(table.concat(page))
+  if list then
+    for _, page in ipairs(of_then) do send(page) end
   end
   if s.over then return end
-  table.insert(s.lines, 1, line { synced = s.from, peers = told })
+  table.insert(s.lines, 1, line { synced = s.from, peers = mark_then })
   s.open = true
   flush(s)
   tell("agents", id, true)
@@ -360,6 +376,7 @@ local function heartbeat()
     end
   end
   local now = sys.mono_ms()
+  if listing and now - listing.used > LISTING_KEPT_MS then listing = nil end
   for id, at in pairs(lost) do
     if now - at > LOST_KEPT_MS then lost[id] = nil end
   end
@@ -368,7 +385,7 @@ end
 local function load_peers()
   local rows, err = state.list_raw("/peer/")
   if not rows then return nil, err end
-  peers, mark = {}, { max = 0, count = 0 }
+  peers, mark, listing = {}, { max = 0, count = 0 }, nil
   for _, kv in ipairs(rows) do
     local id = kv.key:match("^/peer/(.+)$")
     peers[id] = peer_line(id, kv.value)
@@ -404,7 +421,7 @@ end
 
 function M.stop()
   if beat then beat.stop() end
-  beat, peers, bundle, general = nil, nil, nil, {}
+  beat, peers, listing, bundle, general = nil, nil, nil, nil, {}
   for prefix, w in pairs(watches) do
     watches[prefix] = nil
     w:close()

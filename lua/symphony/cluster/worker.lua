@@ -28,6 +28,7 @@ local upkeep
 local reporting = async.mutex()
 local reported                  -- what the managers were last told, as JSON
 local last_renewal = 0
+local started_up = false        -- what only the start needed has been given back
 local leaving = false           -- the process is about to end, and has said so
 local going = false             -- `block leave` is under way: it is no news that this node is a member no more
 
@@ -208,6 +209,10 @@ local function look_after()
   local v = agent.view()
   if v.cluster and v.cluster.trust ~= (identity.me.trust or 1) then adopt(v.cluster) end
   if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
+  if v.synced and not started_up then
+    started_up = true
+    sys.release_memory()
+  end
 end
 
 -- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil,
