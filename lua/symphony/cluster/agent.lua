@@ -28,14 +28,14 @@ local wake = async.event()
 
 -- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}),
 -- assigned (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected),
--- synced}; nil before the start.
+-- synced, why (what the last manager that was tried said, while none is connected)}; nil before the start.
 function M.view()
   return view
 end
 
 -- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil);
 -- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is
--- no member any more; "refused" (err).
+-- no member any more; "refused" (err); "distrusted" (err): none of the managers is one by the CAs known here.
 function M.on(fn)
   listeners[#listeners + 1] = fn
 end
@@ -140,7 +140,7 @@ function M.take(v, session, m)
     assign(v, session, m.delete, nil)
   elseif m.synced then
     end_listing(v, session)
-    v.synced, v.mark = true, m.peers
+    v.synced, v.mark, v.why = true, m.peers, nil
     tell("synced")
   elseif m.peers ~= "same" and m.peers then
     v.mark = m.peers
@@ -212,6 +212,7 @@ local RENEW = { expired = true }
 
 -- One round over the managers; returns the pause before the next.
 local function round(last, backoff)
+  local distrusted = true
   for _, at in ipairs(candidates(last)) do
     local synced, err = hold(at)
     if synced then
@@ -220,6 +221,8 @@ local function round(last, backoff)
       return at, 0
     end
     log.debug(("agent: no stream from %s: %s"):format(at, err.message))
+    view.why = err.message
+    distrusted = distrusted and err.code == "unauthenticated" and err
     if err.code == "denied" then
       tell("gone", err)
       return nil, backoff
@@ -230,6 +233,7 @@ local function round(last, backoff)
       tell("expired", at)
     end
   end
+  if errors.is(distrusted) then tell("distrusted", distrusted) end
   return last, math.min(backoff == 0 and BACKOFF_MS or backoff * 2, BACKOFF_MAX_MS)
 end
 
