@@ -442,6 +442,24 @@ describe("the agent's connection", function()
     assert.equal("denied", told("gone")[1][1].code)
   end))
 
+  it("says when it trusts none of them, and otherwise what was wrong last", fake.task(function()
+    heard = {}
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242", "10.0.0.2:27242" }
+    local codes = { ["10.0.0.1"] = "unauthenticated", ["10.0.0.2"] = "unreachable" }
+    fake.answer = function(opts) return errors.new(codes[opts.host], "it is " .. codes[opts.host]) end
+    agent.start()
+    async.sleep(60)
+    local before, why = #told("distrusted"), agent.view().why
+    codes["10.0.0.2"] = "unauthenticated"
+    agent.wake()
+    async.sleep(60)
+    agent.stop()
+    assert.equal(0, before)
+    assert.truthy(why and why:find("it is un", 1, true))
+    assert.equal("it is unauthenticated", told("distrusted")[1][1].message)
+  end))
+
   it("takes what comes in pieces, and ends on nonsense", fake.task(function()
     heard = {}
     fake.make()

@@ -32,14 +32,15 @@ local wake = async.event()
 
 -- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}),
 -- assigned (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected),
--- synced, kept (how many peers and assignments)}; nil before the start.
+-- synced, kept (how many peers and assignments), why (what the last manager that was tried said, while none is
+-- connected)}; nil before the start.
 function M.view()
   return view
 end
 
 -- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil);
 -- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is
--- no member any more; "refused" (err).
+-- no member any more; "refused" (err); "distrusted" (err): none of the managers is one by the CAs known here.
 function M.on(fn)
   listeners[#listeners + 1] = fn
 end
@@ -155,7 +156,7 @@ local takes = {
   synced = function(v, session, m)
     if v.synced then errors.raise("protocol", "the end of a listing that has ended") end
     end_listing(v, session)
-    v.synced, v.mark = true, m.peers
+    v.synced, v.mark, v.why = true, m.peers, nil
     tell("synced")
   end,
   heartbeat = function() end,
@@ -255,6 +256,7 @@ end
 -- One round over the managers; returns the one that was left, and the pause before the next round.
 local function round(last, backoff)
   local later = math.min(math.max(2 * backoff, BACKOFF_MS), BACKOFF_MAX_MS)
+  local distrusted = true
   for _, at in ipairs(candidates(last)) do
     local began = sys.mono_ms()
     local synced, err = hold(at)
@@ -265,6 +267,8 @@ local function round(last, backoff)
       return at, sys.mono_ms() - began >= STEADY_MS and BACKOFF_MS or later
     end
     log.debug(("agent: no stream from %s: %s"):format(at, err.message))
+    view.why = err.message
+    distrusted = distrusted and err.code == "unauthenticated" and err
     if err.code == "denied" then
       tell("gone", err)
       return at, BACKOFF_MAX_MS
@@ -275,6 +279,7 @@ local function round(last, backoff)
       tell("expired", at)
     end
   end
+  if errors.is(distrusted) then tell("distrusted", distrusted) end
   return last, later
 end
 

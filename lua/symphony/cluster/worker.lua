@@ -121,6 +121,17 @@ function M.refused(err)
   log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
 end
 
+local DISTRUSTED = "no manager has a certificate of a CA that this node knows"
+
+-- Said once: it stays like that.
+local function distrusted(err)
+  if identity.trouble and identity.trouble:find(DISTRUSTED, 1, true) then return end
+  identity.trouble = ("%s (%s): the CA of the cluster was changed while this node was no part of it, or its folder was "
+    .. "put back from an older copy; `symphony %s leave --force` wipes it, then join again"):format(DISTRUSTED,
+    err.message, identity.word())
+  log.error(identity.trouble)
+end
+
 -- Trusts the CAs that the cluster trusts, and has the certificate renewed when another one signs. In a task.
 local function adopt(cluster)
   local ok, err = trust.adopt(cluster, { renew = ask_renewal, spread_ms = SPREAD_MS })
@@ -165,6 +176,7 @@ local learned = {
   expired = function() async.spawn(renew_if_due, true) end,
   gone = gone,
   refused = function(err) M.refused(err) end,
+  distrusted = distrusted,
 }
 local listening = false
 
@@ -367,6 +379,7 @@ function M.status()
   if identity.trouble then warnings[#warnings + 1] = identity.trouble end
   if not v.manager then
     warnings[#warnings + 1] = "no manager is connected: what this node has to do stays as it was"
+      .. (v.why and not identity.trouble and (" (%s)"):format(v.why) or "")
   end
   local status, n = v.status or {}, v.node or {}
   return { cluster_id = me.cluster_id, cluster_name = v.cluster and v.cluster.name, node_id = me.node_id,
