@@ -178,8 +178,9 @@ local function hold(at)
   return synced, failed or err or errors.new("closed", "the stream has ended")
 end
 
+-- true when it was cut short by wake().
 local function pause(ms)
-  wake:wait(ms * (0.5 + math.random() / 2))
+  return wake:wait(ms * (0.5 + math.random() / 2))
 end
 
 local RENEW = { expired = true }
@@ -211,7 +212,7 @@ local function loop()
   local last, backoff = nil, 0
   while true do
     last, backoff = round(last, backoff)
-    pause(math.max(backoff, 10))
+    if pause(math.max(backoff, 10)) then backoff = 0 end
   end
 end
 
@@ -239,7 +240,7 @@ end
 -- This process, among those that may run with the same key.
 M.instance = require("sym.crypto").hex(require("sym.crypto").random(8))
 
--- Tries again now, rather than when the pause is over.
+-- Tries again now, rather than when the pause is over, and soon again if that fails.
 function M.wake()
   wake:set()
 end
