@@ -5,6 +5,7 @@ local async = require "symphony.async"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
+local sys = require "sym.sys"
 
 local heard
 agent.on(function(...) heard[#heard + 1] = { ... } end)
@@ -458,6 +459,28 @@ describe("the agent's connection", function()
     assert.equal(0, before)
     assert.truthy(why and why:find("it is un", 1, true))
     assert.equal("it is unauthenticated", told("distrusted")[1][1].message)
+  end))
+
+  it("begins again with short pauses when it is woken", fake.task(function()
+    heard = {}
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242" }
+    local calls = 0
+    fake.answer = function()
+      calls = calls + 1
+      return errors.new("unreachable", "no route")
+    end
+    local function wait_calls(n, seconds)
+      local deadline = sys.mono_ms() + seconds * 1000
+      while calls < n and sys.mono_ms() < deadline do async.sleep(5) end
+      return calls >= n
+    end
+    agent.start()
+    local first = wait_calls(7, 30) -- the next pauses are of 0.8 s and more, and then of 1.6 and more
+    agent.wake()
+    local more = wait_calls(10, 2)
+    agent.stop()
+    assert.same({ true, true }, { first, more }, calls .. " calls")
   end))
 
   it("takes what comes in pieces, and ends on nonsense", fake.task(function()

@@ -249,8 +249,9 @@ local function hold(at)
   return synced, failed or err or errors.new("closed", "the stream has ended")
 end
 
+-- true when it was cut short by wake().
 local function pause(ms)
-  wake:wait(ms * (0.5 + math.random() / 2))
+  return wake:wait(ms * (0.5 + math.random() / 2))
 end
 
 -- One round over the managers; returns the one that was left, and the pause before the next round.
@@ -295,7 +296,7 @@ local function loop()
       log.error("agent: " .. (at.traceback or at.message))
       backoff = BACKOFF_MAX_MS
     end
-    pause(backoff)
+    if pause(backoff) then backoff = 0 end
   end
 end
 
@@ -328,7 +329,7 @@ end
 -- This process, among those that may run with the same key.
 M.instance = require("sym.crypto").hex(require("sym.crypto").random(8))
 
--- Tries again now, rather than when the pause is over.
+-- Tries again now, rather than when the pause is over, and soon again if that fails.
 function M.wake()
   wake:set()
 end
