@@ -109,4 +109,16 @@ describe("a worker", function()
     w:start()
     t:wait_status({ w }, "ready", m[1])
   end))
+
+  it("has its certificate renewed when another CA signs, and serves on", cluster.scenario(function(t)
+    local m = t:cluster(1)
+    local w = t:join_workers(1, m[1])[1]
+    assert.is_true(m[1]:json("cluster", "rotate-ca", "--yes").started)
+    cluster.wait_for("the new CA", 30, function()
+      assert.is_true(w:is_running(), w:log())
+      local s = m[1]:json("cluster", "rotate-ca", "--status")
+      return s.phase == "idle" and s.generation == 4, s
+    end)
+    t:wait_status({ w }, "ready", m[1])
+  end))
 end)

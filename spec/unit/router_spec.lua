@@ -217,6 +217,30 @@ describe("router", function()
       assert.equal(503, (get(tls { cn = "gone", ou = "operator", fingerprint = "f" })))
     end)
 
+    it("on a node without the state whom the managers have told of", function()
+      local get = kinds { reader = true, worker = true }
+      -- What a state might say is not asked.
+      nodes["/client/lost"] = { value = '{"role": "reader", "fingerprint": "f"}' }
+      nodes["/node/lost"] = { value = '{"role": "worker", "fingerprint": "f"}' }
+      local people = { rita = { role = "reader", fingerprint = "f" }, otto = { role = "operator", fingerprint = "f" } }
+      router.set_members(function(id)
+        return id == "w" and { node_id = "w", role = "worker", fingerprint = "f" } or nil
+      end, function(name) return people[name] end)
+      local function asks(cn, ou, fingerprint, expired)
+        return (get(tls { cn = cn, ou = ou, fingerprint = fingerprint or "f", expired = expired }))
+      end
+      assert.equal(200, asks("rita", "reader"))
+      assert.equal(200, asks("w", "worker"))
+      for _, who in ipairs { { "rita", "reader", "old" }, { "rita", "reader", "f", true }, { "otto", "operator" },
+        { "rita", "worker" }, { "w", "reader" }, { "lost", "reader" }, { "lost", "worker" } } do
+        assert.equal(403, asks(table.unpack(who, 1, 4)), who[1])
+      end
+      people.rita = nil -- revoked
+      assert.equal(403, asks("rita", "reader"))
+      assert.equal(0, reads)
+      router.set_members(nil, nil)
+    end)
+
     it("expired certificates only where they may", function()
       nodes["/node/m"] = { value = '{"role": "manager"}' }
       local expired = { cn = "m", ou = "manager", expired = true }

@@ -28,6 +28,7 @@ local upkeep
 local reporting = async.mutex()
 local reported                  -- what the managers were last told, as JSON
 local last_renewal = 0
+local started_up = false        -- what only the start needed has been given back
 local leaving = false           -- the process is about to end, and has said so
 local going = false             -- `block leave` is under way: it is no news that this node is a member no more
 
@@ -146,6 +147,7 @@ local learned = {
       node.drop_peer(id)
     end
   end,
+  client = function(name) node.drop_peer(name) end, -- what comes next is by the certificate of now
   synced = function()
     identity.trouble = nil
     report_soon()
@@ -171,6 +173,12 @@ local function peer_record(id)
   local v = agent.view()
   local peer = v and v.peers[id]
   return peer and { node_id = id, role = peer.role, fingerprint = peers.fingerprint(peer.key) }
+end
+
+-- Client certificates that the managers told of, for /metrics.
+local function client_record(name)
+  local v = agent.view()
+  return v and v.clients[name]
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
@@ -201,6 +209,10 @@ local function look_after()
   local v = agent.view()
   if v.cluster and v.cluster.trust ~= (identity.me.trust or 1) then adopt(v.cluster) end
   if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
+  if v.synced and not started_up then
+    started_up = true
+    sys.release_memory()
+  end
 end
 
 -- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil,
@@ -227,7 +239,7 @@ function M.activate(doc, welcome)
     agent.on(function(what, ...)
       if learned[what] then learned[what](...) end
     end)
-    require("symphony.api.router").set_members(peer_record)
+    require("symphony.api.router").set_members(peer_record, client_record)
     trust.set_reporter(M.report) -- what is reported holds the generation
   end
   reported = nil
