@@ -17,6 +17,7 @@ local M = {}
 local ANSWER_MS = 5000         -- for an answer to begin
 local SILENCE_MS = 25000       -- without a heartbeat the manager, or the way to it, is gone
 local BACKOFF_MS, BACKOFF_MAX_MS = 50, 10000
+local QUIET_ROUNDS = 7         -- over the managers without success, some three seconds, before the log says so
 local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passes soon
 local STEADY_MS = 10000        -- a stream that lasted so long was a good one
 local LINE_MAX = 4 << 20
@@ -252,18 +253,23 @@ local function pause(ms)
   wake:wait(ms * (0.5 + math.random() / 2))
 end
 
+local in_vain = 0 -- rounds over the managers since a stream last began
+
 -- One round over the managers; returns the one that was left, and the pause before the next round.
 local function round(last, backoff)
   local later = math.min(math.max(2 * backoff, BACKOFF_MS), BACKOFF_MAX_MS)
+  local why
   for _, at in ipairs(candidates(last)) do
     local began = sys.mono_ms()
     local synced, err = hold(at)
     if synced then
+      in_vain = 0
       log.info(("agent: the connection to the manager at %s has ended: %s"):format(at, err.message))
       tell("disconnected")
       -- One that takes us in and throws us out again is not asked without end.
       return at, sys.mono_ms() - began >= STEADY_MS and BACKOFF_MS or later
     end
+    why = err
     log.debug(("agent: no stream from %s: %s"):format(at, err.message))
     if err.code == "denied" then
       tell("gone", err)
@@ -274,6 +280,10 @@ local function round(last, backoff)
     elseif err.code == "expired" then
       tell("expired", at)
     end
+  end
+  in_vain = in_vain + 1
+  if in_vain == QUIET_ROUNDS and why then
+    log.warn(("agent: no manager can be reached (%s): what this node has to do stays as it was"):format(why.message))
   end
   return last, later
 end
@@ -332,6 +342,7 @@ end
 function M.start()
   M.stop()
   view = M.new_view()
+  in_vain = 0
   task = async.spawn(loop)
 end
 
