@@ -540,6 +540,38 @@ describe("the agent's connection", function()
     end))
   end))
 
+  it("says once in the log when no manager can be reached", fake.task(function()
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242" }
+    local calls, synced_at = 0, 20
+    fake.answer = function(opts)
+      calls = calls + 1
+      if calls ~= synced_at then return errors.new("unreachable", "no route") end
+      opts.on_head(200)
+      opts.on_data('{"synced":7,"peers":"0.0"}\n')
+      return errors.new("closed", "gone")
+    end
+    local function warnings()
+      return select(2, table.concat(fake.logged, "\n"):gsub("warn: agent: no manager can be reached %(no route%)", ""))
+    end
+    local function go_on(n)
+      while calls < n do
+        agent.wake()
+        async.sleep(1)
+      end
+    end
+    agent.start()
+    go_on(5)
+    assert.equal(0, warnings())
+    go_on(19)
+    assert.equal(1, warnings())
+    go_on(25)
+    assert.equal(1, warnings())
+    go_on(35)
+    assert.equal(2, warnings())
+    agent.stop()
+  end))
+
   it("outlives what nobody has thought of", fake.task(function()
     local calls = run(300, function() error("boom") end)
     assert.equal(1, calls) -- it has a long pause then
