@@ -34,8 +34,8 @@ return function(b)
     for i, each in ipairs(symphony.members) do managers[i] = "127.0.0.1:" .. each.remote end
     sim = { log = m.dir .. ".agents", seen = 1 }
     sim.input = assert(io.popen(("exec %s/bench_agents --agents %d --to %s --control %s/control.sock "
-      .. "--ca %s/tls/ca.crt --token %s >%s 2>%s.errors"):format(opt.bin, opt.agents, table.concat(managers, ","), m.dir, m.dir,
-      symphony.tokens.worker, sim.log, sim.log), "w"))
+      .. "--ca %s/tls/ca.crt --token %s >%s 2>%s.errors"):format(opt.bin, opt.agents, table.concat(managers, ","),
+      m.dir, m.dir, symphony.tokens.worker, sim.log, sim.log), "w"))
   end
 
   -- Its next answer.
