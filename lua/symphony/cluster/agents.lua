@@ -263,8 +263,8 @@ local function tell(what, id, connected)
   end
 end
 
--- Serves @req, an agent of @node. @opts: starts, instance, epoch and min (a revision in it) that it has seen, peers (its
--- mark). In a task; raises. The answer has been begun when this returns, and goes on by itself.
+-- Serves @req, an agent of @node. @opts: starts, instance, epoch and min (a revision in it) that it has seen, peers
+-- (its mark). In a task; raises. The answer has been begun when this returns, and goes on by itself.
 function M.serve(req, node, opts)
   local same_epoch = wait_for(opts.epoch, opts.min)
   make_room(node.node_id, opts)
