@@ -4,9 +4,11 @@ local async = require "symphony.async"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
+local join = require "symphony.cluster.join"
 local json = require "symphony.json"
 local router = require "symphony.api.router"
 local sys = require "sym.sys"
+local token = require "symphony.cluster.token"
 local worker = require "symphony.cluster.worker"
 
 local NODE, OTHER = "0000000000000000000000wk01", "0000000000000000000000wk02"
@@ -346,6 +348,57 @@ describe("a worker", function()
     assert.equal(1, streams)
     assert.equal(1, fake.opened) -- since the last reset
   end))
+
+  it("joins, remembers whether somebody chose its address, and begins again where it was when that fails", function()
+    for _, case in ipairs { { nil, true }, { "10.0.0.6", nil }, { nil, nil, dev = true } } do
+      member()
+      manager = make_manager()
+      for name in pairs(fake.files) do fake.files[name] = nil end
+      fake.options.remote_port, fake.options.gossip_port = 0, 0
+      manager.answers["/v1/join"] = function(opts)
+        local body = json.decode(opts.body)
+        local name = body.csr:match("^CSR (%w+) ")
+        return answer { node_id = NODE, cluster_id = "c1", name = "w1", role = "worker", ca = ca, dev = case.dev,
+          certificate = certificate { name = name }, addresses = body.addresses, managers = { "10.0.0.1:27242" },
+          gossip_keys = KEYS.keys }
+      end
+      fake.run(function()
+        local opts = { word = "block", address = "10.0.0.1", token = token.generate(crypto.cert_info(ca).digest),
+          advertise = case[1] }
+        local function say() end
+        fake.write_fails = true
+        local joined, err = join.run(opts, say)
+        assert.is_nil(joined)
+        assert.equal("no_space", err.code)
+        assert.is_nil(identity.me)
+        fake.write_fails = nil
+        assert.equal("ready", assert(join.run(opts, say)).status)
+        assert.equal(case[2], saved().follows)
+        assert.equal(case.dev and "127.0.0.1" or case[1] or "10.0.0.5", saved().advertise.remote:match("^[%d.]+"))
+        assert.truthy(fake.gossip) -- with the keys of the answer
+        joined, err = join.run(opts, say)
+        assert.is_nil(joined)
+        assert.equal("exists", err.code)
+        worker.deactivate()
+      end)
+    end
+  end)
+
+  it("keeps the gossip port that it chose itself, unless that is taken", function()
+    local uv = require "luv"
+    member()
+    fake.options.gossip_given, fake.options.bind_addr = false, "127.0.0.1"
+    local taken = uv.new_udp()
+    assert(taken:bind("127.0.0.1", 0))
+    local port = taken:getsockname().port
+    local known = { remote = "127.0.0.1:1", gossip = "127.0.0.1:" .. port }
+    local advertise = require "symphony.cluster.advertise"
+    assert.are_not.equal(port, advertise.options(known).gossip_port)
+    taken:close()
+    fake.loop()
+    assert.equal(port, advertise.options(known).gossip_port)
+    fake.loop()
+  end)
 
   -- The last one: of this process there is no more to come.
   it("says that it ends, and nothing after that", running(nil, function()

@@ -17,6 +17,8 @@ local BODY_MAX = 32 * 1024
 -- does. Many that join from one address with a good token are not held up.
 local REFUSED = { denied = true, expired = true, invalid = true, busy = true }
 local refused, all -- limiters
+-- A new certificate is a write; a node needs one in months, or two soon after each other when the CA is changed.
+local renewals -- a limiter by key
 
 local function seconds() return sys.mono_ms() / 1000 end
 
@@ -59,7 +61,7 @@ local function body_of(router, req)
   return body
 end
 
--- A manager that passes it on from a node has looked at that node's connection.
+-- May @req, for a certificate, be served? A manager that passes it on from a node has looked at that node's connection.
 local function check_own_key(router, req, who)
   if who.kind == "manager" and leader.is_forwarded(req) then return end
   local fingerprint, err = admit.read_csr(body_of(router, req).csr)
@@ -67,10 +69,14 @@ local function check_own_key(router, req, who)
   if fingerprint ~= req.peer.fingerprint then
     errors.raise("denied", "the certificate request is not of the key of this connection's certificate")
   end
+  if not renewals:allow(fingerprint, seconds()) then
+    errors.raise("busy", "this node asks for too many certificates", "wait half a minute")
+  end
 end
 
 function M.routes(router)
   refused, all = limiter.new(20, 3, 1024), limiter.new(200, 0.05, 1024)
+  renewals = limiter.new(10, 30, 4096)
   router.route("POST", "/v1/join", { auth = { none = true, manager = true }, leader_only = true, timeout_ms = 15000,
     guard = check_rate }, function(req, _, who)
     return serve(body_of(router, req), leader.origin(req, who))
