@@ -99,10 +99,13 @@ describe("gossip", function()
   end))
 
   describe("at an address that is a name", function()
-    local resolve, waiting
+    local resolve, waiting, hints
     before_each(function()
       resolve, waiting = uv.getaddrinfo, {}
-      uv.getaddrinfo = function(_, _, _, cb) waiting[#waiting + 1] = cb return {} end
+      uv.getaddrinfo = function(_, _, how, cb)
+        hints, waiting[#waiting + 1] = how, cb
+        return {}
+      end
     end)
     after_each(function() uv.getaddrinfo = resolve end)
 
@@ -160,6 +163,23 @@ describe("gossip", function()
       async.sleep(1)
       assert.is_true(ok)
       assert.same({}, g.told)
+    end))
+
+    it("announces the address that the name means by now, and once only", node("host:1", function()
+      async.spawn(function() gossip.start(known()) end)
+      async.sleep(1)
+      resolved(1)
+      async.sleep(1)
+      assert.same({ "dgram", "inet" }, { hints.socktype, hints.family })
+      local g = fake.gossip
+      for i, ip in ipairs { "10.7.7.7", "10.8.8.8", "10.8.8.8" } do
+        async.spawn(gossip.announce)
+        async.sleep(1)
+        waiting[i + 1](nil, { { addr = ip } })
+        async.sleep(1)
+        assert.equal(i == 2 and "10.8.8.8:1" or nil, g.told.address)
+        g.told = {}
+      end
     end))
 
     it("says when it does not resolve", node("host:1", function()

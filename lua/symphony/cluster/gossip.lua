@@ -28,6 +28,7 @@ local ROLES = { m = "manager", w = "worker" }
 
 local g                       -- the driver; nil: not started
 local starting                -- what stands for the start that is under way
+local announced               -- address and metadata that the others were told last
 local known = {}              -- the ids of the nodes whose keys the driver has
 local ring = { highest = 0, use = 0 }
 local listeners = {}
@@ -66,12 +67,14 @@ local function own_meta()
     { identity.word() } or nil, ring = ring.highest, ring_use = ring.use, version = sys.version }
 end
 
--- The numeric "ip:port" that "host:port" @text means now. In a task. nil, err.
+-- The numeric "ip:port" that "host:port" @text means now, of the family at which we listen. In a task. nil, err.
 local function numeric(text)
   local host, port = address.parse(text)
   if not host then return nil, port end
   if cidr.parse_ip(host) then return address.format(host, port) end
-  local found, err = async.await(require("luv").getaddrinfo, host, nil, { socktype = "dgram" })
+  local is_v4 = not (sys.options().bind_addr or "0.0.0.0"):find(":", 1, true)
+  local found, err = async.await(require("luv").getaddrinfo, host, nil, { socktype = "dgram",
+    family = is_v4 and "inet" or nil })
   if not found or not found[1] then
     return nil, errors.new("unreachable", ("%s does not resolve: %s"):format(host,
       err and err.message or "nothing found"))
@@ -111,14 +114,21 @@ function M.set_keys(doc)
   return true
 end
 
--- Tells the others what we are now: address and metadata. In a task. nil, err.
+-- Tells the others what we are now, if it is something else than before: address, which may be a name that means
+-- another one by now, and metadata. In a task. nil, err.
 function M.announce()
   local driver_then = g
   if not g then return true end
   local at, err = numeric(identity.me.advertise.gossip)
   if not at then return nil, err end
   if g ~= driver_then then return true end -- it was stopped meanwhile
-  return g:update { address = at, meta = own_meta() }
+  local meta = own_meta()
+  if announced == at .. meta then return true end
+  local ok
+  ok, err = g:update { address = at, meta = meta }
+  if not ok then return nil, err end
+  announced = at .. meta
+  return true
 end
 
 -- Node @id is one of the cluster, with this key (base64 of its SubjectPublicKeyInfo).
@@ -317,9 +327,10 @@ function M.start(what)
   if not list then return nil, found end
   ring, known = found, {}
   local _, port = address.parse(me.advertise.gossip)
+  local meta = own_meta()
+  announced = at .. meta
   g, err = driver.open { node_id = me.node_id, cluster_id = me.cluster_id, start = me.gossip_start,
-    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = own_meta(), key = tls.key,
-    keys = list }
+    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = meta, key = tls.key, keys = list }
   if not g then
     return nil, errors.new(err.code, "gossip port: " .. err.message,
       "start symphonyd with another --listen-gossip-port, or stop what uses this one")

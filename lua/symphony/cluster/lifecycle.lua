@@ -205,8 +205,10 @@ end
 function M.look_after()
   if not node.started() or not identity.member() then return end
   publish_addresses()
+  local ok, err = gossip.announce()
+  if not ok then log.warn("gossip: " .. err.message) end
   if is_due(identity.tls) then
-    local ok, err = M.renew()
+    ok, err = M.renew()
     if not ok then
       renamed = nil
       log.warn("cannot renew the certificate of this manager: " .. err.message)

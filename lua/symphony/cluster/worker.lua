@@ -182,7 +182,7 @@ end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
 
--- The address may have changed under a node that was not told which to use.
+-- The address may have changed under a node that was not told which to use. True if it has.
 local function follow_address()
   local me, options = identity.me, sys.options()
   if not me.follows or options.advertise_addr then return end
@@ -196,15 +196,15 @@ local function follow_address()
   me.advertise = now
   local ok, err = identity.save(me)
   if not ok then log.warn(err.message) end
-  ok, err = gossip.announce()
-  if not ok then log.warn("gossip: " .. err.message) end
-  report_soon()
+  return true
 end
 
 -- One round of upkeep: where this node is found, its certificate, and what it has not said yet. In a task.
 function M.look_after()
   if not is_serving() then return end
-  follow_address()
+  if follow_address() then report_soon() end
+  local ok, err = gossip.announce()
+  if not ok then log.warn("gossip: " .. err.message) end
   renew_if_due(false)
   local v = agent.view()
   if not gossip.started() then M.speak() end
