@@ -190,6 +190,14 @@ describe("POST /v1/renew", function()
     assert.equal(200, (renew(me, "a", "CSR b x", forwarded)))
     forwarded.headers = nil
     assert.same({ 403, "denied" }, { renew(me, "a", "CSR b x", forwarded) })
+    -- One node that asks without end costs a few writes.
+    before = fake.revision
+    for i = 1, 30 do
+      local status, code = renew(ids.a, "a", "CSR a x", { expired = true })
+      if i > 10 then assert.same({ 503, "busy" }, { status, code }) end
+    end
+    assert.is_true(fake.revision - before <= 10)
+    assert.equal(200, (renew(ids.b, "b", "CSR b x")))
   end))
 
   -- Workers with these names; their ids by name.

@@ -12,6 +12,7 @@ local NODES = { worker = true, manager = true }
 local INSTANCE_MAX = 32
 local BODY_MAX = 16 * 1024
 
+-- The number at parameter @name; @missing: the text that stands for none. Raises.
 local function number(req, name, missing)
   local text = req:param(name) or missing
   local n = text and #text <= 19 and text:match("^%d+$") and math.tointeger(tonumber(text))

@@ -16,7 +16,7 @@ local M = {}
 
 local ANSWER_MS = 5000         -- for an answer to begin
 local SILENCE_MS = 25000       -- without a heartbeat the manager, or the way to it, is gone
-local BACKOFF_MS, BACKOFF_MAX_MS = 50, 10000
+local BACKOFF_MS, BACKOFF_MAX_MS = 50, 5000 -- back within 5 s when the managers are
 local QUIET_ROUNDS = 7         -- over the managers without success, some three seconds, before the log says so
 local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passes soon
 local STEADY_MS = 10000        -- a stream that lasted so long was a good one
