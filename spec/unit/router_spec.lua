@@ -1,6 +1,12 @@
 local fake = require "spec.unit.fake"
 
-local nodes, reads, read_error, state = {}, 0, nil, "leader"
+local nodes, reads, read_error, state, daemon = {}, 0, nil, "leader", "manager"
+fake.module("sys", {
+  now = os.time,
+  options = function()
+    return { role = daemon, services = { "block" } }
+  end,
+})
 fake.module("store", {
   get = function(key)
     return nodes[key]
@@ -38,7 +44,7 @@ end
 describe("router", function()
   before_each(function()
     router.reset()
-    nodes, reads, read_error, state = {}, 0, nil, "leader"
+    nodes, reads, read_error, state, daemon = {}, 0, nil, "leader", "manager"
     fake.logged = {}
   end)
 
@@ -66,6 +72,15 @@ describe("router", function()
     req = ask("DELETE", "/v1/nodes")
     assert.equal(405, req.status)
     assert.equal("allowed: GET", req:json().error.hint)
+  end)
+
+  it("says at the socket of a worker that it is none of a manager's", function()
+    assert.equal("not_found", ask("GET", "/v1/backup"):json().error.code)
+    daemon = "block"
+    local req = ask("GET", "/v1/backup")
+    assert.same({ 409, "conflict" }, { req.status, req:json().error.code })
+    assert.truthy(req:json().error.hint:find("of a manager", 1, true))
+    assert.equal("not_found", ask("GET", "/v1/backup", tls { cn = "a", ou = "worker" }):json().error.code)
   end)
 
   it("answers with text and headers as they are given", function()

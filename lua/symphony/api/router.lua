@@ -251,7 +251,9 @@ function M.dispatch(req)
     local hint = "allowed: " .. table.concat(params, ", ")
     M.fail(req, errors.new("invalid", ("%s is not possible here"):format(req.method), hint), 405)
   else
-    M.fail(req, errors.new("not_found", "there is nothing at this path"))
+    -- Who holds the socket of a worker may have taken it for that of a manager.
+    local err = req.peer.unix and select(2, require("symphony.cluster.identity").needs("manager"))
+    M.fail(req, err or errors.new("not_found", "there is nothing at this path"))
   end
 end
 

@@ -153,6 +153,12 @@ function M.member()
   return me
 end
 
+-- Who this node is, for the log of a start.
+function M.introduction()
+  local me = M.me
+  return ("this is %s (%s) of cluster %s, at %s"):format(me.name, me.node_id, me.cluster_id, me.advertise.remote)
+end
+
 -- What to do once this node is no member any more.
 function M.rejoin()
   local word = M.word()

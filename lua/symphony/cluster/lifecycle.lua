@@ -257,6 +257,7 @@ function M.activate(doc, opts)
     return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
+  log.info(identity.introduction())
   if not opts.quiet then begin_serving() end
   return true
 end

@@ -76,9 +76,24 @@ function M.sign_client(ca_key, ca_pem, csr, c, cluster_id, now)
     not_before = math.floor(now) - BACKDATE, not_after = c.expires }))
 end
 
--- The CAs that @cluster trusts: {pem, digest (hex), info}, the one that signs first; nil, err.
-function M.cas(cluster)
-  local parts, err = crypto.cert_split(cluster.ca)
+-- Reading a key or a certificate takes the better part of a millisecond, and each join needs the CA's several times:
+-- what parse(text) made of the last text is kept. nil, err is not.
+local function last(parse)
+  local of, result
+  return function(text)
+    if of ~= text then
+      local fresh, err = parse(text)
+      if not fresh then return nil, err end
+      of, result = text, fresh
+    end
+    return result
+  end
+end
+
+local load_key = last(crypto.key_load)
+
+local read_cas = last(function(bundle)
+  local parts, err = crypto.cert_split(bundle)
   local out = {}
   for i, pem in ipairs(parts or {}) do
     local info
@@ -86,7 +101,17 @@ function M.cas(cluster)
     if not info then break end
     out[i] = { pem = pem, digest = info.digest, info = info }
   end
-  if err then return nil, errors.new("corrupt", "the CA certificate in the state is damaged: " .. err.message) end
+  if err then return nil, err end
+  return out
+end)
+
+-- The CAs that @cluster trusts: {pem, digest (hex), info}, the one that signs first; nil, err.
+function M.cas(cluster)
+  local known, err = read_cas(cluster.ca)
+  if not known then
+    return nil, errors.new("corrupt", "the CA certificate in the state is damaged: " .. err.message)
+  end
+  local out = table.move(known, 1, #known, 1, {})
   for i, ca in ipairs(out) do
     if ca.digest == cluster.sign then table.insert(out, 1, table.remove(out, i)) end
   end
@@ -117,7 +142,7 @@ function M.load_ca()
   end
   cas, err = M.cas(cluster)
   if not cas then return nil, err end
-  local key, why = crypto.key_load(secret.key)
+  local key, why = load_key(secret.key)
   if not key then return nil, errors.new("corrupt", "the CA key in the state is damaged: " .. why.message) end
   return key, cas[1].pem, cas[1].digest
 end

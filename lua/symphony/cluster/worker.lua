@@ -28,7 +28,9 @@ local upkeep
 local reporting = async.mutex()
 local reported                  -- what the managers were last told, as JSON
 local last_renewal = 0
+local started_up = false        -- what only the start needed has been given back
 local leaving = false           -- the process is about to end, and has said so
+local going = false             -- `block leave` is under way: it is no news that this node is a member no more
 
 -- Telling the managers ----------------------------------------------------------------------------------------------
 
@@ -105,7 +107,7 @@ end
 
 local function gone(err)
   local me = identity.me
-  if not me or me.removed then return end
+  if not me or me.removed or going then return end
   me.removed, me.reason = true, "it was removed"
   log.error(("%s (%s) -- %s"):format(me.reason, err.message, identity.rejoin()))
   local ok, why = identity.save(me)
@@ -219,6 +221,10 @@ local function look_after()
   local v = agent.view()
   if v.cluster and v.cluster.trust ~= (identity.me.trust or 1) then adopt(v.cluster) end
   if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
+  if v.synced and not started_up then
+    started_up = true
+    sys.release_memory()
+  end
 end
 
 -- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil,
@@ -239,6 +245,7 @@ function M.activate(doc, welcome)
     return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
+  log.info(identity.introduction())
   if not listening then
     listening = true
     agent.on(function(what, ...)
@@ -338,17 +345,21 @@ function M.leave(opts)
     local _ <close> = handed
     local told = me.removed or me.phase == "leave"
     if not told then
+      going = true
       local ok, why = agent.call("POST", "/v1/agent/leave", { force = opts.force or false }, { timeout_ms = 8000 })
       told = ok ~= nil or why.code == "denied"
       if not told and not opts.force then
+        going = false
         return nil, errors.new(why.code, why.message, (why.hint and why.hint .. "; " or "")
           .. "`symphony block leave --force` forgets the cluster all the same")
       end
     end
+    local _ <close> = setmetatable({}, { __close = function() going = false end })
     assert(identity.become(identity.changed(me, { phase = "leave" })))
     gossip.leave()
     assert(M.deactivate())
     assert(identity.wipe())
+    log.info(("%s has left cluster %s"):format(me.name, me.cluster_id))
     return { cluster_id = me.cluster_id, node_id = me.node_id, name = me.name, told = told }
   end):wait()
 end
