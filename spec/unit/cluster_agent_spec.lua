@@ -5,6 +5,7 @@ local async = require "symphony.async"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
+local sys = require "sym.sys"
 
 local heard
 agent.on(function(...) heard[#heard + 1] = { ... } end)
@@ -460,6 +461,28 @@ describe("the agent's connection", function()
     assert.equal("it is unauthenticated", told("distrusted")[1][1].message)
   end))
 
+  it("begins again with short pauses when it is woken", fake.task(function()
+    heard = {}
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242" }
+    local calls = 0
+    fake.answer = function()
+      calls = calls + 1
+      return errors.new("unreachable", "no route")
+    end
+    local function wait_calls(n, seconds)
+      local deadline = sys.mono_ms() + seconds * 1000
+      while calls < n and sys.mono_ms() < deadline do async.sleep(5) end
+      return calls >= n
+    end
+    agent.start()
+    local first = wait_calls(7, 30) -- the next pauses are of 0.8 s and more, and then of 1.6 and more
+    agent.wake()
+    local more = wait_calls(10, 2)
+    agent.stop()
+    assert.same({ true, true }, { first, more }, calls .. " calls")
+  end))
+
   it("takes what comes in pieces, and ends on nonsense", fake.task(function()
     heard = {}
     fake.make()
@@ -515,6 +538,38 @@ describe("the agent's connection", function()
       opts.on_data('{"error":{"code":"denied","message":"not a member"}}')
       return nil, { status = 403 }
     end))
+  end))
+
+  it("says once in the log when no manager can be reached", fake.task(function()
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242" }
+    local calls, synced_at = 0, 20
+    fake.answer = function(opts)
+      calls = calls + 1
+      if calls ~= synced_at then return errors.new("unreachable", "no route") end
+      opts.on_head(200)
+      opts.on_data('{"synced":7,"peers":"0.0"}\n')
+      return errors.new("closed", "gone")
+    end
+    local function warnings()
+      return select(2, table.concat(fake.logged, "\n"):gsub("warn: agent: no manager can be reached %(no route%)", ""))
+    end
+    local function go_on(n)
+      while calls < n do
+        agent.wake()
+        async.sleep(1)
+      end
+    end
+    agent.start()
+    go_on(5)
+    assert.equal(0, warnings())
+    go_on(19)
+    assert.equal(1, warnings())
+    go_on(25)
+    assert.equal(1, warnings())
+    go_on(35)
+    assert.equal(2, warnings())
+    agent.stop()
   end))
 
   it("outlives what nobody has thought of", fake.task(function()

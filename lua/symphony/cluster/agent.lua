@@ -17,6 +17,7 @@ local M = {}
 local ANSWER_MS = 5000         -- for an answer to begin
 local SILENCE_MS = 25000       -- without a heartbeat the manager, or the way to it, is gone
 local BACKOFF_MS, BACKOFF_MAX_MS = 50, 10000
+local QUIET_ROUNDS = 7         -- over the managers without success, some three seconds, before the log says so
 local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passes soon
 local STEADY_MS = 10000        -- a stream that lasted so long was a good one
 local LINE_MAX = 4 << 20
@@ -249,9 +250,12 @@ local function hold(at)
   return synced, failed or err or errors.new("closed", "the stream has ended")
 end
 
+-- true when it was cut short by wake().
 local function pause(ms)
-  wake:wait(ms * (0.5 + math.random() / 2))
+  return wake:wait(ms * (0.5 + math.random() / 2))
 end
+
+local in_vain = 0 -- rounds over the managers since a stream last began
 
 -- One round over the managers; returns the one that was left, and the pause before the next round.
 local function round(last, backoff)
@@ -261,6 +265,7 @@ local function round(last, backoff)
     local began = sys.mono_ms()
     local synced, err = hold(at)
     if synced then
+      in_vain = 0
       log.info(("agent: the connection to the manager at %s has ended: %s"):format(at, err.message))
       tell("disconnected")
       -- One that takes us in and throws us out again is not asked without end.
@@ -280,6 +285,10 @@ local function round(last, backoff)
     end
   end
   if errors.is(distrusted) then tell("distrusted", distrusted) end
+  in_vain = in_vain + 1
+  if in_vain == QUIET_ROUNDS and view.why then
+    log.warn(("agent: no manager can be reached (%s): what this node has to do stays as it was"):format(view.why))
+  end
   return last, later
 end
 
@@ -295,7 +304,7 @@ local function loop()
       log.error("agent: " .. (at.traceback or at.message))
       backoff = BACKOFF_MAX_MS
     end
-    pause(backoff)
+    if pause(backoff) then backoff = 0 end
   end
 end
 
@@ -328,7 +337,7 @@ end
 -- This process, among those that may run with the same key.
 M.instance = require("sym.crypto").hex(require("sym.crypto").random(8))
 
--- Tries again now, rather than when the pause is over.
+-- Tries again now, rather than when the pause is over, and soon again if that fails.
 function M.wake()
   wake:set()
 end
@@ -337,6 +346,7 @@ end
 function M.start()
   M.stop()
   view = M.new_view()
+  in_vain = 0
   task = async.spawn(loop)
 end
 

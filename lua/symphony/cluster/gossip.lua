@@ -12,6 +12,7 @@ local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
+local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local remote = require "symphony.cluster.remote"
 local sys = require "sym.sys"
@@ -30,6 +31,8 @@ local g                       -- the driver; nil: not started
 local ring = { highest = 0, use = 0 }
 local listeners = {}
 local exchanging, exchanges = {}, 0
+local lost = limiter.new(5, 120, 4096)  -- of probes that only the remote port has answered; more are told,
+local told = limiter.new(1, 3600, 4096) -- and each node once an hour
 
 -- Metadata --------------------------------------------------------------------------------------------------------
 
@@ -276,10 +279,20 @@ function on_event(_, what, member)
   end
 end
 
+-- Node @member has answered at its remote port, and its datagrams had not come in time.
+local function note_lost(member)
+  local now = sys.mono_ms() / 1000
+  if lost:allow(member.node_id, now) or not told:allow(member.node_id, now) then return end
+  log.warn(("gossip: node %s answers at its remote port, and again and again no datagram from it arrives: is the way of "
+    .. "UDP from and to %s blocked?"):format(member.node_id, member.address))
+end
+
 local function on_probe(_, member, ticket)
   async.spawn(function()
     local alive = call(decorate(member), "GET", "/healthz", nil, PROBE_MS) ~= nil
-    if g then g:probe_done(ticket, alive) end
+    if not g then return end
+    g:probe_done(ticket, alive)
+    if alive then note_lost(member) end
   end)
 end
 

@@ -355,6 +355,13 @@ local actions = {
 -- The start of a manager daemon. What is damaged or not ours ends it, with the file and what to do in the log.
 function M.start()
   hook()
+  -- The orderly end: the others are told, and need not find this node dead.
+  node.on_quit(function()
+    async.spawn(function()
+      pcall(gossip.leave)
+      node.quit()
+    end)
+  end)
   async.spawn(function()
     local doc, err = identity.load()
     local ok = not err

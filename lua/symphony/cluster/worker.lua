@@ -23,6 +23,7 @@ local UPKEEP_MS = 10 * 1000
 local READY_S = 30
 local EXPIRED_PAUSE_MS = 10 * 1000
 local SPREAD_MS = 3000          -- thousands of nodes do not have their certificates renewed at one moment
+local HEARD_MS = 500            -- nor do they all come back to a manager at one
 
 local upkeep
 local reporting = async.mutex()
@@ -180,6 +181,22 @@ local learned = {
 }
 local listening = false
 
+-- Gossip hears of a manager, and the agent waits for none: it need not wait to the end.
+local HEARD = { joined = true, returned = true, refuted = true, updated = true }
+local waking = false
+
+local function on_heard(what, member)
+  if waking or not HEARD[what] or member.info.role ~= "manager" then return end
+  local v = agent.view()
+  if not v or v.manager then return end
+  waking = true
+  async.spawn(function()
+    async.sleep(math.random(HEARD_MS))
+    waking = false
+    agent.wake()
+  end)
+end
+
 -- Who asks at the remote port: a node that the managers told of. For the router.
 local function peer_record(id)
   local v = agent.view()
@@ -251,6 +268,7 @@ function M.activate(doc, welcome)
     agent.on(function(what, ...)
       if learned[what] then learned[what](...) end
     end)
+    gossip.on_event(on_heard)
     require("symphony.api.router").set_members(peer_record, client_record)
     trust.set_reporter(M.report) -- what is reported holds the generation
   end
