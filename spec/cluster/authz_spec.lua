@@ -124,6 +124,36 @@ describe("the certificate of a worker", function()
     t:wait_status(w, "ready", m[1])
   end))
 
+  it("opens, once it has expired, nothing but its renewal, now and then", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local w = t:join_workers(1, m[1])[1]
+    local leader, others = t:leader()
+    local path = t.root .. "/expired.crt"
+    proc.write_file(path, clients.sign_worker(leader, w, -90 * 86400, -3600))
+    local words = { "--cert", path, "--key", w.dir .. "/tls/node.key" }
+    local ANY = { ["GET /healthz"] = 200, ["HEAD /healthz"] = 200, ["GET /readyz"] = 200, ["POST /v1/renew"] = 400 }
+    for _, route in ipairs(routes()) do
+      local name = route.method .. " " .. route.path
+      local answer = ask(others[1], words, route.method, filled(route, { w.node_id })[1])
+      assert.equal(ANY[name] or 403, answer.status, name .. ": " .. answer.body)
+      if not ANY[name] and route.method ~= "HEAD" then assert.equal("expired", code_of(answer), name) end
+    end
+    -- It does so in a loop, at a follower and at the leader.
+    local began = proc.now()
+    local body, signed, last = json.encode { csr = hostile_csr(t, w, "/CN=x") }, 0, nil
+    for i = 1, 30 do
+      last = assert(clients.secure(i % 2 == 0 and leader or others[1], words, "POST", "/v1/renew", body))
+      if last.status == 200 then
+        signed = signed + 1
+      else
+        clients.refused(last, 503, "busy")
+      end
+    end
+    assert.equal(503, last.status)
+    assert.is_true(signed > 0 and signed <= 10 + math.ceil((proc.now() - began) / 30), signed)
+    t:wait_status({ w }, "ready", m[1])
+  end))
+
   it("speaks for its own node only, whatever its headers say", cluster.scenario(function(t)
     local m = t:cluster(3)
     local w = t:join_workers(1, m[1])[1]

@@ -5,21 +5,6 @@ local http = require "spec.support.http"
 local json = require "spec.support.json"
 local proc = require "spec.support.proc"
 
--- A certificate for the key of worker @w, stopped, by the CA of manager @m; from and to in seconds from now. It takes
--- the place of what the worker has.
-local SIGN = [[
-local crypto, store, json = require "sym.crypto", require "sym.store", require "symphony.json"
-local cluster = json.decode(store.get("/cluster").value)
-local ca_key = crypto.key_load(json.decode(store.get("/secret/ca").value).key)
-local csr = crypto.csr(crypto.key_load(require("sym.sys").read_file(%q)), "x")
-return { cert = crypto.cert_sign(ca_key, cluster.ca, csr, { cn = %q, ou = "worker", o = cluster.id, server = true,
-  not_before = math.floor(os.time() + %d), not_after = math.floor(os.time() + %d) }) }]]
-
-local function put_certificate(m, w, from, to)
-  local made = clients.evaluate(m, SIGN:format(w.dir .. "/tls/node.key", w.node_id, from, to))
-  proc.write_file(w.dir .. "/tls/node.crt", made.cert)
-end
-
 -- Waits until worker @w has another certificate than it had, connected and without a complaint; its block status.
 local function wait_renewed(w, m)
   return cluster.wait_for("a new certificate of " .. w.label, 40, function()
@@ -43,7 +28,7 @@ describe("the certificate of a worker", function()
     local before = t:nodes(m)
     for i, life in ipairs { { -80 * 86400, 3600 }, { -90 * 86400, -3600 } } do
       assert.equal(0, (w[i]:stop()))
-      put_certificate(m, w[i], table.unpack(life))
+      proc.write_file(w[i].dir .. "/tls/node.crt", clients.sign_worker(m, w[i], table.unpack(life)))
       w[i]:start()
     end
     for _, one in ipairs(w) do
