@@ -400,6 +400,32 @@ describe("agents", function()
     assert.equal(n, #req:messages())
   end))
 
+  it("has all list again after a snapshot, once", with_hub(function()
+    local req, open, loads = connect(node), fake.watching(), 0
+    drain()
+    local state = require "symphony.cluster.state"
+    local list = state.list_raw
+    state.list_raw = function(prefix, ...)
+      if prefix == "/peer/" then loads = loads + 1 end
+      return list(prefix, ...)
+    end
+    fake.kvs["/peer/" .. node] = nil
+    fake.compact()
+    async.sleep(20)
+    state.list_raw = list
+    assert.is_true(req.finished)
+    req:leave()
+    assert.equal(2, loads) -- here, and for gossip
+    assert.equal(open, fake.watching())
+    local again = connect(node, { instance = "aa" })
+    drain()
+    assert.is_nil(table.concat(again.chunks):find("QUFBQQ==", 1, true))
+    fake.compact()
+    agents.stop() -- before its turn
+    async.sleep(20)
+    assert.is_false((pcall(connect, node)))
+  end))
+
   it("cuts off an agent that takes nothing", with_hub(function()
     local req = connect(node)
     drain()

@@ -231,6 +231,16 @@ end
 M.kvs, M.revision = {}, 0
 local watches = {}
 
+--- A snapshot came: every watch ends, since its history is gone.
+function M.compact()
+  local ended = {}
+  for w in pairs(watches) do ended[#ended + 1] = w end
+  for _, w in ipairs(ended) do
+    watches[w] = nil
+    w.fn(err("compacted"), nil)
+  end
+end
+
 --- How many watches are open.
 function M.watching()
   local n = 0

@@ -28,6 +28,7 @@ local count = 0
 local lost = {}                -- node id -> when its stream ended (mono ms)
 local listeners = {}
 local watches = {}
+local stale = false            -- they have ended, and start_over() is due
 local peers                    -- node id -> line; nil: not serving
 local clients = {}             -- the name of a client certificate -> line
 local mark = { max = 0, count = 0 }
@@ -214,8 +215,11 @@ local function watch(theme)
   local prefix, fn = table.unpack(theme)
   local w, err = store.watch(prefix, store.revision(), function(status, events)
     if status then
-      -- The history is gone, a snapshot came: everybody lists again.
-      if status.code == "compacted" and watches[prefix] then async.spawn(M.start_over) end
+      -- The history is gone, a snapshot came: everybody lists again, once for all the watches that end.
+      if status.code == "compacted" and not stale then
+        stale = true
+        async.spawn(M.start_over)
+      end
       return
     end
     for _, event in ipairs(events) do
@@ -355,13 +359,9 @@ function M.on_change(fn)
   listeners[#listeners + 1] = fn
 end
 
+-- How many are connected to this manager.
 function M.count()
   return count
-end
-
--- Ends the stream of node @id.
-function M.drop(id)
-  if streams[id] then streams[id]:finish(errors.new("closed", "the stream was ended by the manager")) end
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
@@ -419,6 +419,7 @@ function M.start()
   beat = async.every(HEARTBEAT_MS / SLICES, heartbeat)
 end
 
+-- Ends every stream, and refuses agents from now on.
 function M.stop()
   if beat then beat.stop() end
   beat, peers, listing, bundle, general = nil, nil, nil, nil, {}
@@ -429,8 +430,10 @@ function M.stop()
   each(function(s) s:finish(errors.new("closed", "this manager is stopping")) end)
 end
 
--- All agents list again.
+-- All agents list again; nothing when none are served.
 function M.start_over()
+  stale = false
+  if not peers then return end
   M.stop()
   M.start()
 end

@@ -165,6 +165,7 @@ local function decorate(member)
   return member
 end
 
+-- Member @id as sym.gossip has it, with .info, its metadata decoded; nil when gossip does not know it. And all of them.
 function M.member(id)
   return g and decorate(g:member(id)) or nil
 end
@@ -175,6 +176,7 @@ function M.members()
   return list
 end
 
+-- The driver's local health: 0 is good.
 function M.health()
   return g and g:health() or 0
 end
@@ -184,6 +186,7 @@ function M.count()
   return g and g:count() or 0
 end
 
+-- The driver's numbers; nil when it is not started.
 function M.stats()
   return g and g:stats() or nil
 end
@@ -361,6 +364,7 @@ function M.leave()
   M.stop()
 end
 
+-- Falls silent at once. Said twice, it is one.
 function M.stop()
   if g then g:close() end
   g, starting, known = nil, nil, {}

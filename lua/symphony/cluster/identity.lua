@@ -22,6 +22,7 @@ local FORMAT = 1
 local MAX_BYTES = 64 * 1024
 local PHASES = { init = true, recover = true, leave = true }
 
+-- The daemon's folder, and the path of @name in it.
 function M.dir()
   return sys.options().config_dir or "."
 end
@@ -110,6 +111,7 @@ function M.load()
   return doc
 end
 
+-- Writes @doc as key.json, synced. nil, err; then the file is as it was.
 function M.save(doc)
   doc.format = FORMAT
   local ok, err = sys.write_file(M.path("key.json"), json.encode(doc) .. "\n", tonumber("600", 8))
@@ -268,6 +270,7 @@ function M.node_key()
   return key
 end
 
+-- Writes DIR/tls: @tls {ca, cert}, PEM. nil, err.
 function M.save_tls(tls)
   local ok, err = make_tls_folder()
   for name, text in pairs { ["ca.crt"] = tls.ca, ["node.crt"] = tls.cert } do

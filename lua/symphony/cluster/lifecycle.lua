@@ -314,7 +314,6 @@ function on_gone(code, reason)
     if code == "conflict" then node.quit(1) end
   end)
 end
-M.gone = function(code, reason) on_gone(code, reason) end
 
 -- Resuming ----------------------------------------------------------------------------------------------------------
 
