@@ -508,7 +508,8 @@ static void link_open(struct stream *s)
     if (l->what == JOIN) {
         write_join(&out, a);
     } else if (l->what == STREAM) {
-        buf_appendf(&out, "GET /v1/agent?starts=1&instance=%s&min=%llu&peers=%s HTTP/1.1\r\nHost: s\r\n\r\n",
+        buf_appendf(&out,
+            "GET /v1/agent?starts=1&instance=%s&epoch=1&min=%llu&peers=%s HTTP/1.1\r\nHost: s\r\n\r\n",
             instance, (unsigned long long)a->revision, a->mark);
     } else {
         int n = snprintf(body, sizeof body,

@@ -29,7 +29,7 @@ end
 -- @n hosts, or nil and why this machine does not let us.
 function M.new(n)
   sweep()
-  local self = setmetatable({ n = n, base = ("sym-%d-"):format(uv.os_getpid()), cuts = {} }, network)
+  local self = setmetatable({ n = n, base = ("sym-%d-"):format(uv.os_getpid()), cuts = {}, rules = {} }, network)
   local ok, err = ip("netns", "add", self.base .. "hub")
   if not ok then return nil, err end
   local hub = self.base .. "hub"
@@ -83,7 +83,22 @@ function network:isolate(i)
   end
 end
 
+-- Datagrams from and to host @i are lost; connections are not.
+function network:cut_datagrams(i)
+  local function rule(host, ...)
+    local words = { "ipproto", "udp", "blackhole", ... }
+    must("-n", self:name(host), "rule", "add", table.unpack(words))
+    table.insert(self.rules, { self:name(host), words })
+  end
+  rule(i)
+  for other = 1, self.n do
+    if other ~= i then rule(other, "to", self:address(i) .. "/32") end
+  end
+end
+
 function network:heal()
+  for _, rule in ipairs(self.rules) do must("-n", rule[1], "rule", "del", table.unpack(rule[2])) end
+  self.rules = {}
   for key, cut in pairs(self.cuts) do
     must("-n", self:name(cut[1]), "route", "del", "blackhole", self:address(cut[2]) .. "/32")
     self.cuts[key] = nil

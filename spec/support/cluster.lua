@@ -55,12 +55,16 @@ function manager:command()
   return argv
 end
 
--- Starts the daemon and waits until its control socket answers.
-function manager:start(...)
+-- Starts the daemon; :answers tells when it is there.
+function manager:launch(...)
   assert(not self:is_running(), self.label .. " runs already")
   local argv = table.move(self.prefix, 1, #self.prefix, 1, {})
   for _, words in ipairs { self:command(), { ... } } do table.move(words, 1, #words, #argv + 1, argv) end
   self.process = proc.spawn(argv, { log = self.log_path })
+end
+
+-- Waits until its control socket answers.
+function manager:answers()
   M.wait_for(self.label .. " to answer on its control socket", 15, function()
     if self.process.code then
       proc.kill_all()
@@ -70,6 +74,12 @@ function manager:start(...)
     local answer, err = http.call(self.socket, "GET", "/healthz", nil, { timeout = 1 })
     return answer and answer.status == 200, answer and answer.status or err
   end)
+end
+
+-- Starts the daemon and waits until its control socket answers.
+function manager:start(...)
+  self:launch(...)
+  self:answers()
   return self
 end
 

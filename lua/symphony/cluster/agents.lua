@@ -9,7 +9,6 @@ local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
-local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
@@ -30,6 +29,7 @@ local lost = {}                -- node id -> when its stream ended (mono ms)
 local listeners = {}
 local watches = {}
 local peers                    -- node id -> line; nil: not serving
+local clients = {}             -- the name of a client certificate -> line
 local mark = { max = 0, count = 0 }
 local listing                  -- {pages = of all peers, used = when (mono ms)}; nil: to be made
 local LISTING_KEPT_MS = 10000
@@ -111,13 +111,19 @@ local function peer_line(id, value)
   return line { peer = id, key = doc.key, role = doc.role }
 end
 
--- The line of /cluster with where the managers are; nil when there is no state yet.
+-- A client certificate, so that nodes without the state can tell who asks for their figures.
+local function client_line(name, value)
+  local doc = json.decode(value)
+  if type(doc) ~= "table" or type(doc.fingerprint) ~= "string" then return nil end
+  return line { client = name, role = doc.role, fingerprint = doc.fingerprint }
+end
+
+-- The line of /cluster with where the managers are, in an order that stays; nil when there is no state yet.
 local function cluster_line()
   local c, rows = state.cluster(), state.managers()
   if not c or not rows then return nil end
-  local status = raft.status()
   return line { cluster = { id = c.id, name = c.name, epoch = c.epoch, ca = c.ca, trust = c.trust or 1, sign = c.sign,
-    dev = c.dev or nil, managers = json.array(members.addresses(rows, status and status.leader)) } }
+    dev = c.dev or nil, managers = json.array(members.addresses(rows, nil)) } }
 end
 
 local function gossip_line()
@@ -147,6 +153,13 @@ local function on_peer(event)
   if not peers[id] then mark.count = mark.count + 1 end
   peers[id], mark.max = text, math.max(mark.max, event.revision)
   tell_peer(text)
+end
+
+local function on_client(event)
+  local name = event.key:match("^/client/(.+)$")
+  clients[name] = not event.deleted and client_line(name, event.value) or nil
+  local text = clients[name] or line { client = name, gone = true }
+  each(function(s) s:push(text) end)
 end
 
 local function own(id, event, text)
@@ -180,7 +193,9 @@ end
 
 local function assignment(key, value, revision)
   if value == nil then return line { delete = key, revision = revision } end
-  return line { put = key, value = json.decode(value), revision = revision }
+  local decoded = json.decode(value)
+  if decoded == nil then decoded = json.null end -- it is damaged
+  return line { put = key, value = decoded, revision = revision }
 end
 
 local function on_assign(event)
@@ -190,6 +205,7 @@ end
 
 local THEMES = {
   { "/peer/", on_peer }, { "/node/", on_node }, { "/status/node/", on_status }, { "/assign/", on_assign },
+  { "/client/", on_client },
   { "/cluster", function() tell_all("cluster", cluster_line()) end },
   { "/secret/gossip", function() tell_all("gossip", gossip_line()) end },
 }
@@ -223,26 +239,37 @@ local function first_lines(node, known)
   for _, kv in ipairs(assigned) do
     out[#out + 1] = assignment(kv.key:match("^/assign/[^/]+/(.+)$"), kv.value, kv.mod_revision)
   end
+  out[#out + 1] = line { clients = "all" } -- they are few
+  for _, text in pairs(clients) do out[#out + 1] = text end
   local same = known == mark_text()
   out[#out + 1] = line { peers = same and "same" or "all" }
   return out, not same
 end
 
-local function wait_for(revision)
+-- Waits until the state here is that of @epoch, or a later one, and of @revision. What an agent has seen in an earlier
+-- epoch is no measure: a recovery may have gone back behind it. True when what it knows is of the epoch that is here.
+-- Raises.
+local function wait_for(epoch, revision)
   local deadline = sys.mono_ms() + BEHIND_MS
-  while store.revision() < revision do
+  while peers do
+    local cluster, err = state.cluster()
+    if not cluster then error(err, 0) end
+    local ours = cluster.epoch or 1
+    if epoch < ours then return false end
+    if epoch == ours and store.revision() >= revision then return true end
     if sys.mono_ms() >= deadline then
-      errors.raise("state_unknown", ("this manager is at revision %d, behind revision %d"):format(store.revision(),
-        revision), "ask another manager")
+      errors.raise("state_unknown", ("this manager is at revision %d of epoch %d, behind revision %d of epoch %d")
+        :format(store.revision(), ours, revision, epoch), "ask another manager")
     end
     async.sleep(20)
   end
+  errors.raise("closed", "this manager is starting or ending", "ask another manager")
 end
 
 -- One node, one agent: the later start is the one that lives. Raises "conflict" for another.
 local function make_room(id, opts)
   local other = streams[id]
-  if not other then return end
+  if not other or other.over then return end
   if other.instance ~= opts.instance and opts.starts <= other.starts then
     errors.raise("conflict", "another daemon is connected with the key of this node: a folder that was copied is not a "
       .. "second node", "join with an empty --config-dir; or stop the other one")
@@ -274,26 +301,26 @@ local function pages()
   return listing.pages
 end
 
--- Serves @req, an agent of @node. @opts: starts, instance, min (a revision that it has seen), peers (its mark). In a
--- task; raises. The answer has been begun when this returns, and goes on by itself.
+-- Serves @req, an agent of @node. @opts: starts, instance, epoch and min (a revision in it) that it has seen, peers
+-- (its mark). In a task; raises. The answer has been begun when this returns, and goes on by itself.
 function M.serve(req, node, opts)
-  if not peers then errors.raise("closed", "this manager is starting or ending", "ask another manager") end
-  wait_for(opts.min)
+  local same_epoch = wait_for(opts.epoch, opts.min)
   make_room(node.node_id, opts)
   local id = node.node_id
   local s = setmetatable({ id = id, req = req, lines = {}, bytes = 0, since = sys.mono_ms(), starts = opts.starts,
     instance = opts.instance, from = store.revision() }, Stream)
-  local first, list = first_lines(node, opts.peers)
+  local first, list = first_lines(node, same_epoch and opts.peers or nil)
   -- What changes from here on comes behind the listing.
   local of_then, mark_then = list and pages(), mark_text()
-  streams[id], count, lost[id] = s, count + 1, nil
-  req:on_gone(function()
+  local watched, gone = req:on_gone(function()
     s.over = true
     if streams[id] ~= s then return end
     streams[id], count = nil, count - 1
     lost[id] = sys.mono_ms()
     tell("agents", id, false)
   end)
+  if not watched then error(errors.from(gone), 0) end
+  count, streams[id], lost[id] = streams[id] and count or count + 1, s, nil
   req:start(200, "application/x-ndjson")
   local function send(text)
     local ok, err = async.await(req.write, req, text)
@@ -367,10 +394,22 @@ local function load_peers()
   return true
 end
 
+local function load_clients()
+  local rows, err = state.list_raw("/client/")
+  if not rows then return nil, err end
+  clients = {}
+  for _, kv in ipairs(rows) do
+    local name = kv.key:match("^/client/(.+)$")
+    clients[name] = client_line(name, kv.value)
+  end
+  return true
+end
+
 -- From now on agents are served. Said twice, it is one.
 function M.start()
   if peers then return end
-  local ok, err = load_peers()
+  local ok, err = load_clients()
+  if ok then ok, err = load_peers() end
   if not ok then
     log.error("agents: " .. err.message)
     return

@@ -39,10 +39,12 @@ function M.complete()
   if #ops > 0 then return state.submit { compare = {}, ops = ops } end
 end
 
--- Every peer in the state: node id -> key (base64).
+-- Every peer in the state: node id -> key (base64). nil, err.
 function M.all()
+  local rows, err = state.list(M.PREFIX)
+  if not rows then return nil, err end
   local out = {}
-  for _, kv in ipairs(state.list(M.PREFIX) or {}) do out[kv.key:sub(#M.PREFIX + 1)] = kv.value.key end
+  for _, kv in ipairs(rows) do out[kv.key:sub(#M.PREFIX + 1)] = kv.value.key end
   return out
 end
 

@@ -51,14 +51,23 @@ function M.same_names(a, b)
   return n == m
 end
 
+-- The name that every worker has for clients of others, for their setting of the name to expect; no host can have it
+-- (RFC 6761), and so no manager.
+M.WORKER = "worker.symphony.invalid"
+
+local function hosts_of(n)
+  if n.role == "manager" then return M.names(n.remote_address, n.node_id) end
+  return { n.node_id, M.WORKER }
+end
+
 -- Signs @csr for node @n: its node_id, role and, of a manager, the raft_node_id that it may act as and the hosts at
 -- which it is found. All nodes serve; that a worker is no manager says its role, and to the clients of others, who do
--- not look at that, that no host is in its certificate. Raises.
+-- not look at that, that no name is in its certificate by which a manager could be found. Raises.
 function M.sign(ca_key, ca_pem, csr, n, cluster_id, now)
   now = math.floor(now)
   return assert(crypto.cert_sign(ca_key, ca_pem, csr, { cn = n.node_id, ou = n.role, o = cluster_id,
     not_before = now - BACKDATE, not_after = now + M.NODE_LIFE, server = true,
-    raft_id = n.raft_node_id, hosts = n.role == "manager" and M.names(n.remote_address, n.node_id) or nil }))
+    raft_id = n.raft_node_id, hosts = hosts_of(n) }))
 end
 
 -- Signs @csr for a person or a program: {name, role}, until @expires at most. Raises.
