@@ -652,7 +652,9 @@ static void reopen(struct agent *a)
 {
     unsigned ms = 0;
     if (a->lost_ns != 0 && a->backoff_ms == 0 && a->next == 0) {
-        ms = 10;
+        /* The same spread as in lua/symphony/cluster/agent.lua. */
+        double spread = opt.agents * 1.5 < 3000 ? opt.agents * 1.5 : 3000;
+        ms = BACKOFF_MS + (unsigned)(spread * rand() / RAND_MAX);
         a->backoff_ms = BACKOFF_MS / 2;
     } else if (a->next == 0) { /* a round over all of them is over */
         a->backoff_ms = a->backoff_ms * 2 < BACKOFF_MAX_MS ? a->backoff_ms * 2 : BACKOFF_MAX_MS;

@@ -17,6 +17,7 @@ local M = {}
 local ANSWER_MS = 5000         -- for an answer to begin
 local SILENCE_MS = 25000       -- without a heartbeat the manager, or the way to it, is gone
 local BACKOFF_MS, BACKOFF_MAX_MS = 50, 5000 -- back within 5 s when the managers are
+local SPREAD_MS, SPREAD_MAX_MS = 1.5, 3000 -- for each node that there is
 local QUIET_ROUNDS = 7         -- over the managers without success, some three seconds, before the log says so
 local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passes soon
 local STEADY_MS = 10000        -- a stream that lasted so long was a good one
@@ -257,7 +258,14 @@ end
 
 local in_vain = 0 -- rounds over the managers since a stream last began
 
--- One round over the managers; returns the one that was left, and the pause before the next round.
+-- When a manager dies, all of its agents look for another one. Where they are thousands they do not come at one moment,
+-- since a handshake costs the managers a millisecond or two, which somebody else is waiting for.
+local function spread_ms()
+  return math.random() * math.min(SPREAD_MAX_MS, SPREAD_MS * view.kept)
+end
+
+-- One round over the managers; returns the one that was left, the pause before the next round, and what that is
+-- prolonged by.
 local function round(last, backoff)
   local later = math.min(math.max(2 * backoff, BACKOFF_MS), BACKOFF_MAX_MS)
   local distrusted = true
@@ -269,7 +277,7 @@ local function round(last, backoff)
       log.info(("agent: the connection to the manager at %s has ended: %s"):format(at, err.message))
       tell("disconnected")
       -- One that takes us in and throws us out again is not asked without end.
-      return at, sys.mono_ms() - began >= STEADY_MS and BACKOFF_MS or later
+      return at, sys.mono_ms() - began >= STEADY_MS and BACKOFF_MS or later, spread_ms()
     end
     log.debug(("agent: no stream from %s: %s"):format(at, err.message))
     view.why = err.message
@@ -295,7 +303,7 @@ end
 local function loop()
   local last, backoff = nil, 0
   while true do
-    local ok, at, ms = xpcall(round, errors.handler, last, backoff)
+    local ok, at, ms, more = xpcall(round, errors.handler, last, backoff)
     if ok then
       last, backoff = at, ms
     elseif at.code == "canceled" then
@@ -304,7 +312,7 @@ local function loop()
       log.error("agent: " .. (at.traceback or at.message))
       backoff = BACKOFF_MAX_MS
     end
-    if pause(backoff) then backoff = 0 end
+    if pause(backoff + (ok and more or 0)) then backoff = 0 end
   end
 end
 
