@@ -59,7 +59,8 @@ local function worker_cut_off(t, net, m, w)
   assert.equal(pid, w.process.pid)
 end
 
--- Only its datagrams are lost: it answers every direct probe, nobody takes it for dead, and the others say what is wrong.
+-- Only its datagrams are lost: it answers every direct probe, nobody takes it for dead, and the others say what is
+-- wrong.
 local function udp_cut(t, net, w, nodes)
   wait_alive(nodes, #nodes)
   net:cut_datagrams(host_of(t, w))

@@ -1,5 +1,5 @@
--- Twenty workers and three managers: killed, stopped, restarted in any order, removed, left, drained. Whoever is healthy
--- is never called down.
+-- Twenty workers and three managers: killed, stopped, restarted in any order, removed, left, drained. Whoever is
+-- healthy is never called down.
 local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
 local fleet = require "spec.support.fleet"

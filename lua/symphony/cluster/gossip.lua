@@ -283,8 +283,8 @@ end
 local function note_lost(member)
   local now = sys.mono_ms() / 1000
   if lost:allow(member.node_id, now) or not told:allow(member.node_id, now) then return end
-  log.warn(("gossip: node %s answers at its remote port, and again and again no datagram from it arrives: is the way of "
-    .. "UDP from and to %s blocked?"):format(member.node_id, member.address))
+  log.warn(("gossip: node %s answers at its remote port, and again and again no datagram from it arrives: is the way "
+    .. "of UDP from and to %s blocked?"):format(member.node_id, member.address))
 end
 
 local function on_probe(_, member, ticket)
