@@ -33,7 +33,12 @@ _symphony() {
     --timeout | --name | --cluster-name | --token-ttl | --advertise | --token | --ttl | --uses | --label | --cidr) return ;;
     --label-add | --label-rm | --since | --node) return ;;
     --availability) mapfile -t COMPREPLY < <(compgen -W 'active pause drain' -- "$cur"); return ;;
-    --kind) mapfile -t COMPREPLY < <(compgen -W 'node node.joined node.ready node.down node.left node.removed node.updated' -- "$cur"); return ;;
+    --kind)
+      words='node.joined node.ready node.down node.left node.removed node.updated node.refused leader.suspects_itself'
+      words+=' node gossip_key ca cert cluster'
+      mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
+      return
+      ;;
     --fingerprint | --if-revision | --limit | --after | --from | --eval | -e) return ;;
   esac
 

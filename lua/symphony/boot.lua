@@ -25,6 +25,8 @@ function M.main()
   require("sym.node").on_request(function(_, req)
     router.dispatch(req)
   end)
+  -- A worker has little to do, and shares its machine with what it is for: its memory counts, and not the time.
+  if not is_manager then collectgarbage("setpause", 120) end
   require(is_manager and "symphony.cluster.lifecycle" or "symphony.cluster.worker").start()
 end
 

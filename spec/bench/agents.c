@@ -4,7 +4,9 @@
  *
  * It obeys lines on standard input and answers each with one JSON object on a line:
  *   join        each joins (POST /v1/join), at most --parallel at once, spread over the managers
- *   connect     each opens its stream (GET /v1/agent) to its manager and waits until it is in sync
+ *   connect     each opens its stream (GET /v1/agent) to its manager and waits until it is in sync; one that has it at
+ *               another manager moves
+ *   connect K   the same, but all have theirs at the Kth of --to
  *   report      each says that it is ready (POST /v1/agent/report)
  *   change S    for S seconds, one after the other: a change of the assignments of one of them, any, at SOCKET; time
  *               from the request to the line at that agent
@@ -45,6 +47,7 @@ struct agent {
     struct link *link; /* its stream's connection */
     uv_timer_t timer;  /* until it is opened again */
     unsigned order[MANAGERS_MAX], next, last;
+    int wanted; /* the manager that it moves to; -1: none */
     unsigned backoff_ms, tries;
     bool synced;
     uint64_t lost_ns;
@@ -79,12 +82,13 @@ static unsigned n_synced;
 static uint64_t lines, bytes;
 static uint32_t *samples; /* microseconds */
 static size_t n_samples, max_samples;
-static unsigned errors, complaints;
+static unsigned errors, again, complaints; /* again: requests that were repeated */
 
 /* What a command has under way. */
 static struct {
     enum { IDLE, EACH, CHANGE, STORM } what;
     enum what each;
+    int at; /* the manager for all; -1: each has its own */
     unsigned started, under_way, done;
     uint64_t began_ns, ends_ns;
 } job;
@@ -99,9 +103,9 @@ static void die(const char *what)
     exit(1);
 }
 
+/* For a person to see; what is tried again is no error yet. */
 static void complain(const char *what, const char *why)
 {
-    errors++;
     if (complaints++ < COMPLAINTS) {
         fprintf(stderr, "bench_agents: %s: %s\n", what, why);
     }
@@ -138,15 +142,16 @@ static void finish_job(uint64_t took_ns)
         qsort(samples, n_samples, sizeof *samples, by_size);
     }
 #define PCT(p) (n_samples == 0 ? 0 : samples[(size_t)((double)(n_samples - 1) * (p))])
-    printf("{\"ops\":%zu,\"errors\":%u,\"seconds\":%.3f,\"per_second\":%.1f,\"p50_us\":%u,\"p99_us\":%u,"
+    printf("{\"ops\":%zu,\"errors\":%u,\"again\":%u,\"seconds\":%.3f,\"per_second\":%.1f,\"p50_us\":%u,\"p99_"
+           "us\":%u,"
            "\"max_us\":%u,"
            "\"synced\":%u,\"lines\":%llu,\"bytes\":%llu}\n",
-        n_samples, errors, seconds, seconds > 0 ? (double)n_samples / seconds : 0, PCT(0.5), PCT(0.99),
+        n_samples, errors, again, seconds, seconds > 0 ? (double)n_samples / seconds : 0, PCT(0.5), PCT(0.99),
         PCT(1.0), n_synced, (unsigned long long)lines, (unsigned long long)bytes);
     fflush(stdout);
     job.what = IDLE;
     n_samples = 0;
-    errors = complaints = 0;
+    errors = again = complaints = 0;
 }
 
 /* --- what answers say */
@@ -249,6 +254,7 @@ static void change_arrived(struct agent *a, const char *line)
 static void change_late(uv_timer_t *timer)
 {
     (void)timer;
+    errors++;
     complain("change", "did not arrive in time");
     next_change();
 }
@@ -263,6 +269,7 @@ static void control_data(struct stream *s, const uint8_t *data, size_t n)
     const char *body = whole_body(&change.in, &status);
     if (body != NULL) {
         if (status != 200) {
+            errors++;
             complain("change", body);
         }
         buf_clear(&change.in);
@@ -285,6 +292,7 @@ static void control_closed(struct stream *s, int status)
     change.stream = NULL;
     buf_free(&change.in);
     if (job.what == CHANGE) {
+        errors++;
         complain("control socket", err_msg());
         job.ends_ns = 0;
         next_change();
@@ -500,7 +508,8 @@ static void link_open(struct stream *s)
     if (l->what == JOIN) {
         write_join(&out, a);
     } else if (l->what == STREAM) {
-        buf_appendf(&out, "GET /v1/agent?starts=1&instance=%s&min=%llu&peers=%s HTTP/1.1\r\nHost: s\r\n\r\n",
+        buf_appendf(&out,
+            "GET /v1/agent?starts=1&instance=%s&epoch=1&min=%llu&peers=%s HTTP/1.1\r\nHost: s\r\n\r\n",
             instance, (unsigned long long)a->revision, a->mark);
     } else {
         int n = snprintf(body, sizeof body,
@@ -535,9 +544,11 @@ static void link_closed(struct stream *s, int status)
                 complain(l->what == JOIN ? "join" : "report", err_msg());
             }
             if (++a->tries < TRIES) {
+                again++;
                 job.under_way++;
                 open_link(a, l->what, (a->number + a->tries) % opt.n_to);
             } else {
+                errors++;
                 job.done++;
             }
         }
@@ -623,6 +634,12 @@ static void shuffle(struct agent *a)
 static void on_pause_over(uv_timer_t *timer)
 {
     struct agent *a = timer->data;
+    if (a->wanted >= 0) {
+        unsigned to = (unsigned)a->wanted;
+        a->wanted = -1;
+        open_link(a, STREAM, to);
+        return;
+    }
     if (a->next == 0) {
         shuffle(a);
     }
@@ -648,25 +665,43 @@ static void reopen(struct agent *a)
 
 /* --- commands */
 
+/* Where agent @a has its stream, or goes first. */
+static unsigned place_of(const struct agent *a)
+{
+    return job.at >= 0 ? (unsigned)job.at : (a->number + a->tries) % opt.n_to;
+}
+
+static void start(struct agent *a)
+{
+    unsigned at = place_of(a);
+    bool wanted = job.each == JOIN ? a->tls == NULL : a->tls != NULL;
+    if (!wanted || (job.each == STREAM && a->synced && a->link->at == at)) {
+        return;
+    }
+    job.under_way++;
+    if (job.each == STREAM && a->link != NULL) {
+        a->wanted = (int)at;
+        stream_close(a->link->stream, 0);
+    } else {
+        open_link(a, job.each, at);
+    }
+}
+
 static void pump(void)
 {
     while (job.what == EACH && job.started < opt.agents && job.under_way < opt.parallel) {
-        struct agent *a = &agents[job.started++];
-        bool wanted = job.each == JOIN ? a->tls == NULL : a->tls != NULL;
-        if (wanted) {
-            job.under_way++;
-            open_link(a, job.each, (a->number + a->tries) % opt.n_to);
-        }
+        start(&agents[job.started++]);
     }
     if (job.what == EACH && job.started == opt.agents && job.under_way == 0) {
         finish_job(uv_hrtime() - job.began_ns);
     }
 }
 
-static void begin_each(enum what what)
+static void begin_each(enum what what, int at)
 {
     job.what = EACH;
     job.each = what;
+    job.at = at;
     job.started = job.done = job.under_way = 0;
     for (unsigned i = 0; i < opt.agents; i++) {
         agents[i].tries = 0;
@@ -678,11 +713,13 @@ static void obey(const char *line)
 {
     job.began_ns = uv_hrtime();
     if (strcmp(line, "join") == 0) {
-        begin_each(JOIN);
+        begin_each(JOIN, -1);
     } else if (strcmp(line, "connect") == 0) {
-        begin_each(STREAM);
+        begin_each(STREAM, -1);
+    } else if (strncmp(line, "connect ", 8) == 0 && (unsigned)atoi(line + 8) - 1 < opt.n_to) {
+        begin_each(STREAM, atoi(line + 8) - 1);
     } else if (strcmp(line, "report") == 0) {
-        begin_each(REPORT);
+        begin_each(REPORT, -1);
     } else if (strncmp(line, "change ", 7) == 0) {
         begin_changes(atof(line + 7));
     } else if (strcmp(line, "storm") == 0) {
@@ -800,6 +837,7 @@ int main(int argc, char **argv)
         struct agent *a = &agents[i];
         a->number = i;
         a->last = i % opt.n_to;
+        a->wanted = -1;
         snprintf(a->mark, sizeof a->mark, "0.0");
         uv_timer_init(&loop, &a->timer);
         a->timer.data = a;

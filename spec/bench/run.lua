@@ -3,7 +3,8 @@
 -- that could not be had, or came with errors, says so, and then it ends with status 1.
 --
 -- Besides what scripts/bench says: --keys N --rest S --load S, for the memory: keys in it, seconds until it is at rest,
--- seconds of a load; --dir DIR, where the data goes; --daemon OPTIONS, more of them for symphonyd, in one word.
+-- seconds of a load; --idle S, for the nodes: seconds of which the CPU is taken; --dir DIR, where the data goes;
+-- --daemon OPTIONS, more of them for symphonyd, in one word.
 local uv = require "luv"
 local cjson = require "cjson"
 

@@ -340,6 +340,32 @@ static void over_tls(void **state)
     assert_int_equal(served, 3);
 }
 
+/* A context is kept from one call to the next only where everything is the same. */
+static void each_call_has_its_own_identity_and_trust(void **state)
+{
+    (void)state;
+    script(T "serve(t(function(_, req) req:respond(200, tostring(req.peer.cn)) end))\n"
+             "local other_key = crypto.key_generate()\n"
+             "local other = crypto.ca_new(other_key, 'other', 0, 4000000000)\n"
+             "local full = {ca = ca_pem, cert = client_pem, key = client_key}\n"
+             "local astray = {ca = other, cert = client_pem, key = client_key}\n"
+             "local foreign = {ca = ca_pem, cert = other, key = other_key}\n"
+             "local cases = {\n"
+             "  {full, 'client-node'}, {full, 'client-node'}, {astray, nil, 'unauthenticated'},\n"
+             "  {full, 'client-node'}, {foreign, nil, 'unauthenticated'}, {{ca = ca_pem}, 'nil'},\n"
+             "  {full, 'client-node'}, {astray, nil, 'unauthenticated'}, {astray, nil, 'unauthenticated'},\n"
+             "  {full, 'client-node'},\n"
+             "}\n"
+             "local function go(i)\n"
+             "  if not cases[i] then return finish() end\n"
+             "  ask({port = tls_port, tls = cases[i][1]}, t(function(err, answer)\n"
+             "    same(err and err.code, cases[i][3]) same(answer and answer.body, cases[i][2])\n"
+             "    go(i + 1)\n"
+             "  end))\n"
+             "end\n"
+             "go(1)");
+}
+
 static void wrong_peer(void **state)
 {
     (void)state;
@@ -546,6 +572,7 @@ int main(void)
         TEST(peer_leaves),
         TEST(forgotten),
         TEST(over_tls),
+        TEST(each_call_has_its_own_identity_and_trust),
         TEST(wrong_peer),
         TEST(expired_peer),
         TEST(vouched_for),

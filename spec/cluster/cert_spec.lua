@@ -287,6 +287,26 @@ describe("the change of the CA", function()
     end
   end))
 
+  it("takes the workers along, which go on as they are", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local workers = t:join_workers(2, m)
+    local old_key = subject_key(m.dir .. "/tls/ca.crt")
+    assert.is_true(m:json("cluster", "rotate-ca", "--yes").started)
+    wait_rotated({ m }, 4)
+    local new_key = subject_key(m.dir .. "/tls/ca.crt")
+    assert.are_not.equal(old_key, new_key)
+    for _, w in ipairs(workers) do
+      assert.is_true(w:is_running())
+      assert.equal(new_key, authority_key(w.dir .. "/tls/node.crt"))
+      cluster.wait_for(w.label .. " to drop the old CA", 20, function()
+        return not proc.read_file(w.dir .. "/tls/ca.crt"):find("BEGIN.*BEGIN")
+      end)
+      assert.equal(new_key, subject_key(w.dir .. "/tls/ca.crt"))
+    end
+    t:wait_status(workers, "ready", m, 10)
+    for _, row in ipairs(m:json("events", "--kind", "node.down")) do error("down meanwhile: " .. row.name) end
+  end))
+
   it("waits for a manager that is down, takes tokens of both CAs meanwhile, and survives its leader",
     cluster.scenario(function(t)
     local m = t:cluster(3)

@@ -50,6 +50,11 @@ describe("symphony", function()
       assert.equal(2, result.code, ("`%s`: %s%s"):format(line, result.out, result.err))
       assert.truthy(#result.err > 0, line)
     end
+    for line, topic in pairs { ["kv nonsense"] = "kv", ["cluster gossip-key"] = "cluster gossip-key",
+      ["cluster rotate-ca now"] = "cluster rotate-ca" } do
+      local result = cluster.cli(nowhere, table.unpack(words(line)))
+      assert.truthy(result.err:find("symphony help " .. topic .. " shows", 1, true), result.err)
+    end
     local result = cluster.cli(nowhere, "kv", "get", "a")
     assert.equal(3, result.code)
     assert.truthy(result.err:find(nowhere, 1, true), result.err)

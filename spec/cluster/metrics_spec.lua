@@ -192,11 +192,60 @@ describe("GET /metrics", function()
     end)
   end))
 
-  -- The configuration of a Prometheus that scrapes these managers as a reader, with the alarms that we ship.
-  local function config(managers, folder)
+  it("is on a worker for readers and operators, until they are revoked", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local dir = t:folder("certs")
+    m:json("cert", "issue", "rita", "--role", "reader", "--out", dir) -- before the worker is there
+    local w = t:join_workers(1, m)[1]
+    m:json("cert", "issue", "otto", "--role", "operator", "--out", dir) -- and after
+    local function scraped(name, folder)
+      local argv = { "curl", "-sS", "--max-time", tostring(20 * cluster.patience), "--cacert", dir .. "/ca.crt",
+        "--cert", ("%s/%s.crt"):format(folder or dir, name), "--key", ("%s/%s.key"):format(folder or dir, name),
+        "--connect-to", "::" .. w:remote(), "-w", "\n%{http_code}", "https://worker.symphony.invalid/metrics" }
+      local result = proc.run(argv, { timeout = 30 * cluster.patience })
+      assert.equal(0, result.code, result.err)
+      local body, status = result.out:match("^(.*)\n(%d+)$")
+      return tonumber(status), body
+    end
+    local function wait(status, name)
+      cluster.wait_for(("%d for %s"):format(status, name), 5, function()
+        local got, body = scraped(name)
+        return got == status, body
+      end)
+    end
+    for _, name in ipairs { "rita", "otto" } do wait(200, name) end
+    lint((select(2, scraped("rita"))))
+    -- One in the place of another, one that is revoked, and both of them still after a restart on both sides.
+    assert.equal(0, proc.run({ "cp", "-r", dir, t.root .. "/old" }).code)
+    m:json("cert", "issue", "rita", "--role", "reader", "--out", dir, "--force")
+    m:json("cert", "revoke", "otto")
+    wait(403, "otto")
+    wait(200, "rita")
+    assert.equal(403, (scraped("rita", t.root .. "/old")))
+    m:stop()
+    assert.equal(200, (scraped("rita"))) -- by what it knew last
+    w:stop()
+    m:start()
+    w:start()
+    wait(200, "rita")
+    assert.equal(403, (scraped("otto")))
+    assert.equal(403, (scraped("rita", t.root .. "/old")))
+    -- What was revoked while the worker was away.
+    w:stop()
+    m:json("cert", "revoke", "rita")
+    w:start()
+    cluster.wait_for("the stream", 10, function() return w:json("block", "status").manager end)
+    wait(403, "rita")
+  end))
+
+  -- The configuration of a Prometheus that scrapes these nodes as a reader, with the alarms that we ship.
+  local function config(managers, workers, folder)
     local interval = cluster.patience > 1 and "5s" or "1s"
-    local targets = {}
-    for i, m in ipairs(managers) do targets[i] = '"' .. m:remote() .. '"' end
+    local function targets(list)
+      local out = {}
+      for i, m in ipairs(list) do out[i] = '"' .. m:remote() .. '"' end
+      return table.concat(out, ", ")
+    end
     local tls = folder .. "/tls/"
     managers[1]:json("cert", "issue", "prometheus", "--role", "reader", "--out", folder .. "/tls")
     return ([[
@@ -214,15 +263,25 @@ scrape_configs:
       key_file: "%sprometheus.key"
     static_configs:
       - targets: [%s]
+  - job_name: symphony-workers
+    scheme: https
+    tls_config:
+      ca_file: "%sca.crt"
+      cert_file: "%sprometheus.crt"
+      key_file: "%sprometheus.key"
+      server_name: worker.symphony.invalid
+    static_configs:
+      - targets: [%s]
 ]]):format(interval, interval, interval, uv.fs_realpath("contrib/prometheus/alerts.yml"), tls, tls, tls,
-      table.concat(targets, ", "))
+      targets(managers), tls, tls, tls, targets(workers))
   end
 
   it("is what a Prometheus scrapes, and its alarms see what happens", cluster.scenario(function(t)
     local m = t:cluster(3)
     m[1]:json("kv", "put", "a", "1")
     local folder = t:folder("prometheus")
-    local server = prometheus.start(folder, config(m, folder))
+    local w = t:join_workers(1, m[1])
+    local server = prometheus.start(folder, config(m, w, folder))
     local function wait_query(what, query, check)
       return cluster.wait_for(what, 60, function()
         local rows, err = server:query(query)
@@ -232,7 +291,9 @@ scrape_configs:
     local function is(n)
       return function(rows) return #rows == 1 and rows[1].value == n end
     end
-    wait_query("all three to be up", "sum(up)", is(3))
+    wait_query("all three to be up", 'sum(up{job="symphony"})', is(3))
+    wait_query("the worker to be up", 'sum(up{job="symphony-workers"})', is(1))
+    wait_query("what the worker says", 'symphony_agent_synced{job="symphony-workers"}', is(1))
     wait_query("one leader", "sum(symphony_raft_is_leader)", is(1))
     wait_query("everybody to see two others", 'sum(symphony_raft_peer_up{role="voter"})', is(6))
     wait_query("the put", 'sum(symphony_http_requests_total{class="kv_put", code="2xx"})', function(rows)

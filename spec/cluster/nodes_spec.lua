@@ -143,9 +143,9 @@ describe("node update", function()
       .. "availability drain, was active; label disk=ssd; label zone=a", "node.updated no label zone" },
       messages(leader, "--node", "worker-01"))
     local text = m:cli("node", "inspect", "worker-01", "w1").out
-    assert.truthy(text:find("name          worker-01\nnode id       " .. id, 1, true), text)
-    assert.truthy(text:find("labels        disk=ssd\n", 1, true), text)
-    assert.truthy(text:find("no label zone", 1, true) and text:find("\n\nname          w1\n", 1, true), text)
+    assert.truthy(text:find("name            worker-01\nnode id         " .. id, 1, true), text)
+    assert.truthy(text:find("labels          disk=ssd\n", 1, true), text)
+    assert.truthy(text:find("no label zone", 1, true) and text:find("\n\nname            w1\n", 1, true), text)
   end))
 
   it("gives a manager another name, which it takes", cluster.scenario(function(t)

@@ -1,6 +1,7 @@
 -- luacheck: no max line length
 -- The first session, as README.md shows it: line by line, with the default ports where they are free.
 local cluster = require "spec.support.cluster"
+local json = require "spec.support.json"
 local proc = require "spec.support.proc"
 
 local session = [[
@@ -11,12 +12,33 @@ symphonyd manager --config-dir .config/manager-03 --listen-raft-port 15762 --lis
 symphony --socket .config/manager-02/control.sock manager join <host>:27242 --token <token>
 symphony --socket .config/manager-03/control.sock manager join <host>:27242 --token <token>
 symphony --socket .config/manager-01/control.sock manager members
+symphonyd block --config-dir .config/block-01 --listen-remote-port 27245
+symphonyd block --config-dir .config/block-02 --listen-gossip-port 37068 --listen-remote-port 27246
+symphony --socket .config/block-01/control.sock block join <host>:27242 --token <worker token>
+symphony --socket .config/block-02/control.sock block join <host>:27242 --token <worker token>
+symphony --socket .config/manager-01/control.sock node ls
+symphony --socket .config/manager-01/control.sock events --since 1h
+symphony --socket .config/manager-01/control.sock node update <node> --availability drain
+symphony --socket .config/block-01/control.sock block status
+symphony --socket .config/manager-01/control.sock cert issue anna --role operator --out anna
+curl --cacert anna/ca.crt --cert anna/anna.crt --key anna/anna.key https://<address>/v1/nodes
+curl --cacert anna/ca.crt --cert anna/anna.crt --key anna/anna.key https://<address>/metrics
+symphony --socket .config/manager-01/control.sock cluster gossip-key rotate
 symphony --socket .config/manager-01/control.sock manager remove <member-id>
 ]]
 
+-- The line of the session that has @text in it.
+local function line_with(text)
+  for line in session:gmatch("[^\n]+") do
+    if line:find(text, 1, true) then return line end
+  end
+end
+local INIT, LS, ISSUE = line_with "manager init", line_with "node ls", line_with "cert issue"
+local NODES, METRICS = line_with "/v1/nodes", line_with "/metrics"
+
 -- Every port of the session to itself, or all of them to others when one is taken.
 local function port_map()
-  local ports = { 15760, 15761, 15762, 27242, 27243, 27244, 37065, 37066, 37067 }
+  local ports = { 15760, 15761, 15762, 27242, 27243, 27244, 27245, 27246, 37065, 37066, 37067, 37068 }
   local map, free = {}, true
   for _, port in ipairs(ports) do free = free and proc.port_is_free(port) end
   for _, port in ipairs(ports) do map[tostring(port)] = tostring(free and port or proc.free_port()) end
@@ -30,17 +52,18 @@ local function play(t, lines, fill)
   local outputs = {}
   local function words_of(line)
     local words = {}
-    for word in line:gmatch("%S+") do
-      word = word:gsub("<([%w-]+)>", function(name) return tostring(fill[name](outputs)) end)
-      words[#words + 1] = (word:gsub("%d%d%d%d%d", map))
+    for word in line:gsub("%d%d%d%d%d", map):gsub("<([%w -]+)>", function(name)
+      return tostring(fill[name](outputs))
+    end):gmatch("%S+") do
+      words[#words + 1] = word
     end
     return words
   end
   for line in lines:gmatch("[^\n]+") do
     local words = words_of(line)
     if words[1] == "symphonyd" then
-      local dir = words[4]
-      local m = t:manager { dir = t.root .. "/" .. dir }
+      local kind, dir = words[2], words[4]
+      local m = t[kind == "manager" and "manager" or "worker"](t, { dir = t.root .. "/" .. dir })
       if not free and not line:find("--listen", 1, true) then
         for flag, port in pairs { raft = "15760", remote = "27242", gossip = "37065" } do
           words[#words + 1] = ("--listen-%s-port"):format(flag)
@@ -51,9 +74,9 @@ local function play(t, lines, fill)
       m.command = function() return words end
       m:start()
       m.remote_port = tonumber(map[line:match("remote%-port (%d+)") or "27242"])
-      m.raft_port = tonumber(map[line:match("raft%-port (%d+)") or "15760"])
+      m.raft_port = kind == "manager" and tonumber(map[line:match("raft%-port (%d+)") or "15760"]) or nil
     else
-      words[1] = cluster.symphony
+      if words[1] == "symphony" then words[1] = cluster.symphony end
       local result = proc.run(words, { cwd = t.root, timeout = 30 * cluster.patience })
       assert.equal(0, result.code, line .. "\n" .. result.out .. result.err)
       outputs[line] = result.out
@@ -82,17 +105,30 @@ end
 describe("the session of the README", function()
   it("is in the README, line by line", function()
     local readme = assert(proc.read_file("README.md"))
-    for line in session:gmatch("[^\n]+") do assert.truthy(readme:find(line, 1, true), "README.md lacks: " .. line) end
+    local at = 1
+    for line in session:gmatch("[^\n]+") do
+      local _, last = readme:find("\n    " .. line .. "\n", at, true)
+      assert.truthy(last, "README.md lacks, or has at another place: " .. line)
+      at = last
+    end
   end)
 
   it("runs as it is written", cluster.scenario(function(t)
-    local removed
-    play(t, session, {
+    local removed, drained
+    local outputs = play(t, session, {
       host = function() return "127.0.0.1" end,
-      token = function()
-        local shown = cluster.cli(socket(t, 1), "--json", "token", "create", "--role", "manager")
-        assert.equal(0, shown.code, shown.err)
-        return shown.json.token
+      token = function(printed)
+        return printed[INIT]:match("manager join %S+ %-%-token (%S+)")
+      end,
+      ["worker token"] = function(printed)
+        return printed[INIT]:match("block join %S+ %-%-token (%S+)")
+      end,
+      node = function(printed)
+        drained = printed[LS]:match("\n(%w+) +%S+ +worker: block +ready")
+        return drained
+      end,
+      address = function(printed)
+        return printed[ISSUE]:match("https://([^/]+)/")
       end,
       ["member-id"] = function()
         t:wait_voters(3, t.managers[1])
@@ -100,6 +136,13 @@ describe("the session of the README", function()
         return removed.raft_node_id
       end,
     })
+    assert.equal(2, select(2, outputs[LS]:gsub("worker: block +ready for", "")), outputs[LS])
+    assert.equal(3, select(2, outputs[LS]:gsub("manager: voter[^\n]* ready for", "")), outputs[LS])
+    assert.equal(1, select(2, outputs[LS]:gsub("leader", "")), outputs[LS])
+    local availability = {}
+    for _, row in ipairs(assert(json.decode(outputs[NODES]))) do availability[row.node_id] = row.availability end
+    assert.equal("drain", availability[drained])
+    assert.truthy(outputs[METRICS]:find('\nsymphony_gossip_members{state="alive"} 5\n', 1, true), outputs[METRICS])
     local left = cluster.wait_for("two members", 10, function()
       local rows = members(t, 1)
       return #rows == 2 and rows, rows

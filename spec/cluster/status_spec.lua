@@ -43,6 +43,23 @@ describe("the status of a node", function()
     assert.equal(0, count(events_of(m, w[3].node_id), "node.down"))
   end))
 
+  it("is left for a manager that was stopped in order, also one that leads", cluster.scenario(function(t)
+    t:cluster(3)
+    for _ = 1, 2 do
+      local leader, others = t:leader()
+      for _, gone in ipairs { others[1], leader } do
+        local witness = others[2]
+        gone.node_id = witness:member(gone).node_id
+        t:wait_status({ gone }, "ready", witness)
+        assert.equal(0, (gone:stop()))
+        t:wait_status({ gone }, "left", witness)
+        gone:start()
+        t:wait_status({ gone }, "ready", witness)
+        assert.equal(0, count(events_of(witness, gone.node_id), "node.down"))
+      end
+    end
+  end))
+
   it("stays what it is while all managers are restarted", cluster.scenario(function(t)
     local m = t:cluster(3)
     local w = t:join_workers(3, m[1])

@@ -58,10 +58,15 @@ describe("a worker", function()
     err = w:fails("block", "join", m[1]:remote(), "--token", t.tokens.worker)
     assert.equal("exists", err.code)
     -- What only a manager can say, a worker says so.
-    for _, words in ipairs { { "kv", "get", "a" }, { "node", "ls" }, { "manager", "members" }, { "token", "ls" } } do
+    for _, words in ipairs { { "kv", "get", "a" }, { "node", "ls" }, { "manager", "members" }, { "token", "ls" },
+      { "cert", "issue", "anna", "--role", "reader", "--out", t.root .. "/anna" },
+      { "cluster", "backup", t.root .. "/backup" } } do
       err = w:fails(table.unpack(words))
+      assert.equal("conflict", err.code)
       assert.truthy((err.message .. (err.hint or "")):find("manager", 1, true), json.encode(err))
     end
+    assert.is_nil(proc.read_file(t.root .. "/backup"))
+    assert.equal(0, proc.run({ "sh", "-c", 'test ! -e "$0"', t.root .. "/anna" }).code, "a folder is left behind")
   end))
 
   it("that was removed is cut off, and joins again after it has left", cluster.scenario(function(t)
@@ -81,6 +86,11 @@ describe("a worker", function()
     local left = w[2]:json("block", "leave")
     assert.is_true(left.told)
     assert.is_nil(t:nodes(m[1])[w[2].node_id])
+    local log = w[2]:log()
+    assert.truthy(log:find("this is " .. w[2].name .. " (" .. w[2].node_id .. ") of cluster " .. left.cluster_id, 1,
+      true), log)
+    assert.truthy(log:find(w[2].name .. " has left cluster " .. left.cluster_id, 1, true), log)
+    assert.falsy(log:find("error ", 1, true), log)
   end))
 
   it("does not start from a folder that was copied, nor as another role", cluster.scenario(function(t)
@@ -98,5 +108,44 @@ describe("a worker", function()
     assert.truthy(role:log():find("is the folder of a worker", 1, true), role:log())
     w:start()
     t:wait_status({ w }, "ready", m[1])
+  end))
+
+  it("has its certificate renewed when another CA signs, and serves on", cluster.scenario(function(t)
+    local m = t:cluster(1)
+    local w = t:join_workers(1, m[1])[1]
+    assert.is_true(m[1]:json("cluster", "rotate-ca", "--yes").started)
+    cluster.wait_for("the new CA", 30, function()
+      assert.is_true(w:is_running(), w:log())
+      local s = m[1]:json("cluster", "rotate-ca", "--status")
+      return s.phase == "idle" and s.generation == 4, s
+    end)
+    t:wait_status({ w }, "ready", m[1])
+  end))
+
+  it("ends in order while it waits to be let in, and leaves by force without a manager", cluster.scenario(function(t)
+    local m = t:cluster(1)
+    local w = t:worker():start()
+    local asking = proc.spawn({ cluster.symphony, "--socket", w.socket, "block", "join", m[1]:remote() },
+      { log = w.dir .. ".join" })
+    cluster.wait_for("the request", 10, function() return #m[1]:json("node", "pending") == 1 end)
+    local code, seconds = w:stop()
+    assert.equal(0, code)
+    assert.is_true(seconds < 5)
+    assert.is_not.equal(0, (asking:wait(10)))
+    w:start()
+    assert.equal("no_cluster", w:json("block", "status").state)
+    local joined = w:json("block", "join", m[1]:remote(), "--token", t.tokens.worker)
+    assert.equal("ready", joined.status)
+    m[1]:stop()
+    local err = w:fails("block", "leave")
+    assert.truthy(err.hint:find("block leave --force", 1, true), err.hint)
+    assert.equal(joined.node_id, w:json("block", "status").node_id)
+    assert.is_false(w:json("block", "leave", "--force").told)
+    assert.equal("no_cluster", w:fails("block", "leave").code)
+    m[1]:start()
+    cluster.wait_for("the manager", 10, function() return m[1]:cli("node", "ls").code == 0 end)
+    local again = w:json("block", "join", m[1]:remote(), "--token", t.tokens.worker)
+    assert.are_not.equal(joined.node_id, again.node_id)
+    assert.equal("ready", again.status)
   end))
 end)

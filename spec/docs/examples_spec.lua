@@ -107,10 +107,13 @@ describe("the documentation", function()
     for _ = 1, 2 do
       local out = demo()
       assert.truthy(out:find("is gone, and here we are\n", 1, true), out)
+      assert.truthy(out:find("\n== Kill a worker.* block%-02 +worker: block +down for .*\n== Start it again\n.*"
+        .. " block%-02 +worker: block +ready for "), out)
       assert.truthy(out:find("\n  export SYMPHONY_SOCKET=", 1, true), out)
     end
-    assert.truthy(demo("--stop"):find("^2 of"))
-    assert.truthy(demo("--stop"):find("^No manager of a demo was running"))
+    assert.truthy(demo("--stop"):find("^5 of"))
+    assert.truthy(demo("--stop"):find("^No node of a demo was running"))
+    assert.truthy(demo("--help"):find("DEMO_OFFSET=N[^\n]+\n$"))
   end)
 
   it("has a demo that ends what it began when it is interrupted", function()
@@ -122,10 +125,10 @@ describe("the documentation", function()
     uv.kill(-demo.process.pid, "sigint")
     proc.wait_for("its end", 30, function() return demo.ended(), demo.out .. demo.err end)
     assert.equal(130, demo.process.code, demo.out .. demo.err)
-    for n = 1, 3 do
-      local lock = folder .. "/a demo/manager-0" .. n .. "/lock"
+    for _, node in ipairs { "manager-01", "manager-02", "manager-03", "block-01", "block-02" } do
+      local lock = folder .. "/a demo/" .. node .. "/lock"
       if uv.fs_stat(lock) then
-        assert.equal(0, proc.run({ "flock", "-n", lock, "true" }).code, "manager-0" .. n .. " runs")
+        assert.equal(0, proc.run({ "flock", "-n", lock, "true" }).code, node .. " runs")
       end
     end
   end)

@@ -47,18 +47,24 @@ describe("the README", function()
     while list[1]:find("^%-%-socket") do table.remove(list, 1) end -- spec/cluster/session_spec.lua runs these
     follow(list, m, "kv put")
     assert.equal("hello", follow(list, m, "kv get").out)
-    -- A watch goes on until it is stopped.
-    assert.equal("kv watch", table.remove(list, 1))
-    local watch = proc.begin({ cluster.symphony, "kv", "watch" }, { env = { SYMPHONY_SOCKET = m.socket } })
-    cluster.wait_for("the watch to tell of a change", 10, function()
-      m:json("kv", "put", "greeting", "again")
-      return watch.out:find("greeting", 1, true), watch.out .. watch.err
-    end)
-    watch.process:kill("sigint")
-    cluster.wait_for("the watch to end", 10, watch.ended)
+    -- These go on until they are stopped; both tell of what is done meanwhile.
+    local function goes_on(words, change, sign)
+      assert.equal(words, table.remove(list, 1))
+      local argv = { cluster.symphony }
+      for word in words:gmatch("%S+") do argv[#argv + 1] = word end
+      local stream = proc.begin(argv, { env = { SYMPHONY_SOCKET = m.socket } })
+      cluster.wait_for("`" .. words .. "` to tell of a change", 10, function()
+        m:json(table.unpack(change))
+        return stream.out:find(sign, 1, true), stream.out .. stream.err
+      end)
+      stream.process:kill("sigint")
+      cluster.wait_for("it to end", 10, stream.ended)
+      assert.equal(130, stream.process.code)
+    end
+    goes_on("kv watch", { "kv", "put", "greeting", "again" }, "greeting")
     assert.truthy(follow(list, m, "manager status").out:find("tolerates", 1, true))
-    assert.truthy(follow(list, m, "node ls").out:find("manager: voter, leader", 1, true))
-    assert.truthy(follow(list, m, "events").out:find("node.joined", 1, true))
+    local again = { "cert", "issue", "bob", "--role", "reader", "--force", "--out", t.root }
+    goes_on("events --follow", again, "cert.issued")
     follow(list, m, "cluster backup")
     assert.truthy(follow(list, m, "help").out:find("Commands:", 1, true))
     assert.same({}, list)
@@ -66,6 +72,30 @@ describe("the README", function()
 end)
 
 describe("docs/operations.md", function()
+  it("takes workers in, with a token and with an approval", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local list = commands_of("docs/operations.md", "A worker")
+    local fill = { host = m:remote() }
+    fill.token = token_of(follow(list, m, "token create --role worker"))
+    local w = { t:worker():start(), t:worker():start() }
+    assert.truthy(follow(list, w[1], "block join", fill).out:find(": ready", 1, true))
+    assert.truthy(follow(list, w[1], "block status").out:find("connected to " .. m:remote(), 1, true))
+    local join = proc.begin({ cluster.symphony, "--socket", w[2].socket, "block", "join", m:remote() })
+    fill.fingerprint = cluster.wait_for("the fingerprint", 10, function()
+      local text = join.out .. join.err
+      return text:match("key fingerprint: +(%x+)"), text
+    end)
+    cluster.wait_for("the pending request", 10, function()
+      fill.id = proc.run({ cluster.symphony, "--socket", m.socket, "node", "pending" }).out:match("\n(%x+) +worker")
+      return fill.id
+    end)
+    assert.truthy(follow(list, m, "node pending").out:find(fill.fingerprint, 1, true))
+    follow(list, m, "node approve", fill)
+    cluster.wait_for("the join to end", 15, join.ended)
+    assert.equal(0, join.process.code, join.out .. join.err)
+    assert.same({}, list)
+  end))
+
   it("replaces a dead manager", cluster.scenario(function(t)
     local m = t:cluster(3)
     t:wait_voters(3, m[1])

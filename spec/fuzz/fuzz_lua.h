@@ -1,6 +1,6 @@
 /* A target whose property is Lua: <target>.lua beside it gives {check = function(bytes), seeds = {...}, words = {...}},
- * run in the real state with symphony's own modules (sym.node, sym.raft and
- * sym.store, which no parser asks, are empty). check() raises when something is not as it
+ * run in the real state with symphony's own modules (sym.node, sym.raft,
+ * sym.store and sym.gossip, which no parser asks, are empty). check() raises when something is not as it
  * should be. What lines of Lua an input reaches is told to libFuzzer, which cannot see it by itself; and an input
  * may cost no more lines, and no more time, than fits its length.
  *
@@ -93,7 +93,7 @@ static void open_vm(void)
         give_up("no state");
     }
     static const char rest[] =
-        "for name in ('node raft store'):gmatch('%a+') do package.loaded['sym.' .. name] = {} end";
+        "for name in ('node raft store gossip'):gmatch('%a+') do package.loaded['sym.' .. name] = {} end";
     if (luaL_dostring(L, rest) != LUA_OK || luaL_loadfile(L, path) != LUA_OK ||
         lua_pcall(L, 0, 1, 0) != LUA_OK) {
         give_up(lua_tostring(L, -1));

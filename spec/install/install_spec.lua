@@ -8,7 +8,8 @@ local prefix = assert(os.getenv("SYMPHONY_PREFIX"), "SYMPHONY_PREFIX: where symp
 describe("the installed symphony", function()
   it("has everything in its place", function()
     for _, path in ipairs { "bin/symphony", "sbin/symphonyd", "share/symphony/lua/symphony/boot.lua",
-      "share/symphony/contrib/systemd/symphonyd-manager.service", "share/man/man1/symphony.1",
+      "share/symphony/contrib/systemd/symphonyd-manager.service",
+      "share/symphony/contrib/systemd/symphonyd-block.service", "share/man/man1/symphony.1",
       "share/bash-completion/completions/symphony",
       "share/symphony/contrib/prometheus/alerts.yml", "share/symphony/contrib/dashboards/symphony.json",
       "share/man/man8/symphonyd.8" } do
@@ -21,6 +22,7 @@ describe("the installed symphony", function()
     local m = t:cluster(3)
     m[1]:json("kv", "put", "a", "1")
     assert.equal("1", m[3]:json("kv", "get", "a").value)
+    t:wait_status(t:join_workers(1, m[1]), "ready", m[2])
     for _, path in ipairs { "/sbin/symphonyd", "/bin/symphony" } do
       assert.equal(0, proc.run({ prefix .. path, "--version" }).code)
     end
@@ -35,23 +37,33 @@ describe("the installed symphony", function()
     assert.falsy(libraries.out:find("libraft", 1, true), libraries.out)
   end)
 
-  it("has a unit that systemd understands", function()
-    local ok = pcall(proc.run, { "systemd-analyze", "--version" })
-    if not ok then return pending("no systemd-analyze here") end
-    local folder = proc.temp_folder()
-    local unit = assert(proc.read_file(prefix .. "/share/symphony/contrib/systemd/symphonyd-manager.service"))
-    assert.truthy(unit:find("\nExecStart=" .. prefix .. "/sbin/symphonyd manager ", 1, true), unit)
-    unit = unit:gsub("Documentation=[^\n]*\n", "")
-    proc.write_file(folder .. "/symphonyd-manager.service", unit)
-    local result = proc.run({ "systemd-analyze", "verify", folder .. "/symphonyd-manager.service" })
-    proc.remove_tree(folder)
-    assert.equal(0, result.code, result.err)
-    assert.falsy(result.err:find("symphonyd-manager.service", 1, true), result.err)
-  end)
+  local function unit_of(role)
+    return assert(proc.read_file(prefix .. "/share/symphony/contrib/systemd/symphonyd-" .. role .. ".service"))
+  end
 
-  it("has a unit that waits longer for the end than the daemon does", function()
-    local unit = assert(proc.read_file(prefix .. "/share/symphony/contrib/systemd/symphonyd-manager.service"))
-    local patience = assert(proc.read_file("src/daemon/daemon.c")):match("PATIENCE_MS = (%d+)")
-    assert.is_true(tonumber(unit:match("\nTimeoutStopSec=(%d+)\n")) * 1000 > tonumber(patience))
+  for _, role in ipairs { "manager", "block" } do
+    it("has a unit for " .. role .. " that systemd understands", function()
+      local unit = unit_of(role)
+      assert.truthy(unit:find("\nExecStart=" .. prefix .. "/sbin/symphonyd " .. role .. " ", 1, true), unit)
+      local ok = pcall(proc.run, { "systemd-analyze", "--version" })
+      if not ok then return pending("no systemd-analyze here") end
+      local folder = proc.temp_folder()
+      local name = "symphonyd-" .. role .. ".service"
+      proc.write_file(folder .. "/" .. name, (unit:gsub("Documentation=[^\n]*\n", "")))
+      local result = proc.run({ "systemd-analyze", "verify", folder .. "/" .. name })
+      proc.remove_tree(folder)
+      assert.equal(0, result.code, result.err)
+      assert.falsy(result.err:find(name, 1, true), result.err)
+    end)
+
+    it("has a unit for " .. role .. " that waits longer for the end than the daemon does", function()
+      local patience = assert(proc.read_file("src/daemon/daemon.c")):match("PATIENCE_MS = (%d+)")
+      assert.is_true(tonumber(unit_of(role):match("\nTimeoutStopSec=(%d+)\n")) * 1000 > tonumber(patience))
+    end)
+  end
+
+  it("shuts both in alike", function()
+    local function walls(role) return (unit_of(role):match("\nNoNewPrivileges.*$")) end
+    assert.equal(walls "manager", walls "block")
   end)
 end)

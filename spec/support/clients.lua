@@ -62,6 +62,19 @@ function M.worker(t, m, name)
   return answer.json.node_id, { "--cert", base .. ".crt", "--key", base .. ".key" }
 end
 
+local SIGN_WORKER = [[
+local crypto, store, json = require "sym.crypto", require "sym.store", require "symphony.json"
+local cluster = json.decode(store.get("/cluster").value)
+local ca_key = crypto.key_load(json.decode(store.get("/secret/ca").value).key)
+local csr = crypto.csr(crypto.key_load(require("sym.sys").read_file(%q)), "x")
+return { cert = crypto.cert_sign(ca_key, cluster.ca, csr, { cn = %q, ou = "worker", o = cluster.id, server = true,
+  not_before = math.floor(os.time() + %d), not_after = math.floor(os.time() + %d) }) }]]
+
+-- Another certificate (PEM) for the key of worker @w by the CA of manager @m, good @from and @to seconds from now.
+function M.sign_worker(m, w, from, to)
+  return M.evaluate(m, SIGN_WORKER:format(w.dir .. "/tls/node.key", w.node_id, from, to)).cert
+end
+
 -- The manager's own certificate, as a client.
 function M.own(m)
   return { "--cert", m.dir .. "/tls/node.crt", "--key", m.dir .. "/tls/node.key" }

@@ -202,7 +202,8 @@ describe("admit.serve", function()
     assert.is_nil(state.get("/node/" .. w.node_id).raft_address)
     assert.is_true(crypto.cert_info(w.certificate).is_server)
     assert.is_nil(crypto.cert_info(w.certificate).raft_id)
-    assert.same({}, crypto.cert_hosts(w.certificate))
+    -- Names for clients of others, by none of which a manager is found.
+    assert.same({ w.node_id, "worker.symphony.invalid" }, crypto.cert_hosts(w.certificate))
   end))
 
   it("puts into a manager's certificate where it is found", with_cluster(plain, function()

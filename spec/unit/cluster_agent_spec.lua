@@ -31,7 +31,7 @@ describe("agent.take", function()
   local v, session
   before_each(function()
     heard = {}
-    v, session = { revision = 0, mark = "0.0", peers = {}, assigned = {} }, { assigned = {} }
+    v, session = agent.new_view(), { assigned = {} }
   end)
 
   local function take(...)
@@ -39,7 +39,7 @@ describe("agent.take", function()
   end
 
   it("takes a listing for the whole truth", function()
-    v.assigned = { ["block/a"] = { size = 1 }, ["block/b"] = { size = 2 } }
+    v.kept, v.assigned = 4, { ["block/a"] = { size = 1 }, ["block/b"] = { size = 2 } }
     v.peers = { one = { key = "K1", role = "worker" }, two = { key = "K2", role = "worker" } }
     take({ put = "block/b", value = { size = 2 }, revision = 7 },
       { put = "block/c", value = { size = 3 }, revision = 9 }, { peers = "all" },
@@ -57,10 +57,12 @@ describe("agent.take", function()
     end)())
     assert.equal(10, v.revision)
     assert.equal("9.2", v.mark)
+    assert.equal(4, v.kept)
   end)
 
   it("keeps the peers that are the same, and follows changes", function()
     v.peers = { one = { key = "K1", role = "worker" } }
+    v.kept = 1
     take({ peers = "same" }, { synced = 10, peers = "9.1" })
     assert.same({}, told("peer"))
     take({ peer = "two", key = "K2", role = "worker" }, { peer = "one", gone = true }, { peers = "12.1" },
@@ -69,6 +71,27 @@ describe("agent.take", function()
     assert.same({ { "block/a", 1, n = 2 }, { "block/a", nil, n = 1 } }, told("assigned"))
     assert.equal("12.1", v.mark)
     assert.equal(20, v.revision)
+  end)
+
+  it("knows the client certificates of now, and no more", function()
+    v.clients = { old = { role = "reader", fingerprint = "F0" }, same = { role = "reader", fingerprint = "F1" },
+      new = { role = "reader", fingerprint = "F2" } }
+    take({ clients = "all" }, { client = "same", role = "reader", fingerprint = "F1" },
+      { client = "new", role = "operator", fingerprint = "F3" }, { synced = 1, peers = "0.0" })
+    assert.same({ same = { role = "reader", fingerprint = "F1" }, new = { role = "operator", fingerprint = "F3" } },
+      v.clients)
+    assert.same({ { "new", { role = "operator", fingerprint = "F3" }, n = 2 }, { "old", nil, n = 1 } }, told("client"))
+    take({ client = "new", gone = true }, { client = "never", gone = true })
+    assert.is_nil(v.clients.new)
+    assert.same({ "new", nil, n = 1 }, told("client")[3])
+    assert.equal(3, #told("client"))
+    -- Without end they would fill the memory.
+    for i = 1, 1200 do take { client = "c" .. i, role = "reader", fingerprint = "F" } end
+    local count = 0
+    for _ in pairs(v.clients) do count = count + 1 end
+    assert.equal(1000, count)
+    take { client = "same", role = "reader", fingerprint = "F9" } -- one that is known may change all the same
+    assert.equal("F9", v.clients.same.fingerprint)
   end)
 
   it("has null as nothing, and raises what the manager says at the end", function()
@@ -82,23 +105,82 @@ describe("agent.take", function()
     assert.is_false(ok)
     assert.equal("closed", err.code)
   end)
+
+  it("refuses whatever is not what it should be, and skips what it does not know", function()
+    local cluster = { id = "c", ca = "PEM", managers = { "10.0.0.1:1" } }
+    local function with(name, value)
+      local copy = {}
+      for k, x in pairs(cluster) do copy[k] = x end
+      copy[name] = value
+      return { cluster = copy }
+    end
+    take({ cluster = cluster }, { news = "of another version" }, { 1, 2, 3 }, {})
+    local bad = { { cluster = 5 }, { cluster = json.null }, { cluster = {} }, with("managers", "x"),
+      with("managers", {}), with("managers", { "10.0.0.1:1", 7 }), with("managers", { a = "10.0.0.1:1" }),
+      with("managers", { "no port" }), with("trust", 1.5), with("trust", "1"), with("trust", 0), with("trust", 2^60),
+      with("epoch", -1), with("epoch", {}), with("ca", json.null), with("ca", ("x"):rep(70000)), with("name", 1),
+      with("sign", true), with("id", ""), { gossip = 1 }, { gossip = { keys = 1 } }, { gossip = { keys = { 5 } } },
+      { gossip = { keys = { { id = 2^33, secret = "x", use = true } } } }, { node = 3 }, { node = { 1 } },
+      { status = false }, { status = {} }, { status = { status = 1 } }, { peer = 1 }, { peer = {} },
+      { peer = json.null }, { peer = "x", key = 1, role = "worker" }, { peer = "x", key = "K", role = "king" },
+      { peer = "x/y", gone = true },
+      { peer = ("x"):rep(65), gone = true }, { peers = 5 }, { peers = "1.2 HTTP/1.1\r\nA: b" }, { peers = json.null },
+      { put = 1, value = 1, revision = 1 }, { put = "a", revision = 1 }, { put = "a", value = 1, revision = "1" },
+      { put = "a", value = 1, revision = 2^60 }, { delete = {}, revision = 1 }, { delete = "a", revision = 1.5 },
+      { synced = true, peers = "0.0" }, { synced = 1, peers = 2 }, { synced = -1, peers = "0.0" }, { heartbeat = "x" },
+      { heartbeat = 2^60 } }
+    for i, m in ipairs(bad) do
+      local ok, err = pcall(take, m)
+      assert.is_false(ok, "line " .. i)
+      assert.equal("protocol", err.code, "line " .. i)
+    end
+    assert.same({ 0, "0.0", 0 }, { v.revision, v.mark, v.kept })
+    assert.equal(1, #heard)
+  end)
+
+  it("keeps so many things, and no more", function()
+    v.kept = (1 << 17) - 1
+    take({ put = "a", value = 1, revision = 1 }, { put = "a", value = 2, revision = 1 })
+    assert.is_false((pcall(take, { peer = "x", key = "K", role = "worker" })))
+    assert.is_false((pcall(take, { put = "b", value = 1, revision = 1 })))
+  end)
+
+  it("does not hold revisions of one epoch against another", function()
+    local cluster = { id = "c", ca = "PEM", epoch = 1, managers = { "10.0.0.1:1" } }
+    take({ cluster = cluster }, { synced = 900, peers = "800.2" })
+    v.synced, session = nil, { assigned = {} }
+    take { cluster = cluster }
+    assert.equal(900, v.revision)
+    take { cluster = { id = "c", ca = "PEM", epoch = 2, managers = cluster.managers } }
+    assert.same({ 0, "0.0" }, { v.revision, v.mark })
+    take { synced = 700, peers = "600.2" }
+    assert.equal(700, v.revision)
+  end)
 end)
 
 describe("agents", function()
   local made, node
+  local requests = {}
 
   before_each(function()
     heard = {}
     fake.reset()
   end)
-  after_each(function() agents.stop() end)
+  after_each(function()
+    agents.stop()
+    for i, req in ipairs(requests) do
+      if not req.gone then req:leave() end
+      requests[i] = nil
+    end
+  end)
 
   -- A request of node @id's agent as the hub has it served.
   local function connect(id, opts)
     local req = fake.request("GET", "/v1/agent", { peer = {} })
+    requests[#requests + 1] = req
     opts = opts or {}
     agents.serve(req, { node_id = id }, { starts = opts.starts or 1, instance = opts.instance or "aa",
-      min = opts.min or 0, peers = opts.peers or "0.0" })
+      epoch = opts.epoch or 1, min = opts.min or 0, peers = opts.peers or "0.0" })
     return req
   end
 
@@ -133,7 +215,8 @@ describe("agents", function()
     assert.is_nil(lines[3].node.certificate)
     assert.equal(json.null, lines[4].status)
     assert.same({ "block/v1", { size = 1 } }, { lines[5].put, lines[5].value })
-    assert.equal("all", lines[6].peers)
+    assert.equal("all", lines[6].clients)
+    assert.equal("all", lines[7].peers)
     assert.equal(2, #agents.mark():match("%.(%d+)$") + 1)
     local last = lines[#lines]
     assert.equal(fake.revision, last.synced)
@@ -162,6 +245,56 @@ describe("agents", function()
     assert.is_nil(table.concat(req.chunks):find("v4", 1, true))
   end))
 
+  it("tells of client certificates, all of them at the beginning", with_hub(function()
+    put("/client/rita", { name = "rita", role = "reader", fingerprint = "F1", serial = "S", issuer = "I" })
+    drain()
+    local req = connect(node)
+    drain()
+    local all, found = req:messages(), {}
+    for i, m in ipairs(all) do
+      if m.clients or m.client then found[#found + 1] = m end
+      if m.clients then assert.equal("rita", all[i + 1].client) end
+    end
+    assert.same({ { clients = "all" }, { client = "rita", role = "reader", fingerprint = "F1" } }, found)
+    local n = #all
+    put("/client/otto", { name = "otto", role = "operator", fingerprint = "F2" })
+    delete("/client/rita")
+    drain()
+    assert.same({ { client = "otto", role = "operator", fingerprint = "F2" }, { client = "rita", gone = true } },
+      table.move(req:messages(), n + 1, #req:messages(), 1, {}))
+    -- After a gap there is nothing left of what is gone.
+    agents.start_over()
+    local again = connect(node, { starts = 2 })
+    drain()
+    local text = table.concat(again.chunks)
+    assert.truthy(text:find('"otto"', 1, true))
+    assert.is_nil(text:find("rita", 1, true))
+  end))
+
+  it("lists to each who comes the peers that there are then", with_hub(function()
+    local function listed(id)
+      local found = {}
+      local req = connect(id)
+      drain()
+      for _, m in ipairs(req:messages()) do
+        if m.peer then found[#found + 1] = m.peer end
+      end
+      table.sort(found)
+      return found, req:messages()[#req:messages()].peers
+    end
+    local peers = listed("0000000000000000000000wk02")
+    assert.same(peers, (listed "0000000000000000000000wk03"))
+    put("/peer/0third", { key = "BBBB", role = "worker" })
+    drain()
+    local more, known = listed "0000000000000000000000wk04"
+    assert.equal(#peers + 1, #more)
+    assert.truthy(table.concat(more, " "):find("0third", 1, true))
+    assert.equal(agents.mark(), known)
+    delete("/peer/0third")
+    drain()
+    assert.same(peers, (listed "0000000000000000000000wk05"))
+  end))
+
   it("does not list the peers again to whom has them", with_hub(function()
     local req = connect(node, { peers = agents.mark() })
     drain()
@@ -184,17 +317,113 @@ describe("agents", function()
     drain()
     assert.is_true(first.finished)
     assert.equal("conflict", first:messages()[#first:messages()].error.code)
+    assert.equal(1, agents.count())
     first:leave() -- late, and no matter
+    assert.equal(1, agents.count())
     assert.is_number(agents.connected(node))
     second:leave()
     assert.is_nil(agents.connected(node))
     assert.is_number(agents.lost(node))
+    assert.equal(0, agents.count())
   end))
 
   it("waits for the revision that the agent has seen, and says so when it does not come", with_hub(function()
     local ok, err = pcall(connect, node, { min = fake.revision + 5 })
     assert.is_false(ok)
     assert.equal("state_unknown", err.code)
+  end))
+
+  it("does not count one that went away while its turn came", with_hub(function()
+    local req = fake.request("GET", "/v1/agent", { peer = {}, gone = true })
+    local ok, err = pcall(agents.serve, req, { node_id = node }, { starts = 1, instance = "aa", epoch = 1, min = 0 })
+    assert.is_false(ok)
+    assert.equal("closed", err.code)
+    assert.is_nil(agents.connected(node))
+    assert.equal(0, agents.count())
+  end))
+
+  it("may be stopped while one waits for it to catch up", with_hub(function()
+    local result
+    async.spawn(function() result = table.pack(pcall(connect, node, { min = fake.revision + 1 })) end)
+    async.sleep(30)
+    agents.stop()
+    put("/kv/x", 1)
+    async.sleep(50)
+    assert.is_false(result[1])
+    assert.equal("closed", result[2].code)
+    assert.is_nil(agents.connected(node))
+  end))
+
+  it("holds no revision of an earlier epoch against an agent, and waits for a later one", with_hub(function()
+    local cluster = json.decode(fake.kvs["/cluster"].value)
+    cluster.epoch = 2
+    put("/cluster", cluster)
+    local req = connect(node, { epoch = 1, min = fake.revision + 1000, peers = agents.mark() })
+    drain()
+    local listed = false
+    for _, m in ipairs(req:messages()) do listed = listed or m.peers == "all" end
+    assert.is_true(listed)
+    assert.equal(fake.revision, req:messages()[#req:messages()].synced)
+    local ok, err = pcall(connect, node, { epoch = 3, min = 0 })
+    assert.is_false(ok)
+    assert.equal("state_unknown", err.code)
+  end))
+
+  it("does not say of peers that they were sent while they are not", with_hub(function()
+    local before = agents.mark()
+    local req = connect(node, { peers = before })
+    put("/peer/0third", { key = "BBBB", role = "worker" })
+    async.sleep(20) -- the bundle is not out yet
+    local lines = req:messages()
+    assert.equal(before, lines[#lines].peers)
+    drain()
+    lines = req:messages()
+    assert.equal(agents.mark(), lines[#lines].peers)
+    assert.are_not.equal(before, agents.mark())
+  end))
+
+  it("says something of a value that is damaged, and goes on", with_hub(function()
+    fake.apply { ops = { { put = "/assign/" .. node .. "/block/v9", value = "no JSON" } } }
+    local req = connect(node)
+    drain()
+    assert.truthy(table.concat(req.chunks):find('"put":"block/v9","revision":%d+,"value":null'))
+    assert.is_number(req:messages()[#req:messages()].synced)
+  end))
+
+  it("does not tell everybody of another leader, which is no matter to them", with_hub(function()
+    local req = connect(node)
+    drain()
+    local n = #req:messages()
+    fake.status.leader = 99
+    put("/node/0other", { node_id = "0other", role = "worker" })
+    drain()
+    assert.equal(n, #req:messages())
+  end))
+
+  it("has all list again after a snapshot, once", with_hub(function()
+    local req, open, loads = connect(node), fake.watching(), 0
+    drain()
+    local state = require "symphony.cluster.state"
+    local list = state.list_raw
+    state.list_raw = function(prefix, ...)
+      if prefix == "/peer/" then loads = loads + 1 end
+      return list(prefix, ...)
+    end
+    fake.kvs["/peer/" .. node] = nil
+    fake.compact()
+    async.sleep(20)
+    state.list_raw = list
+    assert.is_true(req.finished)
+    req:leave()
+    assert.equal(2, loads) -- here, and for gossip
+    assert.equal(open, fake.watching())
+    local again = connect(node, { instance = "aa" })
+    drain()
+    assert.is_nil(table.concat(again.chunks):find("QUFBQQ==", 1, true))
+    fake.compact()
+    agents.stop() -- before its turn
+    async.sleep(20)
+    assert.is_false((pcall(connect, node)))
   end))
 
   it("cuts off an agent that takes nothing", with_hub(function()
@@ -240,6 +469,24 @@ describe("the agent's connection", function()
     assert.equal("denied", told("gone")[1][1].code)
   end))
 
+  it("says when it trusts none of them, and otherwise what was wrong last", fake.task(function()
+    heard = {}
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242", "10.0.0.2:27242" }
+    local codes = { ["10.0.0.1"] = "unauthenticated", ["10.0.0.2"] = "unreachable" }
+    fake.answer = function(opts) return errors.new(codes[opts.host], "it is " .. codes[opts.host]) end
+    agent.start()
+    async.sleep(60)
+    local before, why = #told("distrusted"), agent.view().why
+    codes["10.0.0.2"] = "unauthenticated"
+    agent.wake()
+    async.sleep(60)
+    agent.stop()
+    assert.equal(0, before)
+    assert.truthy(why and why:find("it is un", 1, true))
+    assert.equal("it is unauthenticated", told("distrusted")[1][1].message)
+  end))
+
   it("begins again with short pauses when it is woken", fake.task(function()
     heard = {}
     fake.make()
@@ -283,5 +530,124 @@ describe("the agent's connection", function()
     assert.equal(1, #told("synced"))
     assert.equal(1, #told("disconnected"))
     agent.stop()
+  end))
+
+  -- Runs the agent against @answer for @ms; returns how often it has asked.
+  local function run(ms, answer)
+    heard = {}
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242" }
+    local calls = 0
+    fake.answer = function(opts)
+      calls = calls + 1
+      return answer(opts, calls)
+    end
+    agent.start()
+    async.sleep(ms)
+    agent.stop()
+    return calls
+  end
+
+  it("does not hammer a manager that takes it in and throws it out", fake.task(function()
+    local calls = run(1000, function(opts)
+      opts.on_head(200)
+      opts.on_data('{"synced":7,"peers":"0.0"}\n')
+      return errors.new("closed", "gone")
+    end)
+    assert.is_true(calls >= 3 and calls <= 8, calls)
+    assert.equal(calls, #told("disconnected"))
+  end))
+
+  it("does not hammer those who do not know it, whoever listens", fake.task(function()
+    assert.equal(1, run(300, function(opts)
+      opts.on_head(403)
+      opts.on_data('{"error":{"code":"denied","message":"not a member"}}')
+      return nil, { status = 403 }
+    end))
+  end))
+
+  it("says once in the log when no manager can be reached", fake.task(function()
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:27242" }
+    local calls, synced_at = 0, 20
+    fake.answer = function(opts)
+      calls = calls + 1
+      if calls ~= synced_at then return errors.new("unreachable", "no route") end
+      opts.on_head(200)
+      opts.on_data('{"synced":7,"peers":"0.0"}\n')
+      return errors.new("closed", "gone")
+    end
+    local function warnings()
+      return select(2, table.concat(fake.logged, "\n"):gsub("warn: agent: no manager can be reached %(no route%)", ""))
+    end
+    local function go_on(n)
+      while calls < n do
+        agent.wake()
+        async.sleep(1)
+      end
+    end
+    agent.start()
+    go_on(5)
+    assert.equal(0, warnings())
+    go_on(19)
+    assert.equal(1, warnings())
+    go_on(25)
+    assert.equal(1, warnings())
+    go_on(35)
+    assert.equal(2, warnings())
+    agent.stop()
+  end))
+
+  it("outlives what nobody has thought of", fake.task(function()
+    local calls = run(300, function() error("boom") end)
+    assert.equal(1, calls) -- it has a long pause then
+    agent.start()
+    fake.answer = function() return errors.new("unreachable", "no") end
+    agent.wake()
+    async.sleep(20)
+    agent.stop()
+    assert.truthy(table.concat(fake.logged, "\n"):find("error: agent: .*boom"))
+  end))
+
+  it("ends a stream on nonsense, with its reason, and says what it knows to the next manager", fake.task(function()
+    local paths = {}
+    run(300, function(opts, n)
+      paths[n] = opts.path
+      opts.on_head(200)
+      opts.on_data('{"cluster":{"id":"c","ca":"P","epoch":3,"managers":["10.0.0.1:1"]}}\n{"synced":7,"peers":"5.1"}\n')
+      opts.on_data('{"peers":"9.9 HTTP/1.1\\r\\nX: y"}\n{"heartbeat":99}\n')
+      return errors.new("canceled", "canceled")
+    end)
+    assert.truthy(paths[1]:find("&epoch=0&min=0&peers=0.0", 1, true), paths[1])
+    assert.truthy(paths[2]:find("&epoch=3&min=7&peers=5.1", 1, true), paths[2])
+    assert.truthy(table.concat(fake.logged, "\n"):find("has ended: a line \"peers\" of the manager's stream", 1, true))
+  end))
+
+  it("says what is missing when this node has no identity any more", fake.task(function()
+    fake.make()
+    agent.start()
+    agent.stop()
+    identity.tls = nil
+    local answer, err = agent.call("POST", "/v1/agent/report", {})
+    assert.is_nil(answer)
+    assert.equal("closed", err.code)
+  end))
+
+  it("calls the manager of its stream first, and each once", fake.task(function()
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1" }
+    agent.start()
+    agent.view().manager = "10.0.0.2:1"
+    local asked = {}
+    fake.answer = function(opts)
+      asked[#asked + 1] = opts.host
+      return errors.new("unreachable", "no")
+    end
+    local _, err = agent.call("POST", "/v1/agent/report", {})
+    agent.stop()
+    assert.equal("unreachable", err.code)
+    assert.equal("10.0.0.2", asked[1])
+    table.sort(asked)
+    assert.same({ "10.0.0.1", "10.0.0.2", "10.0.0.3" }, asked)
   end))
 end)

@@ -185,6 +185,7 @@ sys.options = function() return M.options end
 sys.hostname = function() return "host.example.org" end
 sys.default_address = function() return "10.0.0.5" end
 sys.uid = function() return 0 end
+sys.release_memory = function() end
 sys.read_file = function(path)
   if M.files[path] then return M.files[path] end
   return nil, err("not_found", path .. ": No such file or directory")
@@ -229,6 +230,16 @@ end
 
 M.kvs, M.revision = {}, 0
 local watches = {}
+
+--- A snapshot came: every watch ends, since its history is gone.
+function M.compact()
+  local ended = {}
+  for w in pairs(watches) do ended[#ended + 1] = w end
+  for _, w in ipairs(ended) do
+    watches[w] = nil
+    w.fn(err("compacted"), nil)
+  end
+end
 
 --- How many watches are open.
 function M.watching()
@@ -369,7 +380,7 @@ M.module("raft", {
 -- The node ------------------------------------------------------------------------------------------------------------
 
 M.started, M.starts, M.quits = false, {}, {}
-M.hooks = {}
+M.hooks, M.dropped = {}, {}
 
 M.module("node", {
   quorum_hint = "`symphony manager recover`",
@@ -400,17 +411,20 @@ M.module("node", {
   on_removed = function(fn) M.hooks.removed = fn end,
   on_request = function() end,
   set_tls = function(c) M.tls = c return true end,
-  drop_peer = function() end,
+  drop_peer = function(id) M.dropped[#M.dropped + 1] = id end,
   on_quit = function(fn) M.hooks.quit = fn end,
-  quit = function(code) M.quits[#M.quits + 1] = code end,
+  quit = function(code) M.quits[#M.quits + 1] = code or 0 end,
 })
 
 -- Gossip --------------------------------------------------------------------------------------------------------------
 
 --- M.gossip: the driver that is open: {options, ring, peers, told = {address, meta}, fns = {event, probe}, members};
 --- nil when there is none.
+M.opened, M.gossip_error = 0, nil
 M.module("gossip", {
   open = function(options)
+    M.opened = M.opened + 1
+    if M.gossip_error then return nil, M.gossip_error end
     local d = { options = options, ring = options.keys, peers = {}, told = {}, fns = {}, members_ = {}, probed = {} }
     M.gossip = d
     local g = {}
@@ -438,14 +452,28 @@ M.module("gossip", {
   end,
 })
 
---- answer(opts) -> err, response; what the other side says.
+--- answer(opts) -> err, response; what the other side says. HOLD: the answer has not ended, until release(opts, err).
 M.answer = nil
-M.requests = {}
+M.requests, M.HOLD = {}, {}
+local held = {}
+
+function M.release(opts, why, response)
+  local cb = held[opts]
+  held[opts] = nil
+  if cb then cb(why, response) end
+end
+
+--- Is the answer to @opts still to end?
+function M.is_held(opts)
+  return held[opts] ~= nil
+end
+
 M.module("http", {
   request = function(opts, cb)
     M.requests[#M.requests + 1] = opts
-    cb(M.answer(opts))
-    return { cancel = function() end }
+    local why, response = M.answer(opts)
+    if why == M.HOLD then held[opts] = cb else cb(why, response) end
+    return { cancel = function() M.release(opts, err("canceled")) end }
   end,
 })
 
@@ -459,14 +487,15 @@ end
 
 --- As after the daemon's start: nothing there but the options.
 function M.reset()
-  for _, t in ipairs { M.files, M.folders, M.kvs, M.changes, M.starts, M.quits, M.logged, M.requests } do
+  for _, t in ipairs { M.files, M.folders, M.kvs, M.changes, M.starts, M.quits, M.logged, M.requests, M.dropped,
+    held } do
     for k in pairs(t) do t[k] = nil end
   end
   for w in pairs(watches) do watches[w] = nil end
   M.revision, M.status, M.started, M.answer = 0, nil, false, nil
   M.read_error, M.submit_error, M.start_error, M.change_error, M.before_submit, M.write_fails = nil, nil, nil, nil,
     nil, nil
-  M.recovered = nil
+  M.recovered, M.gossip, M.gossip_error, M.opened = nil, nil, nil, 0
   M.now = 1700000000
   M.options = { role = "manager", config_dir = "/dir", raft_port = 15760, remote_port = 27242, gossip_port = 37065,
     gossip_given = true, bind_addr = "127.0.0.1", advertise_addr = "127.0.0.1" }

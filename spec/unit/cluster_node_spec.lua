@@ -91,6 +91,24 @@ describe("identity.parse", function()
       assert.is_string(why)
     end
     assert.is_nil(identity.parse((json.encode(sound):gsub('"name":"a"', '%0,"more":1e999'))))
+    local function with(fields)
+      local doc = json.decode(json.encode(sound))
+      for name, value in pairs(fields) do doc[name] = value end
+      return json.encode(doc)
+    end
+    assert.truthy(identity.parse(with { gossip_start = 7, trust = 2, phase = "init" }))
+    for _, wrong in ipairs { 0, -1, 1.5, 1 << 53, "7" } do
+      assert.is_nil(identity.parse(with { gossip_start = wrong }))
+      assert.is_nil(identity.parse(with { trust = wrong }))
+    end
+    -- A worker is neither made nor recovered.
+    local worker = { role = "worker", raft_node_id = false }
+    for _, phase in ipairs { "init", "recover" } do
+      worker.phase = phase
+      assert.is_nil(identity.parse((with(worker):gsub('"raft_node_id":false,', ""))))
+    end
+    worker.phase = "leave"
+    assert.truthy(identity.parse((with(worker):gsub('"raft_node_id":false,', ""))))
   end)
 end)
 

@@ -317,10 +317,13 @@ describe("token and node", function()
       "addresses", "version", "certificate_expires" } do
       assert.not_nil(row[field], field)
     end
+    assert.truthy(select(2, run { "manager", "status" }):find("\nnodes      2: 1 ready, 1 down (w1)\n", 1, true))
+    assert.same({ total = 2, ready = 1, joining = 0, down = 1, left = 0, lost = { "w1" } },
+      json_of({ "manager", "status" }).nodes)
     out = select(2, run { "node", "inspect", "w1" })
-    for _, line in ipairs { "name          w1", "role          worker: block", "status        down for 1m",
-      "reason        no\\x1b answer", "labels        zone=a", "assignments   1", "remote address h:1",
-      "joined        2020-09-13 12:26:40 UTC" } do
+    for _, line in ipairs { "name            w1", "role            worker: block", "status          down for 1m",
+      "reason          no\\x1b answer", "labels          zone=a", "assignments     1", "remote address  h:1",
+      "joined          2020-09-13 12:26:40 UTC" } do
       assert.truthy(out:find(line .. "\n", 1, true), line .. "\n" .. out)
     end
     local shown = json_of { "node", "inspect", "w1", "first" }

@@ -117,7 +117,11 @@ function M.request(method, path, fields)
     self.aborted = true
   end
   function req:on_gone(fn)
+    if self.gone then
+      return nil, { code = "closed", message = "gone" }
+    end
     self.gone_cb = fn
+    return true
   end
   --- The peer goes away.
   function req:leave()

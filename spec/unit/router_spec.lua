@@ -1,6 +1,12 @@
 local fake = require "spec.unit.fake"
 
-local nodes, reads, read_error, state = {}, 0, nil, "leader"
+local nodes, reads, read_error, state, daemon = {}, 0, nil, "leader", "manager"
+fake.module("sys", {
+  now = os.time,
+  options = function()
+    return { role = daemon, services = { "block" } }
+  end,
+})
 fake.module("store", {
   get = function(key)
     return nodes[key]
@@ -38,7 +44,7 @@ end
 describe("router", function()
   before_each(function()
     router.reset()
-    nodes, reads, read_error, state = {}, 0, nil, "leader"
+    nodes, reads, read_error, state, daemon = {}, 0, nil, "leader", "manager"
     fake.logged = {}
   end)
 
@@ -66,6 +72,15 @@ describe("router", function()
     req = ask("DELETE", "/v1/nodes")
     assert.equal(405, req.status)
     assert.equal("allowed: GET", req:json().error.hint)
+  end)
+
+  it("says at the socket of a worker that it is none of a manager's", function()
+    assert.equal("not_found", ask("GET", "/v1/backup"):json().error.code)
+    daemon = "block"
+    local req = ask("GET", "/v1/backup")
+    assert.same({ 409, "conflict" }, { req.status, req:json().error.code })
+    assert.truthy(req:json().error.hint:find("of a manager", 1, true))
+    assert.equal("not_found", ask("GET", "/v1/backup", tls { cn = "a", ou = "worker" }):json().error.code)
   end)
 
   it("answers with text and headers as they are given", function()
@@ -200,6 +215,30 @@ describe("router", function()
       assert.equal(403, (get(tls { cn = "a", ou = "operator", fingerprint = "f" })))
       read_error = { code = "no_quorum", message = "alone" }
       assert.equal(503, (get(tls { cn = "gone", ou = "operator", fingerprint = "f" })))
+    end)
+
+    it("on a node without the state whom the managers have told of", function()
+      local get = kinds { reader = true, worker = true }
+      -- What a state might say is not asked.
+      nodes["/client/lost"] = { value = '{"role": "reader", "fingerprint": "f"}' }
+      nodes["/node/lost"] = { value = '{"role": "worker", "fingerprint": "f"}' }
+      local people = { rita = { role = "reader", fingerprint = "f" }, otto = { role = "operator", fingerprint = "f" } }
+      router.set_members(function(id)
+        return id == "w" and { node_id = "w", role = "worker", fingerprint = "f" } or nil
+      end, function(name) return people[name] end)
+      local function asks(cn, ou, fingerprint, expired)
+        return (get(tls { cn = cn, ou = ou, fingerprint = fingerprint or "f", expired = expired }))
+      end
+      assert.equal(200, asks("rita", "reader"))
+      assert.equal(200, asks("w", "worker"))
+      for _, who in ipairs { { "rita", "reader", "old" }, { "rita", "reader", "f", true }, { "otto", "operator" },
+        { "rita", "worker" }, { "w", "reader" }, { "lost", "reader" }, { "lost", "worker" } } do
+        assert.equal(403, asks(table.unpack(who, 1, 4)), who[1])
+      end
+      people.rita = nil -- revoked
+      assert.equal(403, asks("rita", "reader"))
+      assert.equal(0, reads)
+      router.set_members(nil, nil)
     end)
 
     it("expired certificates only where they may", function()

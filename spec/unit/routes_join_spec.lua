@@ -137,12 +137,16 @@ end)
 
 describe("POST /v1/renew", function()
   local crypto = require "sym.crypto"
+  local clock, real
 
   before_each(function()
     fake.reset()
     router.reset()
     require("symphony.api.routes_join").routes(router)
+    clock, real = 0, sys.mono_ms
+    sys.mono_ms = function() return clock end
   end)
+  after_each(function() sys.mono_ms = real end)
 
   -- Node @id, over a connection with the key @name, asks for a certificate for the key @csr. status, code of the error.
   local function renew(id, name, csr, more)
@@ -186,6 +190,68 @@ describe("POST /v1/renew", function()
     assert.equal(200, (renew(me, "a", "CSR b x", forwarded)))
     forwarded.headers = nil
     assert.same({ 403, "denied" }, { renew(me, "a", "CSR b x", forwarded) })
+    -- One node that asks without end costs a few writes.
+    before = fake.revision
+    for i = 1, 30 do
+      local status, code = renew(ids.a, "a", "CSR a x", { expired = true })
+      if i > 10 then assert.same({ 503, "busy" }, { status, code }) end
+    end
+    assert.is_true(fake.revision - before <= 10)
+    assert.equal(200, (renew(ids.b, "b", "CSR b x")))
+  end))
+
+  -- Workers with these names; their ids by name.
+  local function workers(made, ...)
+    local admit, ids = require "symphony.cluster.admit", {}
+    for i, name in ipairs { ... } do
+      ids[name] = select(2, assert(admit.serve(assert(admit.check { role = "worker", csr = fake.csr(name), name = name,
+        addresses = { remote = ("10.0.0.%d:1"):format(i), gossip = ("10.0.0.%d:2"):format(i) },
+        token = made.tokens.worker })))).node_id
+    end
+    return ids
+  end
+
+  it("is done for one node now and then only, however it asks", fake.task(function()
+    local ids = workers(fake.make(), "a", "b")
+    local kinds = { { expired = true }, {}, { addr = "192.0.2.9" }, { headers = { ["symphony-forwarded"] = "1",
+      ["symphony-node"] = ids.b } } }
+    for i = 1, 10 do
+      local csr = i % 3 == 0 and "CSR b x" or "CSR a x" -- for another key too
+      assert.equal(i % 3 == 0 and 403 or 200, (renew(ids.a, "a", csr, kinds[i % 4 + 1])))
+    end
+    local before, reads = fake.revision, fake.reads
+    for _, more in ipairs(kinds) do assert.same({ 503, "busy" }, { renew(ids.a, "a", "CSR a x", more) }) end
+    assert.same({ before, reads }, { fake.revision, fake.reads })
+    assert.equal(200, (renew(ids.b, "b", "CSR b x"))) -- others are not concerned
+    clock = clock + 31000
+    assert.equal(200, (renew(ids.a, "a", "CSR a x")))
+    assert.same({ 503, "busy" }, { renew(ids.a, "a", "CSR a x") })
+  end))
+
+  it("that managers pass on is counted for the node that asks", fake.task(function()
+    local ids = workers(fake.make(), "a", "b")
+    local me = require("symphony.cluster.identity").me.node_id
+    local own = state.get("/node/" .. me).fingerprint
+    local function passed(id, name)
+      return renew(me, "x", ("CSR %s x"):format(name), { fingerprint = own, headers = { ["symphony-forwarded"] = "1",
+        ["symphony-node"] = id } })
+    end
+    for _ = 1, 10 do assert.equal(200, (passed(ids.a, "a"))) end
+    assert.same({ 503, "busy" }, { passed(ids.a, "a") })
+    assert.equal(200, (passed(ids.b, "b")))
+    assert.equal(200, (passed(nil, "b"))) -- a manager for itself
+  end))
+
+  it("is not passed on without end", fake.task(function()
+    local ids = workers(fake.make(), "a")
+    fake.status.state = "follower"
+    local n = 0
+    package.loaded["symphony.cluster.leader"].forward = function()
+      n = n + 1
+      return 200, { certificate = "C" }
+    end
+    for _ = 1, 15 do renew(ids.a, "a", "CSR a x", { expired = true }) end
+    assert.equal(10, n)
   end))
 
   it("is looked at before it is passed on", fake.task(function()

@@ -373,7 +373,8 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     if (rv != 0) {
         return rv;
     }
-    rv = d->raft != NULL ? peers_set_tls(rnode_peers(d->raft), cert, key, ca) : 0;
+    struct peers *peers = d->raft != NULL ? rnode_peers(d->raft) : NULL; /* a worker has none */
+    rv = peers != NULL ? peers_set_tls(peers, cert, key, ca) : 0;
     if (rv != 0) {
         tls_ctx_free(tls);
         return rv;
@@ -381,7 +382,9 @@ int daemon_set_tls(struct daemon *d, const char *cert, const struct key *key, co
     http_server_set_tls(d->remote, tls);
     tls_ctx_free(d->tls);
     d->tls = tls;
-    peers_recheck(rnode_peers(d->raft), ca, is_member, d);
+    if (peers != NULL) {
+        peers_recheck(peers, ca, is_member, d);
+    }
     return 0;
 }
 

@@ -400,6 +400,7 @@ static int state_gc(lua_State *L)
     struct http_state *s = lua_touserdata(L, 1);
     struct lreq *r;
     bind_http_end_calls(s);
+    bind_http_drop_tls(s);
     while ((r = LIST_FIRST(&s->reqs)) != NULL) {
         LIST_REMOVE(r, link);
         r->link.le_next = NULL;
@@ -419,6 +420,8 @@ struct http_state *bind_http_state(lua_State *L)
         s = lua_newuserdatauv(L, sizeof *s, 0);
         LIST_INIT(&s->calls);
         LIST_INIT(&s->reqs);
+        s->tls = NULL;
+        s->tls_cert = s->tls_ca = NULL;
         lua_createtable(L, 0, 1);
         lua_pushcfunction(L, state_gc);
         lua_setfield(L, -2, "__gc");

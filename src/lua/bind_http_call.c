@@ -404,15 +404,51 @@ void bind_http_end_calls(struct http_state *s)
 
 /* --- request */
 
+void bind_http_drop_tls(struct http_state *s)
+{
+    tls_ctx_free(s->tls);
+    free(s->tls_cert);
+    free(s->tls_ca);
+    s->tls = NULL;
+    s->tls_cert = s->tls_ca = NULL;
+}
+
+static bool is_kept(const struct http_state *s, const struct tls_opts *tls)
+{
+    return s->tls != NULL && s->tls_flags == tls->flags && strcmp(s->tls_cert, tls->cert) == 0 &&
+           strcmp(s->tls_ca, tls->ca) == 0;
+}
+
+/* Keeps @ctx for the next call, or frees it. */
+static void keep_tls(struct http_state *s, const struct tls_opts *tls, struct tls_ctx *ctx)
+{
+    bind_http_drop_tls(s);
+    s->tls = ctx;
+    s->tls_flags = tls->flags;
+    s->tls_cert = strdup(tls->cert);
+    s->tls_ca = strdup(tls->ca);
+    if (s->tls_cert == NULL || s->tls_ca == NULL) {
+        bind_http_drop_tls(s);
+    }
+}
+
 static int start(lua_State *L, struct lcall *c, struct http_call_opts *o, const struct tls_opts *tls)
 {
-    struct tls_ctx *ctx = NULL;
-    int rv = tls->wanted ? tls_ctx_new((enum tls_flags)tls->flags, tls->cert, tls->key, tls->ca, &ctx) : 0;
+    struct http_state *state = bind_http_state(L);
+    bool may_keep = tls->cert != NULL && tls->ca != NULL;
+    bool kept = tls->wanted && may_keep && is_kept(state, tls);
+    struct tls_ctx *ctx = kept ? state->tls : NULL;
+    int rv = 0;
+    if (tls->wanted && !kept) {
+        rv = tls_ctx_new((enum tls_flags)tls->flags, tls->cert, tls->key, tls->ca, &ctx);
+    }
     if (rv == 0) {
         o->tls = ctx;
         rv = http_call_start(vm_loop(L), o, &c->call);
     }
-    if (ctx != NULL) {
+    if (ctx != NULL && !kept && may_keep) {
+        keep_tls(state, tls, ctx);
+    } else if (!kept) {
         tls_ctx_free(ctx);
     }
     return rv;

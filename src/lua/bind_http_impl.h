@@ -2,6 +2,8 @@
 #ifndef SYM_LUA_BIND_HTTP_IMPL_H
 #define SYM_LUA_BIND_HTTP_IMPL_H
 
+#include "crypto/tls.h"
+
 #include <lauxlib.h>
 #include <lua.h>
 #include <sys/queue.h>
@@ -11,6 +13,11 @@
 struct http_state {
     LIST_HEAD(, lcall) calls;
     LIST_HEAD(, lreq) reqs;
+    /* The context of the last call with a certificate: nearly all have this node's own, and to make one anew takes
+     * longer than the handshake. The same certificate has the same key. */
+    struct tls_ctx *tls;
+    unsigned tls_flags;
+    char *tls_cert, *tls_ca;
 };
 
 /* Made at the first time. May raise. */
@@ -26,6 +33,9 @@ const char *bind_http_headers(lua_State *L, int idx);
 
 /* http.request(opts, cb) */
 int bind_http_request(lua_State *L);
+
+/* Forgets the context that was kept. */
+void bind_http_drop_tls(struct http_state *s);
 
 /* The state is closing. */
 void bind_http_end_calls(struct http_state *s);

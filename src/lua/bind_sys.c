@@ -18,6 +18,7 @@
  *   folder_identity(path)   text | nil, err; another one for a folder that was copied or restored
  *   default_address()       IP of the interface of the default route, else "127.0.0.1"
  *   hostname() uid() pid() isatty(fd) getenv(name)
+ *   release_memory()        gives the system back what only a start needed (base/memory.h)
  *   winsize()               columns of the terminal on standard output | nil
  *   guarded(handler, fn, ...)
  *                           xpcall(fn, handler, ...), but once fn, or a coroutine that it made, has kept the
@@ -27,6 +28,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include "base/file.h"
+#include "base/memory.h"
 #include "lua/vm.h"
 
 #include <arpa/inet.h>
@@ -343,6 +345,13 @@ static int l_hostname(lua_State *L)
     return 1;
 }
 
+static int l_release_memory(lua_State *L)
+{
+    (void)L;
+    memory_release();
+    return 0;
+}
+
 static int l_uid(lua_State *L)
 {
     lua_pushinteger(L, geteuid());
@@ -461,6 +470,7 @@ int luaopen_sym_sys(lua_State *L)
         {"folder_identity", l_folder_identity},
         {"default_address", l_default_address},
         {"hostname", l_hostname},
+        {"release_memory", l_release_memory},
         {"uid", l_uid},
         {"pid", l_pid},
         {"isatty", l_isatty},

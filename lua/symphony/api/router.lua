@@ -115,13 +115,24 @@ local function record_of(key, is_good)
   return record
 end
 
+local members, clients -- asked instead of the state
+
+--- Who is who is asked of @nodes(id) from now on, which returns {node_id, role, fingerprint} or nil, and of
+--- @people(name), which returns {role, fingerprint} of the client certificate of that name, or nil: for a worker, which
+--- has no state.
+function M.set_members(nodes, people)
+  members, clients = nodes, people
+end
+
+local function client_record(name, is_good)
+  if members then return clients and clients(name) end
+  return record_of("/client/" .. name, is_good)
+end
+
 -- A client certificate: the role that the state has for its key.
-local function identify_client(peer, members)
-  if members then
-    errors.raise("denied", "a worker does not know client certificates", "ask a manager")
-  end
+local function identify_client(peer)
   local function is_good(record) return record.fingerprint == peer.fingerprint end
-  local client = record_of("/client/" .. peer.cn, is_good)
+  local client = client_record(peer.cn, is_good)
   if not client then
     errors.raise("denied", "this client certificate was revoked, or is not known here")
   elseif not is_good(client) then
@@ -130,14 +141,6 @@ local function identify_client(peer, members)
     errors.raise("expired", "the certificate has expired", "`symphony cert issue` on a manager makes another")
   end
   return { kind = client.role, id = peer.cn, client = client }
-end
-
-local members -- asked instead of the state
-
---- Who is a member is asked of fn(id) from now on, which returns {node_id, role, fingerprint} or nil: for a worker,
---- which has no state, and does not know client certificates.
-function M.set_members(fn)
-  members = fn
 end
 
 local function node_record(id)
@@ -153,7 +156,7 @@ local function identify(req)
   elseif not peer.cn then
     return { kind = "none" }
   elseif peer.ou == "operator" or peer.ou == "reader" then
-    return identify_client(peer, members)
+    return identify_client(peer)
   end
   local node = node_record(peer.cn)
   if not node then
@@ -248,7 +251,9 @@ function M.dispatch(req)
     local hint = "allowed: " .. table.concat(params, ", ")
     M.fail(req, errors.new("invalid", ("%s is not possible here"):format(req.method), hint), 405)
   else
-    M.fail(req, errors.new("not_found", "there is nothing at this path"))
+    -- Who holds the socket of a worker may have taken it for that of a manager.
+    local err = req.peer.unix and select(2, require("symphony.cluster.identity").needs("manager"))
+    M.fail(req, err or errors.new("not_found", "there is nothing at this path"))
   end
 end
 

@@ -12,8 +12,9 @@ local NODES = { worker = true, manager = true }
 local INSTANCE_MAX = 32
 local BODY_MAX = 16 * 1024
 
-local function number(req, name)
-  local text = req:param(name)
+-- The number at parameter @name; @missing: the text that stands for none. Raises.
+local function number(req, name, missing)
+  local text = req:param(name) or missing
   local n = text and #text <= 19 and text:match("^%d+$") and math.tointeger(tonumber(text))
   if not n then errors.raise("invalid", name .. " must be a number") end
   return n
@@ -33,8 +34,8 @@ function M.routes(router)
     if not instance or #instance > INSTANCE_MAX or not instance:match("^%x+$") then
       errors.raise("invalid", "instance must be hex digits")
     end
-    agents.serve(req, who.node, { starts = number(req, "starts"), instance = instance, min = number(req, "min"),
-      peers = known })
+    agents.serve(req, who.node, { starts = number(req, "starts"), instance = instance,
+      epoch = number(req, "epoch", "0"), min = number(req, "min"), peers = known })
     return router.STREAM
   end)
 

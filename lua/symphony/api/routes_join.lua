@@ -18,6 +18,11 @@ local BODY_MAX = 32 * 1024
 local REFUSED = { denied = true, expired = true, invalid = true, busy = true }
 local refused, all -- limiters
 
+-- A node needs a certificate now and then, and three at most while the CA is changed; each is a txn. By the node that
+-- asks, whose connection has shown who it is, on each manager that it asks and on the leader.
+local RENEWALS, RENEWAL_S, RENEWING_MAX = 10, 30, 8192
+local renewals
+
 local function seconds() return sys.mono_ms() / 1000 end
 
 -- Does this manager's own state know the token of @req, and is it good?
@@ -33,6 +38,12 @@ local function check_rate(req, who)
   if not (refused:may(from, now) and all:allow(from, now)) and not has_good_token(req, from) then
     errors.raise("busy", "too many requests to join from this address were refused",
       "wait a minute; a token that is good works at once")
+  end
+end
+
+local function check_renewals(req, who)
+  if not renewals:allow(leader.on_behalf(req, who) or who.id, seconds()) then
+    errors.raise("busy", "this node has asked for too many certificates", "wait half a minute")
   end
 end
 
@@ -71,13 +82,17 @@ end
 
 function M.routes(router)
   refused, all = limiter.new(20, 3, 1024), limiter.new(200, 0.05, 1024)
+  renewals = limiter.new(RENEWALS, RENEWAL_S, RENEWING_MAX)
   router.route("POST", "/v1/join", { auth = { none = true, manager = true }, leader_only = true, timeout_ms = 15000,
     guard = check_rate }, function(req, _, who)
     return serve(body_of(router, req), leader.origin(req, who))
   end)
 
   router.route("POST", "/v1/renew", { auth = { expired = true, manager = true, worker = true }, leader_only = true,
-    guard = function(req, who) check_own_key(router, req, who) end }, function(req)
+    guard = function(req, who)
+      check_renewals(req, who)
+      check_own_key(router, req, who)
+    end }, function(req)
     local fresh, err = admit.renew(body_of(router, req).csr)
     if not fresh then return nil, err end
     return 200, fresh

@@ -9,7 +9,7 @@ local lines = require "symphony.lines"
 
 local M = {}
 
-local SOCKET_HINT = "start a daemon with `symphonyd manager --config-dir DIR`, or name its socket with --socket "
+local SOCKET_HINT = "start a daemon with `symphonyd manager|block --config-dir DIR`, or name its socket with --socket "
   .. "DIR/control.sock or $SYMPHONY_SOCKET"
 local GONE_HINT = "its log may say why; look at the state before saying it again"
 local PATIENCE_S = 1 -- the daemon keeps --timeout itself; this is for one that does not

@@ -66,7 +66,7 @@ local function build(name)
   root.get_help = M.overview
   root.error = function(parser, message)
     local text, tip = message:match("^(.-)\nDid you mean (.*)$")
-    local words = parser:get_usage():match("^Usage: symphony([%l%d ]*)") or ""
+    local words = parser:get_usage():match("^Usage: symphony([%l%d %-]*)") or ""
     local hint = tip and "did you mean " .. tip or "symphony help" .. words:gsub("%s+$", "") .. " shows how it is used"
     error(errors.new("usage", text or message, hint), 0)
   end

@@ -266,8 +266,10 @@ end
 local function certify(n, csr, cluster, kv, txn)
   local ca_key, ca_pem, issuer = assert(pki.load_ca())
   n.certificate = pki.sign(ca_key, ca_pem, csr, n, cluster.id, sys.now())
-  n.certificate_expires, n.issuer = crypto.cert_info(n.certificate).not_after, issuer
+  local info = crypto.cert_info(n.certificate)
+  n.certificate_expires, n.issuer = info.not_after, issuer
   table.insert(txn.compare, state.unchanged(kv))
+  return info
 end
 
 -- The txn that makes a node of @request, and its record. @labels come from its token.
@@ -288,11 +290,11 @@ local function create(request, cluster, kv, labels)
     ops = {},
   }
   if request.role == "manager" then n.raft_node_id = take_raft_id(txn, id) end
-  certify(n, request.csr, cluster, kv, txn)
+  local info = certify(n, request.csr, cluster, kv, txn)
   table.insert(txn.ops, state.put("/node/" .. id, n))
   table.insert(txn.ops, state.put("/name/" .. name, id))
   table.insert(txn.ops, state.put("/fingerprint/" .. request.fingerprint, id))
-  table.insert(txn.ops, peers.put(n))
+  table.insert(txn.ops, peers.put(n, info))
   return txn, n
 end
 

@@ -78,10 +78,13 @@ local function try(kind, bind, port)
   return bound, why, name
 end
 
--- The gossip port that nobody chose: others are told where it is, so that it can give way to another node's here.
+-- The gossip port that nobody chose: that of before, or the usual one. Others are told where it is, so that it can give
+-- way to what is there already.
 local function any_gossip_port(known, bind)
-  if known then return select(2, address.parse(known, 0)) end
-  return try("gossip", bind, GOSSIP_PORT) and GOSSIP_PORT or fix("gossip", 0, bind)
+  for _, port in ipairs { known and select(2, address.parse(known, 0)) or GOSSIP_PORT, GOSSIP_PORT } do
+    if try("gossip", bind, port) then return port end
+  end
+  return fix("gossip", 0, bind)
 end
 
 -- The daemon's options with every port fixed; @known: advertised addresses of before, whose ports are kept for 0.

@@ -6,6 +6,7 @@ local errors = require "symphony.errors"
 local http = require "sym.http"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
+local line = require "symphony.cluster.agent_line"
 local lines = require "symphony.lines"
 local log = require "sym.log"
 local remote = require "symphony.cluster.remote"
@@ -15,24 +16,32 @@ local M = {}
 
 local ANSWER_MS = 5000         -- for an answer to begin
 local SILENCE_MS = 25000       -- without a heartbeat the manager, or the way to it, is gone
-local BACKOFF_MS, BACKOFF_MAX_MS = 50, 10000
+local BACKOFF_MS, BACKOFF_MAX_MS = 50, 5000 -- back within 5 s when the managers are
+local QUIET_ROUNDS = 7         -- over the managers without success, some three seconds, before the log says so
 local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passes soon
+local STEADY_MS = 10000        -- a stream that lasted so long was a good one
 local LINE_MAX = 4 << 20
+local KEPT_MAX = 1 << 17       -- peers and assignments: more than any cluster has
+local NO_MARK = "0.0"
 local REPORT_MS = 5000
+local CLIENTS_MAX = 1000       -- as in certs.lua
 
 local task
 local listeners = {}
 local view                     -- what is known
 local wake = async.event()
 
--- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), assigned (kind/id -> value), revision, mark
--- (of the peers, for managers), manager (host:port; nil: not connected), synced}; nil before the start.
+-- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}),
+-- assigned (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected),
+-- synced, kept (how many peers and assignments), why (what the last manager that was tried said, while none is
+-- connected)}; nil before the start.
 function M.view()
   return view
 end
 
--- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil); "assigned"
--- (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is no member any more; "refused" (err).
+-- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil);
+-- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is
+-- no member any more; "refused" (err); "distrusted" (err): none of the managers is one by the CAs known here.
 function M.on(fn)
   listeners[#listeners + 1] = fn
 end
@@ -51,74 +60,129 @@ local function present(v)
   return v
 end
 
+-- @client: {role, fingerprint}, or nil: nobody has a certificate with this name any more.
+local function take_client(v, session, name, client)
+  local old = v.clients[name]
+  if client and not old then
+    local count = 0
+    for _ in pairs(v.clients) do count = count + 1 end
+    if count >= CLIENTS_MAX then return end
+  end
+  if session.clients and client then session.clients[name] = true end
+  if (client and not (old and old.role == client.role and old.fingerprint == client.fingerprint)) or
+    (not client and old) then
+    v.clients[name] = client
+    tell("client", name, client)
+  end
+end
+
+-- Keeps @value at @key of @map, which is v.peers, or holds what is assigned; within bounds, whatever a manager sends.
+local function keep(v, map, key, value)
+  if value ~= nil and map[key] == nil then
+    v.kept = v.kept + 1
+    if v.kept > KEPT_MAX then errors.raise("protocol", ("more than %d things to know"):format(KEPT_MAX)) end
+  elseif value == nil and map[key] ~= nil then
+    v.kept = v.kept - 1
+  end
+  map[key] = value
+end
+
 -- A listing is compared with what was there before: what is not in it is gone.
 local function end_listing(v, session)
   for id in pairs(session.peers and v.peers or {}) do
     if not session.peers[id] then
-      v.peers[id] = nil
+      keep(v, v.peers, id, nil)
       tell("peer", id, nil)
     end
   end
+  for name in pairs(session.clients and v.clients or {}) do
+    if not session.clients[name] then take_client(v, session, name, nil) end
+  end
   local before = v.assigned
-  v.assigned, session.peers = session.assigned, nil
+  v.assigned, session.peers, session.clients = session.assigned, nil, nil
   for key, value in pairs(v.assigned) do
     if before[key] == nil or json.encode(before[key]) ~= json.encode(value) then tell("assigned", key, value) end
   end
   for key in pairs(before) do
+    v.kept = v.kept - 1
     if v.assigned[key] == nil then tell("assigned", key, nil) end
   end
 end
 
 local function assign(v, session, key, value)
   if v.synced then
-    v.assigned[key] = value
+    keep(v, v.assigned, key, value)
     tell("assigned", key, value)
   else
-    session.assigned[key] = value
+    keep(v, session.assigned, key, value)
   end
 end
 
--- Takes one line @m of the stream into @v; @session is {assigned = {}} at its beginning. Raises what the manager says
--- at its end.
-function M.take(v, session, m)
-  local revision = m.synced or m.heartbeat or m.revision
-  if math.type(revision) == "integer" then v.revision = math.max(v.revision, revision) end
-  if m.error then
-    local e = type(m.error) == "table" and m.error or {}
-    errors.raise(tostring(e.code or "closed"):sub(1, 64), tostring(e.message or "the manager ended the stream"))
-  elseif m.cluster then
+-- What is done with each kind of line.
+local takes = {
+  error = function(_, _, m) error(line.error_of(m), 0) end,
+  cluster = function(v, _, m)
+    -- Recovered or restored: what was known of the epoch before is no measure of what is there now.
+    if v.cluster and v.cluster.epoch ~= m.cluster.epoch then v.revision, v.mark = 0, NO_MARK end
     v.cluster = m.cluster
     tell("cluster", v.cluster)
-  elseif m.gossip then
+  end,
+  gossip = function(v, _, m)
     v.gossip = m.gossip
     tell("gossip", v.gossip)
-  elseif m.node ~= nil then
+  end,
+  node = function(v, _, m)
     v.node = present(m.node)
     tell("node", v.node)
-  elseif m.status ~= nil then
+  end,
+  status = function(v, _, m)
     v.status = present(m.status)
     tell("status", v.status)
-  elseif m.peer then
+  end,
+  peer = function(v, session, m)
+    local id, old = m.peer, v.peers[m.peer]
     local peer = not m.gone and { key = m.key, role = m.role } or nil
-    if session.peers and peer then session.peers[m.peer] = true end
-    local old = v.peers[m.peer]
+    if session.peers and peer then session.peers[id] = true end
     if (peer and not (old and old.key == peer.key and old.role == peer.role)) or (not peer and old) then
-      v.peers[m.peer] = peer
-      tell("peer", m.peer, peer)
+      keep(v, v.peers, id, peer)
+      tell("peer", id, peer)
     end
-  elseif m.peers == "all" then
-    session.peers = {}
-  elseif m.put then
-    assign(v, session, m.put, m.value)
-  elseif m.delete then
-    assign(v, session, m.delete, nil)
-  elseif m.synced then
+  end,
+  client = function(v, session, m)
+    take_client(v, session, m.client, not m.gone and { role = m.role, fingerprint = m.fingerprint } or nil)
+  end,
+  clients = function(_, session) session.clients = {} end,
+  put = function(v, session, m) assign(v, session, m.put, m.value) end,
+  delete = function(v, session, m) assign(v, session, m.delete, nil) end,
+  synced = function(v, session, m)
+    if v.synced then errors.raise("protocol", "the end of a listing that has ended") end
     end_listing(v, session)
-    v.synced, v.mark = true, m.peers
+    v.synced, v.mark, v.why = true, m.peers, nil
     tell("synced")
-  elseif m.peers ~= "same" and m.peers then
-    v.mark = m.peers
-  end
+  end,
+  heartbeat = function() end,
+  peers = function(v, session, m)
+    if m.peers == "all" then
+      session.peers = not v.synced and {} or nil
+    elseif m.peers ~= "same" then
+      v.mark = m.peers
+    end
+  end,
+}
+
+-- What is known before anything was heard, see view().
+function M.new_view()
+  return { revision = 0, mark = NO_MARK, peers = {}, clients = {}, assigned = {}, kept = 0 }
+end
+
+-- Takes one line @m of the stream into @v; @session is {assigned = {}} at its beginning. Raises what the manager says
+-- at its end, and "protocol" for what cannot be.
+function M.take(v, session, m)
+  local kind = line.kind(m)
+  if not kind then return end
+  takes[kind](v, session, m)
+  local revision = m.synced or m.heartbeat or ((kind == "put" or kind == "delete") and m.revision) or 0
+  v.revision = math.max(v.revision, revision)
 end
 
 -- The connection ----------------------------------------------------------------------------------------------------
@@ -142,26 +206,28 @@ end
 -- Holds a stream with the manager at @at until it ends; returns whether it ever was in sync, and the error that ended
 -- it.
 local function hold(at)
-  local tls, me = identity.tls, identity.me
+  local tls, me, v = identity.tls, identity.me, view
   local host, port = address.parse(at)
   local session = { assigned = {} }
-  local status, refused, failed = nil, {}, nil
-  local take = lines.of(function(message)
-    if failed then return end
-    local ok, err = xpcall(M.take, errors.handler, view, session, message)
-    if not ok then
-      failed = err
-      if err.code == "internal" then log.error("agent: " .. (err.traceback or err.message)) end
-      error(err, 0) -- ends the call
-    end
+  local status, refused, failed, call = nil, {}, nil, nil
+  local feed = lines.of(function(message)
+    if not failed then M.take(v, session, message) end
   end, LINE_MAX)
-  local path = ("/v1/agent?starts=%d&instance=%s&min=%d&peers=%s"):format(me.starts, M.instance, view.revision,
-    view.mark)
-  local _, err = async.await(http.request, { host = host, port = port, role = "manager", method = "GET", path = path,
+  local function take(chunk)
+    if failed then return end
+    local ok, err = xpcall(feed, errors.handler, chunk)
+    if ok then return end
+    failed = err
+    if err.code == "internal" then log.error("agent: " .. (err.traceback or err.message)) end
+    if call then call:cancel() end
+  end
+  local path = ("/v1/agent?starts=%d&instance=%s&epoch=%d&min=%d&peers=%s"):format(me.starts, M.instance,
+    v.cluster and v.cluster.epoch or 0, v.revision, v.mark)
+  local options = { host = host, port = port, role = "manager", method = "GET", path = path,
     tls = { ca = tls.ca, cert = tls.cert, key = tls.key }, timeout_ms = ANSWER_MS, idle_ms = SILENCE_MS,
     on_head = function(code)
       status = code
-      if code == 200 then view.manager = at end
+      if code == 200 then v.manager = at end
     end,
     on_data = function(chunk)
       if status == 200 then
@@ -169,9 +235,15 @@ local function hold(at)
       elseif #refused < 64 then
         refused[#refused + 1] = chunk
       end
-    end })
-  local synced = view.synced
-  view.manager, view.synced = nil, nil
+    end }
+  local _, err = async.await(function(done)
+    local why
+    call, why = http.request(options, done)
+    return call, why
+  end)
+  local synced = v.synced
+  v.manager, v.synced = nil, nil
+  for key in pairs(synced and {} or session.assigned) do keep(v, session.assigned, key, nil) end
   if status and status ~= 200 then
     return false, remote.answer_error(status, json.decode(table.concat(refused)), at)
   end
@@ -183,36 +255,56 @@ local function pause(ms)
   return wake:wait(ms * (0.5 + math.random() / 2))
 end
 
-local RENEW = { expired = true }
+local in_vain = 0 -- rounds over the managers since a stream last began
 
--- One round over the managers; returns the pause before the next.
+-- One round over the managers; returns the one that was left, and the pause before the next round.
 local function round(last, backoff)
+  local later = math.min(math.max(2 * backoff, BACKOFF_MS), BACKOFF_MAX_MS)
+  local distrusted = true
   for _, at in ipairs(candidates(last)) do
+    local began = sys.mono_ms()
     local synced, err = hold(at)
     if synced then
+      in_vain = 0
       log.info(("agent: the connection to the manager at %s has ended: %s"):format(at, err.message))
       tell("disconnected")
-      return at, 0
+      -- One that takes us in and throws us out again is not asked without end.
+      return at, sys.mono_ms() - began >= STEADY_MS and BACKOFF_MS or later
     end
     log.debug(("agent: no stream from %s: %s"):format(at, err.message))
+    view.why = err.message
+    distrusted = distrusted and err.code == "unauthenticated" and err
     if err.code == "denied" then
       tell("gone", err)
-      return nil, backoff
+      return at, BACKOFF_MAX_MS
     elseif err.code == "conflict" then
       tell("refused", err)
       return at, CONFLICT_MS
-    elseif RENEW[err.code] then
+    elseif err.code == "expired" then
       tell("expired", at)
     end
   end
-  return last, math.min(backoff == 0 and BACKOFF_MS or backoff * 2, BACKOFF_MAX_MS)
+  if errors.is(distrusted) then tell("distrusted", distrusted) end
+  in_vain = in_vain + 1
+  if in_vain == QUIET_ROUNDS and view.why then
+    log.warn(("agent: no manager can be reached (%s): what this node has to do stays as it was"):format(view.why))
+  end
+  return last, later
 end
 
 local function loop()
   local last, backoff = nil, 0
   while true do
-    last, backoff = round(last, backoff)
-    if pause(math.max(backoff, 10)) then backoff = 0 end
+    local ok, at, ms = xpcall(round, errors.handler, last, backoff)
+    if ok then
+      last, backoff = at, ms
+    elseif at.code == "canceled" then
+      return
+    else
+      log.error("agent: " .. (at.traceback or at.message))
+      backoff = BACKOFF_MAX_MS
+    end
+    if pause(backoff) then backoff = 0 end
   end
 end
 
@@ -220,18 +312,23 @@ end
 local ELSEWHERE = { unreachable = true, timeout = true, closed = true, no_quorum = true, not_leader = true,
   protocol = true, state_unknown = true }
 
--- Calls a route of a manager: that of the stream, or any. @body: a table. In a task. The decoded answer; nil, err.
+-- Calls a route of a manager: that of the stream first, then the others, each for at most opts.timeout_ms. @body: a
+-- table. opts.expired_ok: a manager's certificate may have expired. In a task. The decoded answer; nil, err: "closed"
+-- when this node has no identity (any more).
 function M.call(method, path, body, opts)
   opts = opts or {}
   local tls = identity.tls
-  local list = candidates(nil)
-  if view and view.manager then table.insert(list, 1, view.manager) end
+  if not identity.me or not tls then return nil, errors.new("closed", "this node is not part of a cluster") end
+  local now = view and view.manager
+  local list = candidates(now)
+  if now and list[#list] == now then table.remove(list) end
+  if now then table.insert(list, 1, now) end
   local answer, err
   for _, at in ipairs(list) do
     answer, err = remote.call { at = at, method = method, path = path, body = body, role = "manager",
       timeout_ms = opts.timeout_ms or REPORT_MS, tls = { ca = tls.ca, cert = tls.cert, key = tls.key,
       expired_ok = opts.expired_ok } }
-    if answer then return answer end
+    if answer ~= nil then return answer end
     if not ELSEWHERE[err.code] then break end
   end
   return nil, err or errors.new("unreachable", "no manager is known")
@@ -245,25 +342,19 @@ function M.wake()
   wake:set()
 end
 
+-- Begins with nothing known.
 function M.start()
-  view = { revision = 0, mark = "0.0", peers = {}, assigned = {} }
+  M.stop()
+  view = M.new_view()
+  in_vain = 0
   task = async.spawn(loop)
 end
 
+-- Ends the connection. What is known stays, for whoever shows it.
 function M.stop()
   if task then task:cancel() end
   task = nil
   if view then view.manager, view.synced = nil, nil end
-end
-
--- Until the stream is in sync. In a task; nil, err ("timeout").
-function M.wait_synced(ms)
-  local deadline = sys.mono_ms() + ms
-  while not (view and view.synced) do
-    if sys.mono_ms() > deadline then return nil, errors.new("timeout", "no manager has been reached in time") end
-    async.sleep(5)
-  end
-  return true
 end
 
 return M

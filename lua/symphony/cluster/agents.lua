@@ -9,7 +9,6 @@ local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
-local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
@@ -29,8 +28,12 @@ local count = 0
 local lost = {}                -- node id -> when its stream ended (mono ms)
 local listeners = {}
 local watches = {}
+local stale = false            -- they have ended, and start_over() is due
 local peers                    -- node id -> line; nil: not serving
+local clients = {}             -- the name of a client certificate -> line
 local mark = { max = 0, count = 0 }
+local listing                  -- {pages = of all peers, used = when (mono ms)}; nil: to be made
+local LISTING_KEPT_MS = 10000
 local general = {}             -- the lines of /cluster and /secret/gossip, as last sent
 local bundle                   -- lines about peers that are about to go out
 local beat
@@ -109,13 +112,19 @@ local function peer_line(id, value)
   return line { peer = id, key = doc.key, role = doc.role }
 end
 
--- The line of /cluster with where the managers are; nil when there is no state yet.
+-- A client certificate, so that nodes without the state can tell who asks for their figures.
+local function client_line(name, value)
+  local doc = json.decode(value)
+  if type(doc) ~= "table" or type(doc.fingerprint) ~= "string" then return nil end
+  return line { client = name, role = doc.role, fingerprint = doc.fingerprint }
+end
+
+-- The line of /cluster with where the managers are, in an order that stays; nil when there is no state yet.
 local function cluster_line()
   local c, rows = state.cluster(), state.managers()
   if not c or not rows then return nil end
-  local status = raft.status()
   return line { cluster = { id = c.id, name = c.name, epoch = c.epoch, ca = c.ca, trust = c.trust or 1, sign = c.sign,
-    dev = c.dev or nil, managers = json.array(members.addresses(rows, status and status.leader)) } }
+    dev = c.dev or nil, managers = json.array(members.addresses(rows, nil)) } }
 end
 
 local function gossip_line()
@@ -134,6 +143,7 @@ end
 
 local function on_peer(event)
   local id = event.key:match("^/peer/(.+)$")
+  listing = nil
   if event.deleted then
     if peers[id] then mark.count = mark.count - 1 end
     peers[id] = nil
@@ -144,6 +154,13 @@ local function on_peer(event)
   if not peers[id] then mark.count = mark.count + 1 end
   peers[id], mark.max = text, math.max(mark.max, event.revision)
   tell_peer(text)
+end
+
+local function on_client(event)
+  local name = event.key:match("^/client/(.+)$")
+  clients[name] = not event.deleted and client_line(name, event.value) or nil
+  local text = clients[name] or line { client = name, gone = true }
+  each(function(s) s:push(text) end)
 end
 
 local function own(id, event, text)
@@ -177,7 +194,9 @@ end
 
 local function assignment(key, value, revision)
   if value == nil then return line { delete = key, revision = revision } end
-  return line { put = key, value = json.decode(value), revision = revision }
+  local decoded = json.decode(value)
+  if decoded == nil then decoded = json.null end -- it is damaged
+  return line { put = key, value = decoded, revision = revision }
 end
 
 local function on_assign(event)
@@ -187,6 +206,7 @@ end
 
 local THEMES = {
   { "/peer/", on_peer }, { "/node/", on_node }, { "/status/node/", on_status }, { "/assign/", on_assign },
+  { "/client/", on_client },
   { "/cluster", function() tell_all("cluster", cluster_line()) end },
   { "/secret/gossip", function() tell_all("gossip", gossip_line()) end },
 }
@@ -195,8 +215,11 @@ local function watch(theme)
   local prefix, fn = table.unpack(theme)
   local w, err = store.watch(prefix, store.revision(), function(status, events)
     if status then
-      -- The history is gone, a snapshot came: everybody lists again.
-      if status.code == "compacted" and watches[prefix] then async.spawn(M.start_over) end
+      -- The history is gone, a snapshot came: everybody lists again, once for all the watches that end.
+      if status.code == "compacted" and not stale then
+        stale = true
+        async.spawn(M.start_over)
+      end
       return
     end
     for _, event in ipairs(events) do
@@ -220,26 +243,37 @@ local function first_lines(node, known)
   for _, kv in ipairs(assigned) do
     out[#out + 1] = assignment(kv.key:match("^/assign/[^/]+/(.+)$"), kv.value, kv.mod_revision)
   end
+  out[#out + 1] = line { clients = "all" } -- they are few
+  for _, text in pairs(clients) do out[#out + 1] = text end
   local same = known == mark_text()
   out[#out + 1] = line { peers = same and "same" or "all" }
   return out, not same
 end
 
-local function wait_for(revision)
+-- Waits until the state here is that of @epoch, or a later one, and of @revision. What an agent has seen in an earlier
+-- epoch is no measure: a recovery may have gone back behind it. True when what it knows is of the epoch that is here.
+-- Raises.
+local function wait_for(epoch, revision)
   local deadline = sys.mono_ms() + BEHIND_MS
-  while store.revision() < revision do
+  while peers do
+    local cluster, err = state.cluster()
+    if not cluster then error(err, 0) end
+    local ours = cluster.epoch or 1
+    if epoch < ours then return false end
+    if epoch == ours and store.revision() >= revision then return true end
     if sys.mono_ms() >= deadline then
-      errors.raise("state_unknown", ("this manager is at revision %d, behind revision %d"):format(store.revision(),
-        revision), "ask another manager")
+      errors.raise("state_unknown", ("this manager is at revision %d of epoch %d, behind revision %d of epoch %d")
+        :format(store.revision(), ours, revision, epoch), "ask another manager")
     end
     async.sleep(20)
   end
+  errors.raise("closed", "this manager is starting or ending", "ask another manager")
 end
 
 -- One node, one agent: the later start is the one that lives. Raises "conflict" for another.
 local function make_room(id, opts)
   local other = streams[id]
-  if not other then return end
+  if not other or other.over then return end
   if other.instance ~= opts.instance and opts.starts <= other.starts then
     errors.raise("conflict", "another daemon is connected with the key of this node: a folder that was copied is not a "
       .. "second node", "join with an empty --config-dir; or stop the other one")
@@ -254,24 +288,43 @@ local function tell(what, id, connected)
   end
 end
 
--- Serves @req, an agent of @node. @opts: starts, instance, min (a revision that it has seen), peers (its mark). In a
--- task; raises. The answer has been begun when this returns, and goes on by itself.
+-- All peers, in pieces: the same for all who come while nobody joins or goes, as when a manager has died.
+local function pages()
+  if not listing then
+    local all, page = {}, {}
+    for _, text in pairs(peers) do
+      page[#page + 1] = text
+      if #page == PAGE then
+        all[#all + 1], page = table.concat(page), {}
+      end
+    end
+    if #page > 0 then all[#all + 1] = table.concat(page) end
+    listing = { pages = all }
+  end
+  listing.used = sys.mono_ms()
+  return listing.pages
+end
+
+-- Serves @req, an agent of @node. @opts: starts, instance, epoch and min (a revision in it) that it has seen, peers
+-- (its mark). In a task; raises. The answer has been begun when this returns, and goes on by itself.
 function M.serve(req, node, opts)
-  if not peers then errors.raise("closed", "this manager is starting or ending", "ask another manager") end
-  wait_for(opts.min)
+  local same_epoch = wait_for(opts.epoch, opts.min)
   make_room(node.node_id, opts)
   local id = node.node_id
   local s = setmetatable({ id = id, req = req, lines = {}, bytes = 0, since = sys.mono_ms(), starts = opts.starts,
     instance = opts.instance, from = store.revision() }, Stream)
-  local first, list = first_lines(node, opts.peers)
-  streams[id], count, lost[id] = s, count + 1, nil
-  req:on_gone(function()
+  local first, list = first_lines(node, same_epoch and opts.peers or nil)
+  -- What changes from here on comes behind the listing.
+  local of_then, mark_then = list and pages(), mark_text()
+  local watched, gone = req:on_gone(function()
     s.over = true
     if streams[id] ~= s then return end
     streams[id], count = nil, count - 1
     lost[id] = sys.mono_ms()
     tell("agents", id, false)
   end)
+  if not watched then error(errors.from(gone), 0) end
+  count, streams[id], lost[id] = streams[id] and count or count + 1, s, nil
   req:start(200, "application/x-ndjson")
   local function send(text)
     local ok, err = async.await(req.write, req, text)
@@ -279,16 +332,10 @@ function M.serve(req, node, opts)
   end
   send(table.concat(first))
   if list then
-    local ids = {}
-    for peer in pairs(peers) do ids[#ids + 1] = peer end
-    for at = 1, #ids, PAGE do
-      local page = {}
-      for i = at, math.min(at + PAGE - 1, #ids) do page[#page + 1] = peers[ids[i]] end -- some may be gone meanwhile
-      send(table.concat(page))
-    end
+    for _, page in ipairs(of_then) do send(page) end
   end
   if s.over then return end
-  table.insert(s.lines, 1, line { synced = s.from, peers = mark_text() })
+  table.insert(s.lines, 1, line { synced = s.from, peers = mark_then })
   s.open = true
   flush(s)
   tell("agents", id, true)
@@ -312,13 +359,9 @@ function M.on_change(fn)
   listeners[#listeners + 1] = fn
 end
 
+-- How many are connected to this manager.
 function M.count()
   return count
-end
-
--- Ends the stream of node @id.
-function M.drop(id)
-  if streams[id] then streams[id]:finish(errors.new("closed", "the stream was ended by the manager")) end
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
@@ -333,6 +376,7 @@ local function heartbeat()
     end
   end
   local now = sys.mono_ms()
+  if listing and now - listing.used > LISTING_KEPT_MS then listing = nil end
   for id, at in pairs(lost) do
     if now - at > LOST_KEPT_MS then lost[id] = nil end
   end
@@ -341,7 +385,7 @@ end
 local function load_peers()
   local rows, err = state.list_raw("/peer/")
   if not rows then return nil, err end
-  peers, mark = {}, { max = 0, count = 0 }
+  peers, mark, listing = {}, { max = 0, count = 0 }, nil
   for _, kv in ipairs(rows) do
     local id = kv.key:match("^/peer/(.+)$")
     peers[id] = peer_line(id, kv.value)
@@ -350,10 +394,22 @@ local function load_peers()
   return true
 end
 
+local function load_clients()
+  local rows, err = state.list_raw("/client/")
+  if not rows then return nil, err end
+  clients = {}
+  for _, kv in ipairs(rows) do
+    local name = kv.key:match("^/client/(.+)$")
+    clients[name] = client_line(name, kv.value)
+  end
+  return true
+end
+
 -- From now on agents are served. Said twice, it is one.
 function M.start()
   if peers then return end
-  local ok, err = load_peers()
+  local ok, err = load_clients()
+  if ok then ok, err = load_peers() end
   if not ok then
     log.error("agents: " .. err.message)
     return
@@ -363,9 +419,10 @@ function M.start()
   beat = async.every(HEARTBEAT_MS / SLICES, heartbeat)
 end
 
+-- Ends every stream, and refuses agents from now on.
 function M.stop()
   if beat then beat.stop() end
-  beat, peers, bundle, general = nil, nil, nil, {}
+  beat, peers, listing, bundle, general = nil, nil, nil, nil, {}
   for prefix, w in pairs(watches) do
     watches[prefix] = nil
     w:close()
@@ -373,8 +430,10 @@ function M.stop()
   each(function(s) s:finish(errors.new("closed", "this manager is stopping")) end)
 end
 
--- All agents list again.
+-- All agents list again; nothing when none are served.
 function M.start_over()
+  stale = false
+  if not peers then return end
   M.stop()
   M.start()
 end

@@ -2,7 +2,7 @@
 -- state: who belongs to the cluster, by which key, and with which gossip keys it speaks.
 --
 -- A node's metadata is a JSON array, versioned by its first number:
---   [1, remote port, "m" or "w", services, highest gossip key it accepts, key it uses, trust generation, version]
+--   [1, remote port, "m" or "w", services, highest gossip key it accepts, key it uses, version]
 local address = require "symphony.cluster.address"
 local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
@@ -28,6 +28,9 @@ local EXCHANGES_MAX = 4       -- at once
 local ROLES = { m = "manager", w = "worker" }
 
 local g                       -- the driver; nil: not started
+local starting                -- what stands for the start that is under way
+local announced               -- address and metadata that the others were told last
+local known = {}              -- the ids of the nodes whose keys the driver has
 local ring = { highest = 0, use = 0 }
 local listeners = {}
 local exchanging, exchanges = {}, 0
@@ -36,13 +39,13 @@ local told = limiter.new(1, 3600, 4096) -- and each node once an hour
 
 -- Metadata --------------------------------------------------------------------------------------------------------
 
--- @m: remote_port, role, services (array), ring, ring_use, trust, version. Pure.
+-- @m: remote_port, role, services (array), ring, ring_use, version. Pure.
 function M.encode_meta(m)
   return json.encode(json.array { META_VERSION, m.remote_port, m.role:sub(1, 1), table.concat(m.services or {}, ","),
-    m.ring, m.ring_use, m.trust, m.version })
+    m.ring, m.ring_use, m.version })
 end
 
-local KINDS = { "integer", "integer", "string", "string", "integer", "integer", "integer", "string" }
+local KINDS = { "integer", "integer", "string", "string", "integer", "integer", "string" }
 
 -- The other way; {} for bytes of another version, or that are none. It is signed by its node, which may lie all the
 -- same. Pure.
@@ -56,23 +59,25 @@ function M.decode_meta(text)
   local role, services = ROLES[doc[3]], json.array {}
   if not role or doc[2] < 1 or doc[2] > 65535 then return {} end
   for word in doc[4]:gmatch("[%w_%-]+") do services[#services + 1] = word end
-  return { remote_port = doc[2], role = role, services = services, ring = doc[5], ring_use = doc[6], trust = doc[7],
-    version = doc[8] }
+  return { remote_port = doc[2], role = role, services = services, ring = doc[5], ring_use = doc[6],
+    version = doc[7] }
 end
 
 local function own_meta()
   local me = identity.me
   local _, remote_port = address.parse(me.advertise.remote)
   return M.encode_meta { remote_port = remote_port, role = me.role, services = me.role == "worker" and
-    { identity.word() } or nil, ring = ring.highest, ring_use = ring.use, trust = me.trust or 1, version = sys.version }
+    { identity.word() } or nil, ring = ring.highest, ring_use = ring.use, version = sys.version }
 end
 
--- The numeric "ip:port" that "host:port" @text means now. In a task. nil, err.
+-- The numeric "ip:port" that "host:port" @text means now, of the family at which we listen. In a task. nil, err.
 local function numeric(text)
   local host, port = address.parse(text)
   if not host then return nil, port end
   if cidr.parse_ip(host) then return address.format(host, port) end
-  local found, err = async.await(require("luv").getaddrinfo, host, nil, { socktype = "dgram" })
+  local is_v4 = not (sys.options().bind_addr or "0.0.0.0"):find(":", 1, true)
+  local found, err = async.await(require("luv").getaddrinfo, host, nil, { socktype = "dgram",
+    family = is_v4 and "inet" or nil })
   if not found or not found[1] then
     return nil, errors.new("unreachable", ("%s does not resolve: %s"):format(host,
       err and err.message or "nothing found"))
@@ -82,9 +87,8 @@ end
 
 -- Keys and peers --------------------------------------------------------------------------------------------------
 
--- Of /secret/gossip, or the same from a manager: for the driver, and which is the highest and which is in use. nil,
--- err.
--- Pure but for the decoding.
+-- Of /secret/gossip, or the same from a manager: for the driver, and {highest, use}: which is the highest, and which is
+-- in use. nil, err. Pure but for the decoding.
 function M.read_keys(doc)
   local list, highest, use = {}, 0, 0
   local record, err = keyring.read(doc)
@@ -113,24 +117,45 @@ function M.set_keys(doc)
   return true
 end
 
--- Tells the others what we are now: address and metadata. nil, err.
+-- Tells the others what we are now, if it is something else than before: address, which may be a name that means
+-- another one by now, and metadata. In a task. nil, err.
 function M.announce()
+  local driver_then = g
   if not g then return true end
   local at, err = numeric(identity.me.advertise.gossip)
   if not at then return nil, err end
-  if not g then return true end
-  return g:update { address = at, meta = own_meta() }
+  if g ~= driver_then then return true end -- it was stopped meanwhile
+  local meta = own_meta()
+  if announced == at .. meta then return true end
+  local ok
+  ok, err = g:update { address = at, meta = meta }
+  if not ok then return nil, err end
+  announced = at .. meta
+  return true
 end
 
 -- Node @id is one of the cluster, with this key (base64 of its SubjectPublicKeyInfo).
 function M.set_peer(id, key)
-  local spki = crypto.unbase64(key)
-  if g and spki then g:peer(id, spki) end
+  if not g then return end
+  local spki, err = crypto.unbase64(key)
+  local ok = spki
+  if spki then ok, err = g:peer(id, spki) end
+  if ok == nil and err then log.warn(("gossip: the key of node %s is no good: %s"):format(id, err.message)) end
+  known[id] = true
 end
 
 -- Node @id is none any more.
 function M.forget(id)
   if g then g:forget(id) end
+  known[id] = nil
+end
+
+-- These are all the nodes of the cluster: {id = key}.
+function M.set_peers(all)
+  for id in pairs(known) do
+    if not all[id] then M.forget(id) end
+  end
+  for id, key in pairs(all) do M.set_peer(id, key) end
 end
 
 -- What is seen ------------------------------------------------------------------------------------------------------
@@ -140,6 +165,7 @@ local function decorate(member)
   return member
 end
 
+-- Member @id as sym.gossip has it, with .info, its metadata decoded; nil when gossip does not know it. And all of them.
 function M.member(id)
   return g and decorate(g:member(id)) or nil
 end
@@ -150,6 +176,7 @@ function M.members()
   return list
 end
 
+-- The driver's local health: 0 is good.
 function M.health()
   return g and g:health() or 0
 end
@@ -159,6 +186,7 @@ function M.count()
   return g and g:count() or 0
 end
 
+-- The driver's numbers; nil when it is not started.
 function M.stats()
   return g and g:stats() or nil
 end
@@ -176,12 +204,14 @@ end
 
 local function call(member, method, path, body, timeout_ms)
   local tls, info = identity.tls, member.info
+  if not tls then return nil, errors.new("closed", "this node is not serving") end
   if not info.remote_port then return nil, errors.new("unreachable", "its remote port is not known") end
   local host = address.parse(member.address)
   local doc, err, response = remote.call { at = address.format(host, info.remote_port), method = method, path = path,
     body = body, role = info.role, timeout_ms = timeout_ms,
     tls = { ca = tls.ca, cert = tls.cert, key = tls.key, expired_ok = true } }
-  if not doc then return nil, err end
+  if doc == nil then return nil, err end
+  if type(doc) ~= "table" then return nil, errors.new("protocol", "its answer is no JSON object") end
   if member.node_id and response.peer.cn ~= member.node_id then
     return nil, errors.new("unauthenticated", "another node answers at its address")
   end
@@ -221,8 +251,10 @@ local function exchange(member)
   for _ = 1, PIECES_MAX do
     local piece
     if ours then
-      piece, ours = g:export(ours, PIECE)
-      if ours == 0 then ours = nil end
+      local after
+      piece, after = g:export(ours, PIECE)
+      if not piece then return nil, after end
+      ours = after > 0 and after or nil
     end
     local doc, id = call(member, "POST", "/v1/gossip", { cursor = theirs, piece = piece and crypto.base64(piece) },
       EXCHANGE_MS)
@@ -296,24 +328,30 @@ local function on_probe(_, member, ticket)
   end)
 end
 
--- Begins to speak as this node. @keys: of /secret/gossip. @peers: {id = key (base64)}. nil, err.
-function M.start(keys, peers)
-  local me, tls, options = identity.me, identity.tls, sys.options()
+-- Begins to speak as this node; nothing when it does. what() gives the keys (of /secret/gossip) and the peers ({id =
+-- key (base64)}) when all else is there. In a task. nil, err: "closed" when it was stopped meanwhile.
+function M.start(what)
+  if g then return true end
+  local me, tls, options, mine = identity.me, identity.tls, sys.options(), {}
+  starting = mine
+  local at, err = numeric(me.advertise.gossip)
+  if starting ~= mine then return nil, errors.new("closed", "gossip was stopped before it had begun") end
+  starting = nil
+  if not at then return nil, err end
+  local keys, all = what()
   local list, found = M.read_keys(keys)
   if not list then return nil, found end
-  local at, err = numeric(me.advertise.gossip)
-  if not at then return nil, err end
-  ring = found
+  ring, known = found, {}
   local _, port = address.parse(me.advertise.gossip)
+  local meta = own_meta()
+  announced = at .. meta
   g, err = driver.open { node_id = me.node_id, cluster_id = me.cluster_id, start = me.gossip_start,
-    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = own_meta(), key = tls.key,
-    keys = list }
+    bind_addr = options.bind_addr or "0.0.0.0", port = port, address = at, meta = meta, key = tls.key, keys = list }
   if not g then
-    g = nil
     return nil, errors.new(err.code, "gossip port: " .. err.message,
       "start symphonyd with another --listen-gossip-port, or stop what uses this one")
   end
-  for id, key in pairs(peers) do M.set_peer(id, key) end
+  M.set_peers(all or {})
   g:on_event(on_event)
   g:on_probe(on_probe)
   return true
@@ -321,14 +359,15 @@ end
 
 -- Tells the others that this node leaves, and falls silent. In a task; within a second.
 function M.leave()
-  if not g then return end
-  async.await(function(done) return g:leave(done) end)
+  local leaving = g
+  if leaving then async.await(function(done) return leaving:leave(done) end) end
   M.stop()
 end
 
+-- Falls silent at once. Said twice, it is one.
 function M.stop()
   if g then g:close() end
-  g = nil
+  g, starting, known = nil, nil, {}
 end
 
 -- The number that a process begins with must rise with every start: what was sealed under an earlier one is then no

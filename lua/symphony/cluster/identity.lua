@@ -4,6 +4,7 @@
 --   phase    nil: a member. "init": the cluster is being made, nobody knows of it yet: init says it afresh.
 --            "recover": this member is to become the only voter; the start finishes that.
 --            "leave": left; what is in the folder is to be wiped.
+--   follows  true for a worker whose address nobody chose: it goes with the machine's
 --   removed  true when it may not serve any more; reason says why
 --   trust    the generation of trusted CAs that DIR/tls has (trust.lua); nil: the first, or not known yet
 local crypto = require "sym.crypto"
@@ -21,6 +22,7 @@ local FORMAT = 1
 local MAX_BYTES = 64 * 1024
 local PHASES = { init = true, recover = true, leave = true }
 
+-- The daemon's folder, and the path of @name in it.
 function M.dir()
   return sys.options().config_dir or "."
 end
@@ -49,7 +51,8 @@ end
 function M.word()
   return sys.options().role or "manager"
 end
-local OPTIONAL = { removed = "boolean", reason = "string", phase = "string", gossip_start = "number", trust = "number" }
+local OPTIONAL = { removed = "boolean", follows = "boolean", reason = "string", phase = "string",
+  gossip_start = "number", trust = "number" }
 
 -- key.json's text to a document. Pure. nil, why.
 function M.parse(text)
@@ -75,8 +78,11 @@ function M.parse(text)
   if doc.starts < 0 or doc.starts > NUMBER_MAX or (id and (id < 1 or id > NUMBER_MAX)) then
     return nil, "a number in it is out of range"
   end
-  if doc.trust ~= nil and (math.type(doc.trust) ~= "integer" or doc.trust < 1 or doc.trust > NUMBER_MAX) then
-    return nil, "field \"trust\" is out of range"
+  for _, name in ipairs { "trust", "gossip_start" } do
+    local n = doc[name]
+    if n ~= nil and (math.type(n) ~= "integer" or n < 1 or n > NUMBER_MAX) then
+      return nil, ("field \"%s\" is out of range"):format(name)
+    end
   end
   for _, name in ipairs(addresses) do
     if type(doc.advertise[name]) ~= "string" then return nil, ("field \"advertise.%s\" is missing"):format(name) end
@@ -86,7 +92,8 @@ function M.parse(text)
       return nil, "field \"managers\" holds something else than addresses"
     end
   end
-  if doc.phase ~= nil and not PHASES[doc.phase] then return nil, "its phase is unknown" end
+  local known = doc.role == "manager" and PHASES[doc.phase] or doc.phase == "leave"
+  if doc.phase ~= nil and not known then return nil, "its phase is unknown" end
   return doc
 end
 
@@ -104,6 +111,7 @@ function M.load()
   return doc
 end
 
+-- Writes @doc as key.json, synced. nil, err; then the file is as it was.
 function M.save(doc)
   doc.format = FORMAT
   local ok, err = sys.write_file(M.path("key.json"), json.encode(doc) .. "\n", tonumber("600", 8))
@@ -151,6 +159,12 @@ function M.member()
       me.reason or "removed"), M.rejoin())
   end
   return me
+end
+
+-- Who this node is, for the log of a start.
+function M.introduction()
+  local me = M.me
+  return ("this is %s (%s) of cluster %s, at %s"):format(me.name, me.node_id, me.cluster_id, me.advertise.remote)
 end
 
 -- What to do once this node is no member any more.
@@ -256,6 +270,7 @@ function M.node_key()
   return key
 end
 
+-- Writes DIR/tls: @tls {ca, cert}, PEM. nil, err.
 function M.save_tls(tls)
   local ok, err = make_tls_folder()
   for name, text in pairs { ["ca.crt"] = tls.ca, ["node.crt"] = tls.cert } do

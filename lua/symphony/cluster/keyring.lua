@@ -48,7 +48,8 @@ function M.read(doc)
   local used, last = 0, 0
   for i, key in ipairs(doc.keys) do
     if type(key) == "string" then key = { id = i, secret = key, use = i == 1 } end
-    if math.type(key.id) ~= "integer" or key.id <= last or type(key.secret) ~= "string" then
+    if type(key) ~= "table" or math.type(key.id) ~= "integer" or key.id <= last or key.id > ID_MAX
+      or type(key.secret) ~= "string" then
       return damaged(("key %d of them"):format(i))
     end
     last = key.id

@@ -28,8 +28,10 @@ local M = {}
 
 local UPKEEP_MS = 60 * 1000
 local SOON_MS = 2000
+local SPEAK_AGAIN_MS = 10 * 1000
 
 local upkeep       -- the task of renewal and addresses
+local speaking     -- the one that begins with gossip
 local watches = {} -- prefix -> watch
 local change = async.event()
 local hooked = false
@@ -110,7 +112,8 @@ local function on_lost_history(prefix)
   if prefix == "/node/" then
     on_nodes(nil, nil)
   elseif prefix == "/peer/" then
-    for id, key in pairs(peers.all()) do gossip.set_peer(id, key) end
+    local all, err = peers.all()
+    if all then gossip.set_peers(all) else log.error("gossip: " .. err.message) end
   else
     on_keys()
   end
@@ -135,20 +138,26 @@ local function watch(prefix, fn)
   watches[prefix] = w
 end
 
--- Gossip needs the keys that are in the state, which a manager that joins has not got yet.
+-- The keys and the peers of the state; nil, nil until a manager that joins has got them.
+local function known_to_gossip()
+  local secret = state.get("/secret/gossip")
+  if secret and state.text("/peer/" .. identity.me.node_id) then return secret, peers.all() end
+end
+
+-- Gossip begins as soon as this manager's state has what it needs, and is tried again when it cannot.
 local function speak()
-  local secret
+  local said
   while true do
     if not node.started() or not identity.member() then return end
-    secret = state.get("/secret/gossip")
-    if secret and state.text("/peer/" .. identity.me.node_id) then break end
-    async.sleep(20)
-  end
-  if gossip.started() then return end
-  local ok, err = gossip.start(secret, peers.all())
-  if not ok then
-    log.error(say(err))
-    return
+    local secret, all = known_to_gossip()
+    local ok, err
+    if secret and all then ok, err = gossip.start(known_to_gossip) end
+    if ok then break end
+    if err and err.message ~= said then
+      said = err.message
+      log.error(say(err))
+    end
+    async.sleep(err and SPEAK_AGAIN_MS or 20)
   end
   watch("/peer/", on_peers)
   watch("/secret/gossip", on_keys)
@@ -196,8 +205,10 @@ end
 function M.look_after()
   if not node.started() or not identity.member() then return end
   publish_addresses()
+  local ok, err = gossip.announce()
+  if not ok then log.warn("gossip: " .. err.message) end
   if is_due(identity.tls) then
-    local ok, err = M.renew()
+    ok, err = M.renew()
     if not ok then
       renamed = nil
       log.warn("cannot renew the certificate of this manager: " .. err.message)
@@ -231,7 +242,7 @@ local function begin_serving()
   watch("/node/", on_nodes)
   for _, part in ipairs(parts) do part.start() end
   start_upkeep()
-  async.spawn(speak)
+  speaking = async.spawn(speak)
 end
 
 -- Starts the node as @doc says; one start more is written down before. opts.bootstrap: the first member of a new
@@ -257,6 +268,7 @@ function M.activate(doc, opts)
     return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
+  log.info(identity.introduction())
   if not opts.quiet then begin_serving() end
   return true
 end
@@ -267,7 +279,8 @@ M.serve = begin_serving
 function M.deactivate()
   for _, part in ipairs(parts) do part.stop() end
   if upkeep then upkeep:cancel() end
-  upkeep = nil
+  if speaking then speaking:cancel() end
+  upkeep, speaking = nil, nil
   gossip.stop()
   for prefix, w in pairs(watches) do
     watches[prefix] = nil
@@ -301,7 +314,6 @@ function on_gone(code, reason)
     if code == "conflict" then node.quit(1) end
   end)
 end
-M.gone = function(code, reason) on_gone(code, reason) end
 
 -- Resuming ----------------------------------------------------------------------------------------------------------
 
@@ -354,6 +366,13 @@ local actions = {
 -- The start of a manager daemon. What is damaged or not ours ends it, with the file and what to do in the log.
 function M.start()
   hook()
+  -- The orderly end: the others are told, and need not find this node dead.
+  node.on_quit(function()
+    async.spawn(function()
+      pcall(gossip.leave)
+      node.quit()
+    end)
+  end)
   async.spawn(function()
     local doc, err = identity.load()
     local ok = not err

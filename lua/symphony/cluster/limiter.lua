@@ -1,4 +1,5 @@
--- A token bucket for each address, an IPv6 /64 being one, in bounded memory. Pure but for its own table.
+-- A token bucket for each address, an IPv6 /64 being one, or for each of other names, in bounded memory. Pure but for
+-- its own table.
 local cidr = require "symphony.cluster.cidr"
 
 local M = {}

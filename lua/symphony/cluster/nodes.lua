@@ -85,6 +85,28 @@ function M.list(opts)
   return out, fresh
 end
 
+local LOST_SHOWN = 5
+
+-- How many nodes there are of each status, from local state as it is: {total, ready, joining, down, left}, and lost,
+-- the names of the first that are down. nil, err. In a task.
+function M.tally()
+  local status, err = members.status()
+  if not status then return nil, err end
+  local said = {}
+  local counts = { total = 0, ready = 0, joining = 0, down = 0, left = 0, lost = json.array() }
+  local ok
+  ok, err = each("/status/node/", function(key, value) said[key:match("[^/]*$")] = value end)
+  if ok then
+    ok, err = each("/node/", function(_, n)
+      local row = M.row(n, said[n.node_id], status)
+      counts.total, counts[row.status] = counts.total + 1, (counts[row.status] or 0) + 1
+      if row.status == "down" and #counts.lost < LOST_SHOWN then counts.lost[#counts.lost + 1] = row.name end
+    end)
+  end
+  if not ok then return nil, err end
+  return counts
+end
+
 -- The one that @name means, from local state, which state.read() has said to be @fresh. nil, err.
 function M.get(name, fresh)
   local n, err = state.node(name)

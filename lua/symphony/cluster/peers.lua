@@ -7,9 +7,11 @@ local M = {}
 
 M.PREFIX = "/peer/"
 
--- What is kept of node record @n, whose certificate says by its key. Raises.
-function M.record(n)
-  return { key = crypto.base64(assert(crypto.cert_info(n.certificate)).public), role = n.role }
+-- What is kept of node record @n, whose certificate says by its key. @info: that certificate's, where it is at hand.
+-- Raises.
+function M.record(n, info)
+  info = info or assert(crypto.cert_info(n.certificate))
+  return { key = crypto.base64(info.public), role = n.role }
 end
 
 -- The fingerprint that goes with @key (base64) as it is kept here, as certificates have it: hex. nil: it is damaged.
@@ -20,8 +22,8 @@ function M.fingerprint(key)
 end
 
 -- The parts of a txn that make node @n known, and forgotten.
-function M.put(n)
-  return state.put(M.PREFIX .. n.node_id, M.record(n))
+function M.put(n, info)
+  return state.put(M.PREFIX .. n.node_id, M.record(n, info))
 end
 function M.delete(node_id)
   return state.delete(M.PREFIX .. node_id)
@@ -37,10 +39,12 @@ function M.complete()
   if #ops > 0 then return state.submit { compare = {}, ops = ops } end
 end
 
--- Every peer in the state: node id -> key (base64).
+-- Every peer in the state: node id -> key (base64). nil, err.
 function M.all()
+  local rows, err = state.list(M.PREFIX)
+  if not rows then return nil, err end
   local out = {}
-  for _, kv in ipairs(state.list(M.PREFIX) or {}) do out[kv.key:sub(#M.PREFIX + 1)] = kv.value.key end
+  for _, kv in ipairs(rows) do out[kv.key:sub(#M.PREFIX + 1)] = kv.value.key end
   return out
 end
 

@@ -51,14 +51,23 @@ function M.same_names(a, b)
   return n == m
 end
 
+-- The name that every worker has for clients of others, for their setting of the name to expect; no host can have it
+-- (RFC 6761), and so no manager.
+M.WORKER = "worker.symphony.invalid"
+
+local function hosts_of(n)
+  if n.role == "manager" then return M.names(n.remote_address, n.node_id) end
+  return { n.node_id, M.WORKER }
+end
+
 -- Signs @csr for node @n: its node_id, role and, of a manager, the raft_node_id that it may act as and the hosts at
 -- which it is found. All nodes serve; that a worker is no manager says its role, and to the clients of others, who do
--- not look at that, that no host is in its certificate. Raises.
+-- not look at that, that no name is in its certificate by which a manager could be found. Raises.
 function M.sign(ca_key, ca_pem, csr, n, cluster_id, now)
   now = math.floor(now)
   return assert(crypto.cert_sign(ca_key, ca_pem, csr, { cn = n.node_id, ou = n.role, o = cluster_id,
     not_before = now - BACKDATE, not_after = now + M.NODE_LIFE, server = true,
-    raft_id = n.raft_node_id, hosts = n.role == "manager" and M.names(n.remote_address, n.node_id) or nil }))
+    raft_id = n.raft_node_id, hosts = hosts_of(n) }))
 end
 
 -- Signs @csr for a person or a program: {name, role}, until @expires at most. Raises.
@@ -67,9 +76,24 @@ function M.sign_client(ca_key, ca_pem, csr, c, cluster_id, now)
     not_before = math.floor(now) - BACKDATE, not_after = c.expires }))
 end
 
--- The CAs that @cluster trusts: {pem, digest (hex), info}, the one that signs first; nil, err.
-function M.cas(cluster)
-  local parts, err = crypto.cert_split(cluster.ca)
+-- Reading a key or a certificate takes the better part of a millisecond, and each join needs the CA's several times:
+-- what parse(text) made of the last text is kept. nil, err is not.
+local function last(parse)
+  local of, result
+  return function(text)
+    if of ~= text then
+      local fresh, err = parse(text)
+      if not fresh then return nil, err end
+      of, result = text, fresh
+    end
+    return result
+  end
+end
+
+local load_key = last(crypto.key_load)
+
+local read_cas = last(function(bundle)
+  local parts, err = crypto.cert_split(bundle)
   local out = {}
   for i, pem in ipairs(parts or {}) do
     local info
@@ -77,7 +101,17 @@ function M.cas(cluster)
     if not info then break end
     out[i] = { pem = pem, digest = info.digest, info = info }
   end
-  if err then return nil, errors.new("corrupt", "the CA certificate in the state is damaged: " .. err.message) end
+  if err then return nil, err end
+  return out
+end)
+
+-- The CAs that @cluster trusts: {pem, digest (hex), info}, the one that signs first; nil, err.
+function M.cas(cluster)
+  local known, err = read_cas(cluster.ca)
+  if not known then
+    return nil, errors.new("corrupt", "the CA certificate in the state is damaged: " .. err.message)
+  end
+  local out = table.move(known, 1, #known, 1, {})
   for i, ca in ipairs(out) do
     if ca.digest == cluster.sign then table.insert(out, 1, table.remove(out, i)) end
   end
@@ -108,7 +142,7 @@ function M.load_ca()
   end
   cas, err = M.cas(cluster)
   if not cas then return nil, err end
-  local key, why = crypto.key_load(secret.key)
+  local key, why = load_key(secret.key)
   if not key then return nil, errors.new("corrupt", "the CA key in the state is damaged: " .. why.message) end
   return key, cas[1].pem, cas[1].digest
 end

@@ -181,8 +181,14 @@ end
 -- A fresh certificate for this node. @renew(csr) asks for it: {certificate, ca}; nil, err. @cluster: its record.
 local function renew(fn, cluster)
   local me, tls = identity.me, identity.tls
+  if not me or not tls then return nil, errors.new("closed", "this node is not serving") end
   local fresh, err = fn(crypto.csr(tls.key, me.node_id))
   if not fresh then return nil, err end
+  -- It may have left meanwhile, and be another node by now.
+  if identity.me ~= me then return nil, errors.new("closed", "this node is not serving any more") end
+  if type(fresh.certificate) ~= "string" or type(fresh.ca) ~= "string" then
+    return nil, errors.new("protocol", "the answer to the request to renew cannot be read")
+  end
   local ok
   ok, err = put_to_use(fresh.certificate, fresh.ca, bridge_of(cluster))
   if not ok then return nil, err end

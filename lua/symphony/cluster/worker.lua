@@ -28,10 +28,18 @@ local HEARD_MS = 500            -- nor do they all come back to a manager at one
 local upkeep
 local reporting = async.mutex()
 local reported                  -- what the managers were last told, as JSON
-local last_renewal = 0
-local leaving = false           -- the process is about to end, and has said so
+local last_renewal = -EXPIRED_PAUSE_MS
+local started_up = false        -- what only the start needed has been given back
+local ending = false            -- the process is about to end, and has said so
+local departing = false         -- `block leave` is under way
+local mute                      -- why gossip could not begin
 
 -- Telling the managers ----------------------------------------------------------------------------------------------
+
+-- A task that has waited may find that the node was stopped, and is another one by now.
+local function is_serving()
+  return identity.member() ~= nil and identity.tls ~= nil and node.started()
+end
 
 local function word_of(status)
   local me = identity.me
@@ -46,13 +54,13 @@ local function is_told(status, word)
     and reported == json.encode(word)
 end
 
--- Tells the managers what this node is, unless they know. In a task. nil, err.
+-- Tells the managers what this node is, unless they know. In a task. nil, err: "closed" when it is nothing (any more).
 function M.report()
-  local lock <close> = reporting:lock()
-  if not lock then return true end
+  local _ <close> = reporting:lock()
+  if not is_serving() then return nil, errors.new("closed", "this node is not serving") end
   local word = word_of("ready")
   local v = agent.view()
-  if leaving or is_told(v and v.status, word) then return true end
+  if ending or is_told(v and v.status, word) then return true end
   local ok, err = agent.call("POST", "/v1/agent/report", word)
   if not ok then return nil, err end
   reported = json.encode(word)
@@ -62,7 +70,7 @@ end
 local function report_soon()
   async.spawn(function()
     local ok, err = M.report()
-    if ok or err.code == "canceled" then return end
+    if ok or err.code == "closed" then return end
     if err.code == "conflict" then M.refused(err) end
     log.warn("cannot report to the managers: " .. err.message)
   end)
@@ -81,6 +89,7 @@ function M.renew()
 end
 
 local function renew_if_due(expired)
+  if not is_serving() then return end
   local now = sys.mono_ms()
   if not expired and sys.now() < pki.renewal_of(identity.tls.info) then return end
   if now - last_renewal < EXPIRED_PAUSE_MS then return end
@@ -94,10 +103,6 @@ end
 
 local function remember_managers(cluster)
   local me, list = identity.me, cluster.managers
-  if type(list) ~= "table" or #list == 0 or #list > 64 then return end
-  for _, at in ipairs(list) do
-    if not address.valid(at) then return end
-  end
   if table.concat(list, " ") == table.concat(me.managers, " ") then return end
   me.managers = json.array(list)
   local ok, err = identity.save(me)
@@ -106,7 +111,7 @@ end
 
 local function gone(err)
   local me = identity.me
-  if not me or me.removed then return end
+  if not me or me.removed or departing then return end
   me.removed, me.reason = true, "it was removed"
   log.error(("%s (%s) -- %s"):format(me.reason, err.message, identity.rejoin()))
   local ok, why = identity.save(me)
@@ -118,6 +123,17 @@ end
 function M.refused(err)
   identity.trouble = err.message
   log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
+end
+
+local DISTRUSTED = "no manager has a certificate of a CA that this node knows"
+
+-- Said once: it stays like that.
+local function distrusted(err)
+  if identity.trouble and identity.trouble:find(DISTRUSTED, 1, true) then return end
+  identity.trouble = ("%s (%s): the CA of the cluster was changed while this node was no part of it, or its folder was "
+    .. "put back from an older copy; `symphony %s leave --force` wipes it, then join again"):format(DISTRUSTED,
+    err.message, identity.word())
+  log.error(identity.trouble)
 end
 
 -- Trusts the CAs that the cluster trusts, and has the certificate renewed when another one signs. In a task.
@@ -135,8 +151,11 @@ local learned = {
     async.spawn(adopt, cluster)
   end,
   gossip = function(secret)
-    local ok, err = gossip.set_keys(secret)
-    if not ok then log.error("gossip: " .. err.message) end
+    if not gossip.started() then return async.spawn(M.speak) end
+    async.spawn(function()
+      local ok, err = gossip.set_keys(secret)
+      if not ok then log.error("gossip: " .. err.message) end
+    end)
   end,
   peer = function(id, peer)
     if peer then
@@ -146,6 +165,7 @@ local learned = {
       node.drop_peer(id)
     end
   end,
+  client = function(name) node.drop_peer(name) end, -- what comes next is by the certificate of now
   synced = function()
     identity.trouble = nil
     report_soon()
@@ -163,6 +183,7 @@ local learned = {
   expired = function() async.spawn(renew_if_due, true) end,
   gone = gone,
   refused = function(err) M.refused(err) end,
+  distrusted = distrusted,
 }
 local listening = false
 
@@ -186,15 +207,22 @@ end
 local function peer_record(id)
   local v = agent.view()
   local peer = v and v.peers[id]
-  return peer and { node_id = id, role = peer.role, fingerprint = peers.fingerprint(peer.key) }
+  local fingerprint = peer and peers.fingerprint(peer.key)
+  return fingerprint and { node_id = id, role = peer.role, fingerprint = fingerprint } or nil
+end
+
+-- Client certificates that the managers told of, for /metrics.
+local function client_record(name)
+  local v = agent.view()
+  return v and v.clients[name]
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
 
--- The address may have changed under a node that was not told which to use.
+-- The address may have changed under a node that was not told which to use. True if it has.
 local function follow_address()
   local me, options = identity.me, sys.options()
-  if options.advertise_addr or me.pinned_address then return end
+  if not me.follows or options.advertise_addr then return end
   local bound = options.bind_addr
   if bound and bound ~= "0.0.0.0" and bound ~= "::" then return end
   local host = sys.default_address()
@@ -205,18 +233,24 @@ local function follow_address()
   me.advertise = now
   local ok, err = identity.save(me)
   if not ok then log.warn(err.message) end
-  ok, err = gossip.announce()
-  if not ok then log.warn("gossip: " .. err.message) end
-  report_soon()
+  return true
 end
 
-local function look_after()
-  if not node.started() or not identity.member() then return end
-  follow_address()
+-- One round of upkeep: where this node is found, its certificate, and what it has not said yet. In a task.
+function M.look_after()
+  if not is_serving() then return end
+  if follow_address() then report_soon() end
+  local ok, err = gossip.announce()
+  if not ok then log.warn("gossip: " .. err.message) end
   renew_if_due(false)
   local v = agent.view()
+  if not gossip.started() then M.speak() end
   if v.cluster and v.cluster.trust ~= (identity.me.trust or 1) then adopt(v.cluster) end
   if v.synced and not is_told(v.status, word_of("ready")) then M.report() end
+  if v.synced and not started_up then
+    started_up = true
+    sys.release_memory()
+  end
 end
 
 -- Starts the node as @doc says; one start more is written down before. @welcome: the answer to a join, or nil. nil,
@@ -237,42 +271,40 @@ function M.activate(doc, welcome)
     return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
+  log.info(identity.introduction())
   if not listening then
     listening = true
     agent.on(function(what, ...)
       if learned[what] then learned[what](...) end
     end)
     gossip.on_event(on_heard)
-    require("symphony.api.router").set_members(peer_record)
+    require("symphony.api.router").set_members(peer_record, client_record)
     trust.set_reporter(M.report) -- what is reported holds the generation
   end
-  reported = nil
+  reported, mute = nil, nil
   agent.start()
-  M.speak(welcome and { keys = welcome.gossip_keys } or nil)
-  upkeep = async.every(UPKEEP_MS, look_after)
+  if welcome then async.spawn(M.speak, { keys = welcome.gossip_keys }) end
+  upkeep = async.every(UPKEEP_MS, M.look_after)
   return true
 end
 
--- Gossip begins as soon as the keys are known: those of the join, or what the first manager says.
+-- Begins with gossip if the keys are known: @keys, those of a join, or what a manager has said. When it cannot, it is
+-- tried again by and by. In a task.
 function M.speak(keys)
-  async.spawn(function()
-    if not keys then
-      while not (agent.view() and agent.view().gossip) do
-        if not identity.member() then return end
-        async.sleep(20)
-      end
-      keys = agent.view().gossip
-    end
-    local known = {}
-    for id, peer in pairs(agent.view().peers) do known[id] = peer.key end
-    local ok, err = gossip.start(keys, known)
-    if not ok then
-      identity.trouble = err.message
-      log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
-      return
-    end
-    if agent.view().synced then gossip.exchange_with(agent.view().manager) end
+  keys = agent.view().gossip or keys
+  if not keys or not is_serving() then return end
+  local ok, err = gossip.start(function()
+    local v, all = agent.view(), {}
+    for id, peer in pairs(v.peers) do all[id] = peer.key end
+    return v.gossip or keys, all
   end)
+  if ok then
+    mute = nil
+    if agent.view().synced then gossip.exchange_with(agent.view().manager) end
+  elseif err.code ~= "closed" then
+    if mute ~= err.message then log.error(err.message .. (err.hint and " -- " .. err.hint or "")) end
+    mute = err.message
+  end
 end
 
 -- Until the managers have this node as ready. In a task; "ready"; nil, err.
@@ -313,7 +345,7 @@ end
 -- The orderly end of the process: the others need not wait for signs of life.
 function M.say_goodbye()
   if not identity.member() or not node.started() then return end
-  leaving = true
+  ending = true
   async.gather {
     gossip.leave,
     function() return agent.call("POST", "/v1/agent/report", word_of("left"), { timeout_ms = 500 }) end,
@@ -321,6 +353,14 @@ function M.say_goodbye()
 end
 
 -- Leaving -------------------------------------------------------------------------------------------------------------
+
+-- Has the managers take this node out of the cluster. true; nil, err.
+local function ask_out(force)
+  local ok, err = agent.call("POST", "/v1/agent/leave", { force = force }, { timeout_ms = 8000 })
+  if ok or err.code == "denied" then return true end -- it was out already
+  return nil, errors.new(err.code, err.message, (err.hint and err.hint .. "; " or "")
+    .. ("`symphony %s leave --force` forgets the cluster all the same"):format(identity.word()))
+end
 
 -- `block leave`. @opts: force. Returns {cluster_id, node_id, name, told}; nil, err.
 function M.leave(opts)
@@ -330,24 +370,25 @@ function M.leave(opts)
   if not me then
     return nil, errors.new("no_cluster", "this daemon belongs to no cluster: there is nothing to leave")
   end
-  local lock <close>, err = busy.take("block leave")
+  local lock <close>, err = busy.take(identity.word() .. " leave")
   if not lock then return nil, err end
   local handed = lock:hand_over()
   return async.spawn(function()
     local _ <close> = handed
+    local _ <close> = setmetatable({}, { __close = function() departing = false end })
+    departing = true
+    identity.tls = identity.tls or identity.load_tls(me) or nil -- of one that could not start
     local told = me.removed or me.phase == "leave"
     if not told then
-      local ok, why = agent.call("POST", "/v1/agent/leave", { force = opts.force or false }, { timeout_ms = 8000 })
-      told = ok ~= nil or why.code == "denied"
-      if not told and not opts.force then
-        return nil, errors.new(why.code, why.message, (why.hint and why.hint .. "; " or "")
-          .. "`symphony block leave --force` forgets the cluster all the same")
-      end
+      local out, why = ask_out(opts.force or false)
+      if not out and not opts.force then return nil, why end
+      told = out or false
     end
-    assert(identity.become(identity.changed(me, { phase = "leave" })))
+    assert(identity.become(identity.changed(identity.me, { phase = "leave" })))
     gossip.leave()
     assert(M.deactivate())
     assert(identity.wipe())
+    log.info(("%s has left cluster %s"):format(me.name, me.cluster_id))
     return { cluster_id = me.cluster_id, node_id = me.node_id, name = me.name, told = told }
   end):wait()
 end
@@ -365,8 +406,10 @@ function M.status()
   local v, warnings, assigned = agent.view() or {}, json.array {}, 0
   for _ in pairs(v.assigned or {}) do assigned = assigned + 1 end
   if identity.trouble then warnings[#warnings + 1] = identity.trouble end
+  if mute then warnings[#warnings + 1] = mute end
   if not v.manager then
     warnings[#warnings + 1] = "no manager is connected: what this node has to do stays as it was"
+      .. (v.why and not identity.trouble and (" (%s)"):format(v.why) or "")
   end
   local status, n = v.status or {}, v.node or {}
   return { cluster_id = me.cluster_id, cluster_name = v.cluster and v.cluster.name, node_id = me.node_id,

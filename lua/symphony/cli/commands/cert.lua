@@ -49,8 +49,9 @@ Example:
     if ok and args.ttl then ttl, err = values.parse_duration(args.ttl) end
     if ttl == false then err = errors.new("invalid", "a client certificate has to expire", "at most --ttl 730d") end
     if err then return nil, err end
-    local dir = args.out or "."
+    local dir, made = args.out or ".", false
     if args.out then
+      made = not sys.stat(dir)
       ok, err = sys.mkdir(dir, FOLDER)
       if not ok then return nil, errors.new(err.code, ("cannot make %s: %s"):format(dir, err.message)) end
     end
@@ -65,7 +66,10 @@ Example:
     local answer
     answer, err = ctx.call("POST", "/v1/certs", { name = args.name, role = args.role, ttl = ttl or nil,
       csr = crypto.csr(key, args.name), replace = args.force or false }, { timeout_ms = 15000 })
-    if not answer then return nil, err end
+    if not answer then
+      if made then os.remove(dir) end
+      return nil, err
+    end
     local written, failed = pcall(function()
       write(files.key, key:pem(), PRIVATE)
       write(files.certificate, answer.certificate, PUBLIC)

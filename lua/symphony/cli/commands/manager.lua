@@ -115,6 +115,16 @@ local function loss(n)
   return n < 1 and "no failure" or n == 1 and "the loss of any one" or ("the loss of any %d"):format(n)
 end
 
+local function nodes_text(t)
+  local parts = {}
+  for _, status in ipairs { "ready", "joining", "left", "down" } do
+    if t[status] > 0 then parts[#parts + 1] = ("%d %s"):format(t[status], status) end
+  end
+  local more = t.down > #t.lost and ", ..." or ""
+  return ("%d: %s%s"):format(t.total, table.concat(parts, ", "),
+    t.down > 0 and (" (%s%s)"):format(table.concat(t.lost, ", "), more) or "")
+end
+
 local function status_text(s)
   if not s.cluster_id or s.message then return s.message .. (s.hint and "\n" .. s.hint or "") end
   local lines = {}
@@ -131,6 +141,7 @@ local function status_text(s)
   local left = s.quorum and math.min(s.tolerates, s.voters_reachable - s.voters // 2 - 1) or 0
   line("tolerates", "%s", left < s.tolerates and ("%s now; with all voters up %s"):format(
     left < 1 and "no further failure" or loss(left), loss(s.tolerates)) or loss(s.tolerates))
+  if s.nodes then line("nodes", "%s", require("symphony.cli.render").plain(nodes_text(s.nodes))) end
   line("state", "revision %d, %d keys, term %d", s.revision, s.keys, s.term)
   line("log", "ends at entry %d of term %d; applied %d, committed %d, snapshot %d, %.1f MiB in memory", s.last_index,
     s.last_term, s.applied_index, s.commit_index, s.snapshot_index, s.log_bytes / 1048576)
@@ -145,7 +156,8 @@ local status = {
   name = "status",
   summary = "This manager and its cluster at a glance",
   description = [[
-What this manager is, who leads, whether there is a quorum, and what is wrong.
+What this manager is, who leads, whether there is a quorum, how many nodes are there, and what is
+wrong.
 
 Example:
   symphony manager status]],
@@ -154,6 +166,7 @@ Example:
     local me, err = identity.member()
     local s
     if me then s, err = require("symphony.cluster.members").overview() end
+    if s then s.nodes = require("symphony.cluster.nodes").tally() end
     -- It may just be ending; why, this manager knows better than raft.
     if not s and err.code == "closed" then err = select(2, require("symphony.cluster.state").ready()) or err end
     if not s then

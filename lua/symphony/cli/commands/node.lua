@@ -51,7 +51,7 @@ local function inspect_text(rows)
   for i, n in ipairs(rows) do
     local lines = { i > 1 and "" or nil }
     local function line(name, text)
-      if text and text ~= "" then lines[#lines + 1] = ("%-13s %s"):format(name, plain(text)) end
+      if text and text ~= "" then lines[#lines + 1] = ("%-14s  %s"):format(name, plain(text)) end
     end
     line("name", n.name)
     line("node id", n.node_id)

@@ -1,0 +1,147 @@
+-- Who is out is cut off at once: a worker that was removed and does not care, and a client certificate that was
+-- revoked. How long it takes is printed.
+local clients = require "spec.support.clients"
+local cluster = require "spec.support.cluster"
+local proc = require "spec.support.proc"
+local prometheus = require "spec.support.prometheus"
+
+local AT_ONCE = 2 -- seconds
+
+local function value(m, name, labels)
+  local answer = assert(m:http("GET", "/metrics", nil, { timeout = 20 * cluster.patience }))
+  assert.equal(200, answer.status, answer.body)
+  return prometheus.value(prometheus.parse(answer.body), name, labels)
+end
+
+-- Datagrams that @m does not believe, because of who sends them.
+local function refused(m)
+  return value(m, "symphony_gossip_refused_total", { reason = "stranger" }) +
+    value(m, "symphony_gossip_refused_total", { reason = "unknown_key" })
+end
+
+-- The gossip key that node @m speaks with, and how many it accepts.
+local KEYS = [[
+local g = require "symphony.cluster.gossip"
+local agent = package.loaded["symphony.cluster.agent"]
+local doc = agent and agent.view() and agent.view().gossip or require("symphony.cluster.state").get("/secret/gossip")
+local _, found = g.read_keys(doc)
+return { use = found.use, count = #doc.keys }]]
+
+-- What happens by and by: wait(name, check) waits until all that were begun have come, and prints after how long each.
+local function race(began)
+  local waiting, said = {}, {}
+  return {
+    add = function(name, check) waiting[#waiting + 1] = { name = name, check = check } end,
+    finish = function(seconds)
+      cluster.wait_for("all of it", seconds, function()
+        local left = {}
+        for _, one in ipairs(waiting) do
+          if one.check() then
+            said[#said + 1] = ("%s %.2f s"):format(one.name, proc.now() - began)
+          else
+            left[#left + 1] = one
+          end
+        end
+        waiting = left
+        return #waiting == 0, waiting[1] and waiting[1].name
+      end)
+      waiting = {}
+      return table.concat(said, ", ")
+    end,
+  }
+end
+
+describe("a worker that was removed", function()
+  it("and does not care is cut off from the managers, the workers and gossip", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local w = t:join_workers(3, m[1])
+    local out = table.remove(w, 1)
+    local rest = table.move(w, 1, #w, 4, table.move(m, 1, 3, 1, {}))
+    cluster.wait_for("gossip to know all", 30, function()
+      for _, one in ipairs(rest) do
+        if value(one, "symphony_gossip_members", { state = "alive" }) ~= 6 then return false, one.label end
+      end
+      return true
+    end)
+    -- Its agent does not hear that it is out, so its gossip goes on; the stream is held for it by curl.
+    clients.evaluate(out, 'require("symphony.cluster.agent").stop() return true')
+    local stream = cluster.wait_for("the stream", 10, function()
+      local call = clients.watch(m[2], clients.own(out), "/v1/agent?starts=1000&instance=aa&min=0&peers=0.0")
+      return proc.pump(5, function() return call.out:find("synced", 1, true) end) and call, call.out .. call.err
+    end)
+    local before = {}
+    for i, one in ipairs(rest) do before[i] = refused(one) end
+    local old = clients.evaluate(m[1], KEYS).use
+
+    local began = proc.now()
+    m[1]:json("node", "rm", "--force", out.node_id)
+    local cut = race(began)
+    cut.add("stream", function() return stream.ended() end)
+    for _, one in ipairs(rest) do
+      cut.add("requests to " .. one.label, function()
+        local answer = assert(clients.secure(one, clients.own(out), "POST", "/v1/gossip", "{}"))
+        return answer.status == 403
+      end)
+      cut.add("membership at " .. one.label, function()
+        return value(one, "symphony_gossip_members", { state = "alive" }) == 5 and
+          value(one, "symphony_gossip_known_nodes") == 4
+      end)
+    end
+    print("\nnode rm --force to: " .. cut.finish(AT_ONCE))
+    for _, line in ipairs(stream.lines()) do -- it was not told the new key
+      for _, key in ipairs(line.gossip and line.gossip.keys or {}) do assert.equal(old, key.id) end
+    end
+
+    local ignored = race(began)
+    for i, one in ipairs(rest) do
+      ignored.add("its datagrams refused at " .. one.label, function() return refused(one) > before[i] end)
+    end
+    for _, one in ipairs(rest) do
+      ignored.add("the new key at " .. one.label, function()
+        local keys = clients.evaluate(one, KEYS)
+        return keys.use > old and keys.count == 1
+      end)
+    end
+    print("and to: " .. ignored.finish(20))
+    -- It did go on, and nobody takes it in again.
+    assert.is_true(value(out, "symphony_gossip_datagrams_sent_total") > 0)
+    for _, one in ipairs(rest) do
+      assert.equal(0, value(one, "symphony_gossip_members", { state = "suspect" }))
+      assert.equal(5, value(one, "symphony_gossip_members", { state = "alive" }))
+      assert.equal(403, assert(clients.secure(one, clients.own(out), "GET", "/v1/version")).status)
+    end
+    clients.refused(clients.secure(m[3], clients.own(out), "GET", "/v1/agent?starts=1001&instance=ab&min=0&peers=0.0"),
+      403, "denied")
+    t:wait_status(w, "ready", m[1])
+  end))
+end)
+
+describe("a client certificate that was revoked", function()
+  it("is cut off on managers and workers", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    local w = t:join_workers(2, m[1])
+    local dir = t:folder("certs")
+    m[1]:json("cert", "issue", "rita", "--role", "reader", "--out", dir)
+    local words = { "--cert", dir .. "/rita.crt", "--key", dir .. "/rita.key" }
+    local all = table.move(w, 1, #w, 4, table.move(m, 1, 3, 1, {}))
+    local function status(one) return assert(clients.secure(one, words, "GET", "/metrics")).status end
+    for _, one in ipairs(all) do
+      cluster.wait_for("metrics of " .. one.label, 10, function() return status(one) == 200 end)
+    end
+    local watches = {}
+    for i, one in ipairs(m) do
+      watches[i] = clients.watch(one, words, "/v1/watch")
+      clients.wait_lines(watches[i], 1)
+    end
+    local events = clients.watch(m[2], words, "/v1/events?follow=true")
+    local began = proc.now()
+    m[3]:json("cert", "revoke", "rita")
+    local cut = race(began)
+    for i, one in ipairs(m) do cut.add("watch at " .. one.label, function() return watches[i].ended() end) end
+    cut.add("events", function() return events.ended() end)
+    for _, one in ipairs(all) do
+      cut.add("metrics of " .. one.label, function() return status(one) == 403 end)
+    end
+    print("\ncert revoke to: " .. cut.finish(AT_ONCE))
+  end))
+end)
