@@ -322,6 +322,31 @@ describe("a worker", function()
     end)
   end)
 
+  it("is silent while it is refused as a copy, and speaks when it is not", function()
+    member()
+    manager = make_manager()
+    local reported, refused = manager.answers["/v1/agent/report"], 0
+    manager.answers["/v1/agent/report"] = function()
+      refused = refused + 1
+      return answer({ error = { code = "conflict", message = "this folder is a copy" } }, 409)
+    end
+    fake.run(function()
+      worker.start()
+      local silent = pcall(function()
+        soon("the refusal", function() return refused >= 2 and worker.status().warnings[1] end)
+      end) and not fake.gossip
+      local warning = worker.status().warnings[1]
+      manager.answers["/v1/agent/report"] = reported
+      worker.look_after()
+      local speaks, warnings = fake.gossip ~= nil, worker.status().warnings
+      worker.deactivate()
+      assert.is_true(silent)
+      assert.equal("this folder is a copy", warning)
+      assert.is_true(speaks)
+      assert.same({}, warnings)
+    end)
+  end)
+
   it("takes new gossip keys into use, and new ones only", running(nil, function()
     manager.say { gossip = { keys = { { id = 1, secret = SECRET, use = true }, { id = 2, secret = SECRET } } } }
     soon("the ring", function() return #fake.gossip.ring == 2 end)

@@ -21,6 +21,7 @@ local M = {}
 
 local UPKEEP_MS = 10 * 1000
 local READY_S = 30
+local ADMISSION_MS = 2000       -- for the managers to say that this process is no copy
 local EXPIRED_PAUSE_MS = 10 * 1000
 local SPREAD_MS = 3000          -- thousands of nodes do not have their certificates renewed at one moment
 local HEARD_MS = 500            -- nor do they all come back to a manager at one
@@ -63,7 +64,7 @@ function M.report()
   if ending or is_told(v and v.status, word) then return true end
   local ok, err = agent.call("POST", "/v1/agent/report", word)
   if not ok then return nil, err end
-  reported = json.encode(word)
+  reported, identity.trouble = json.encode(word), nil
   return true
 end
 
@@ -121,6 +122,7 @@ end
 
 -- Another daemon has this node's key.
 function M.refused(err)
+  if identity.trouble == err.message then return end
   identity.trouble = err.message
   log.error(err.message .. (err.hint and " -- " .. err.hint or ""))
 end
@@ -288,9 +290,20 @@ function M.activate(doc, welcome)
   return true
 end
 
+-- Is this process refused as a copy? Nobody may hear it then: it would speak with a later start, and silence the one
+-- whose folder it has. When no manager can say, it is not.
+local function is_copy()
+  local ok, err = async.with_timeout(ADMISSION_MS, M.report)
+  if ok or err.code ~= "conflict" then return false end
+  M.refused(err)
+  return true
+end
+
 -- Begins with gossip if the keys are known: @keys, those of a join, or what a manager has said. When it cannot, it is
 -- tried again by and by. In a task.
 function M.speak(keys)
+  local resumes = not keys
+  if not (agent.view().gossip or keys) or not is_serving() or (resumes and is_copy()) then return end
   keys = agent.view().gossip or keys
   if not keys or not is_serving() then return end
   local ok, err = gossip.start(function()
