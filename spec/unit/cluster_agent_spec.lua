@@ -128,7 +128,7 @@ describe("agent.take", function()
       { put = 1, value = 1, revision = 1 }, { put = "a", revision = 1 }, { put = "a", value = 1, revision = "1" },
       { put = "a", value = 1, revision = 2^60 }, { delete = {}, revision = 1 }, { delete = "a", revision = 1.5 },
       { synced = true, peers = "0.0" }, { synced = 1, peers = 2 }, { synced = -1, peers = "0.0" }, { heartbeat = "x" },
-      { heartbeat = 2^60 } }
+      { heartbeat = 2^60 }, { heartbeat = 1, alone = "yes" } }
     for i, m in ipairs(bad) do
       local ok, err = pcall(take, m)
       assert.is_false(ok, "line " .. i)
@@ -426,6 +426,21 @@ describe("agents", function()
     assert.is_false((pcall(connect, node)))
   end))
 
+  it("says in its heartbeat whether it has lost the others", with_hub(function()
+    local req = connect(node)
+    drain()
+    local function heard_next()
+      local n = #req:messages()
+      for _ = 1, 20 do agents.beat() end -- and those that come by themselves
+      drain()
+      assert.is_true(#req:messages() > n)
+      return req:messages()[#req:messages()]
+    end
+    assert.same({ heartbeat = fake.revision }, heard_next())
+    fake.status.has_quorum, fake.status.leader = false, 0
+    assert.same({ heartbeat = fake.revision, alone = true }, heard_next())
+  end))
+
   it("cuts off an agent that takes nothing", with_hub(function()
     local req = connect(node)
     drain()
@@ -631,6 +646,51 @@ describe("the agent's connection", function()
     local answer, err = agent.call("POST", "/v1/agent/report", {})
     assert.is_nil(answer)
     assert.equal("closed", err.code)
+  end))
+
+  -- Has the agent know three managers, all of which take it in; @ready: which have the others, by host. Returns the
+  -- hosts that it has had streams with.
+  local function three(ready)
+    fake.make()
+    identity.me.managers = json.array { "10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1" }
+    local hosts = {}
+    fake.answer = function(opts)
+      if opts.path == "/readyz" then
+        if ready[opts.host] then return nil, { status = 200, body = '{"ready":true}', peer = {} } end
+        return errors.new("unreachable", "no")
+      end
+      hosts[#hosts + 1] = opts.host
+      opts.on_head(200)
+      opts.on_data('{"synced":7,"peers":"0.0"}\n')
+      return fake.HOLD
+    end
+    return hosts
+  end
+
+  it("goes from a manager that has lost the others to one that has not", fake.task(function()
+    local ready = { ["10.0.0.1"] = true, ["10.0.0.2"] = true, ["10.0.0.3"] = true }
+    local hosts = three(ready)
+    agent.spread_ms = 1
+    agent.start()
+    async.sleep(20)
+    local function say_alone() fake.requests[1].on_data('{"heartbeat":8,"alone":true}\n') end
+    say_alone()
+    async.sleep(20)
+    assert.equal(1, #hosts) -- it has them again
+    for _, host in ipairs { "10.0.0.1", "10.0.0.2", "10.0.0.3" } do ready[host] = false end
+    say_alone()
+    async.sleep(20)
+    assert.equal(1, #hosts) -- nobody is better
+    assert.is_true(agent.view().synced)
+    local other = hosts[1] == "10.0.0.3" and "10.0.0.2" or "10.0.0.3"
+    ready[other] = true
+    say_alone()
+    say_alone()
+    async.sleep(100)
+    agent.stop()
+    agent.spread_ms = 3000
+    assert.same({ other, 2 }, { hosts[2], #hosts })
+    assert.truthy(table.concat(fake.logged, "\n"):find("it has lost the other managers", 1, true))
   end))
 
   it("calls the manager of its stream first, and each once", fake.task(function()

@@ -12,7 +12,9 @@ local log = require "sym.log"
 local remote = require "symphony.cluster.remote"
 local sys = require "sym.sys"
 
-local M = {}
+local M = {
+  spread_ms = 3000, -- in which thousands of nodes do not ask at one moment
+}
 
 local ANSWER_MS = 5000         -- for an answer to begin
 local SILENCE_MS = 25000       -- without a heartbeat the manager, or the way to it, is gone
@@ -24,6 +26,7 @@ local STEADY_MS = 10000        -- a stream that lasted so long was a good one
 local LINE_MAX = 4 << 20
 local KEPT_MAX = 1 << 17       -- peers and assignments: more than any cluster has
 local NO_MARK = "0.0"
+local READY_MS = 3000          -- for a manager to say whether it is one that has the others
 local REPORT_MS = 5000
 local CLIENTS_MAX = 1000       -- as in certs.lua
 
@@ -31,6 +34,8 @@ local task
 local listeners = {}
 local view                     -- what is known
 local wake = async.event()
+local stream                   -- the one that is open: {at, cut(err), looking}; nil: none
+local better                   -- the manager to go to next: "host:port"
 
 -- {cluster, gossip, node, status (nil: none), peers (id -> {key, role}), clients (name -> {role, fingerprint}),
 -- assigned (kind/id -> value), revision, mark (of the peers, for managers), manager (host:port; nil: not connected),
@@ -41,8 +46,9 @@ function M.view()
 end
 
 -- fn(what, ...) when something is learned: "cluster", "gossip", "node", "status"; "peer" (id, peer or nil);
--- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "disconnected"; "gone" (err): this node is
--- no member any more; "refused" (err); "distrusted" (err): none of the managers is one by the CAs known here.
+-- "client" (name, client or nil); "assigned" (key, value or nil); "synced"; "alone": the manager has lost the others;
+-- "disconnected"; "gone" (err): this node is no member any more; "refused" (err); "distrusted" (err): none of the
+-- managers is one by the CAs known here.
 function M.on(fn)
   listeners[#listeners + 1] = fn
 end
@@ -161,7 +167,10 @@ local takes = {
     v.synced, v.mark, v.why = true, m.peers, nil
     tell("synced")
   end,
-  heartbeat = function() end,
+  heartbeat = function(v, _, m)
+    v.alone = m.alone or nil
+    if v.alone then tell("alone") end
+  end,
   peers = function(v, session, m)
     if m.peers == "all" then
       session.peers = not v.synced and {} or nil
@@ -204,6 +213,27 @@ local function candidates(last)
   return list
 end
 
+local function is_ready(at)
+  local tls = identity.tls
+  return tls and remote.call { at = at, method = "GET", path = "/readyz", role = "manager", timeout_ms = READY_MS,
+    tls = { ca = tls.ca, cert = tls.cert, key = tls.key } } ~= nil
+end
+
+-- The manager of @stream has lost the others. If one of them has not, the agent goes there; else it stays: what it has
+-- is as good as anything. In a task.
+local function look_elsewhere(of)
+  async.sleep(math.random() * M.spread_ms)
+  if is_ready(of.at) then of.looking = false end
+  for _, at in ipairs(of.looking and candidates(of.at) or {}) do
+    if stream ~= of then return end
+    if at ~= of.at and is_ready(at) and stream == of then
+      better = at
+      return of.cut(errors.new("no_quorum", "it has lost the other managers, and that at " .. at .. " has not"))
+    end
+  end
+  of.looking = false
+end
+
 -- Holds a stream with the manager at @at until it ends; returns whether it ever was in sync, and the error that ended
 -- it.
 local function hold(at)
@@ -214,14 +244,18 @@ local function hold(at)
   local feed = lines.of(function(message)
     if not failed then M.take(v, session, message) end
   end, LINE_MAX)
+  local function cut(err)
+    failed = failed or err
+    if call then call:cancel() end
+  end
   local function take(chunk)
     if failed then return end
     local ok, err = xpcall(feed, errors.handler, chunk)
     if ok then return end
-    failed = err
     if err.code == "internal" then log.error("agent: " .. (err.traceback or err.message)) end
-    if call then call:cancel() end
+    cut(err)
   end
+  stream = { at = at, cut = cut }
   local path = ("/v1/agent?starts=%d&instance=%s&epoch=%d&min=%d&peers=%s"):format(me.starts, M.instance,
     v.cluster and v.cluster.epoch or 0, v.revision, v.mark)
   local options = { host = host, port = port, role = "manager", method = "GET", path = path,
@@ -243,7 +277,7 @@ local function hold(at)
     return call, why
   end)
   local synced = v.synced
-  v.manager, v.synced = nil, nil
+  v.manager, v.synced, v.alone, stream = nil, nil, nil, nil
   for key in pairs(synced and {} or session.assigned) do keep(v, session.assigned, key, nil) end
   if status and status ~= 200 then
     return false, remote.answer_error(status, json.decode(table.concat(refused)), at)
@@ -269,7 +303,10 @@ end
 local function round(last, backoff)
   local later = math.min(math.max(2 * backoff, BACKOFF_MS), BACKOFF_MAX_MS)
   local distrusted = true
-  for _, at in ipairs(candidates(last)) do
+  local list = candidates(last)
+  if better then table.insert(list, 1, better) end
+  better = nil
+  for _, at in ipairs(list) do
     local began = sys.mono_ms()
     local synced, err = hold(at)
     if synced then
@@ -342,6 +379,12 @@ function M.call(method, path, body, opts)
   return nil, err or errors.new("unreachable", "no manager is known")
 end
 
+M.on(function(what)
+  if what ~= "alone" or not stream or stream.looking then return end
+  stream.looking = true
+  async.spawn(look_elsewhere, stream)
+end)
+
 -- This process, among those that may run with the same key.
 M.instance = require("sym.crypto").hex(require("sym.crypto").random(8))
 
@@ -361,7 +404,7 @@ end
 -- Ends the connection. What is known stays, for whoever shows it.
 function M.stop()
   if task then task:cancel() end
-  task = nil
+  task, stream, better = nil, nil, nil
   if view then view.manager, view.synced = nil, nil end
 end
 

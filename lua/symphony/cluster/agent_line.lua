@@ -68,7 +68,9 @@ local kinds = {
   { "put", function(m) return is_text(m.put, KEY_MAX) and m.value ~= nil and is_number(m.revision) end },
   { "delete", function(m) return is_text(m.delete, KEY_MAX) and is_number(m.revision) end },
   { "synced", function(m) return is_number(m.synced) and is_mark(m.peers) end },
-  { "heartbeat", function(m) return is_number(m.heartbeat) end },
+  { "heartbeat", function(m)
+    return is_number(m.heartbeat) and (m.alone == nil or type(m.alone) == "boolean")
+  end },
   { "peers", function(m) return m.peers == "all" or m.peers == "same" or is_mark(m.peers) end },
 }
 

@@ -9,6 +9,7 @@ local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
+local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
@@ -366,12 +367,20 @@ end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
 
-local function heartbeat()
+-- A manager that has lost the others goes on with what it has, and says so.
+local function heartbeat_line()
+  local status = raft.status()
+  local led = status and status.has_quorum and status.leader and status.leader ~= 0
+  return line { heartbeat = store.revision(), alone = not led or nil }
+end
+
+-- The next of SLICES parts of the agents hears that this manager is there.
+function M.beat()
   turn = (turn + 1) % SLICES
   local text
   for id, s in pairs(streams) do
     if s.open and not s.busy and id:byte(-1) % SLICES == turn then
-      text = text or line { heartbeat = store.revision() }
+      text = text or heartbeat_line()
       s:push(text)
     end
   end
@@ -416,7 +425,7 @@ function M.start()
   end
   for _, theme in ipairs(THEMES) do watch(theme) end
   general = { cluster = cluster_line(), gossip = gossip_line() }
-  beat = async.every(HEARTBEAT_MS / SLICES, heartbeat)
+  beat = async.every(HEARTBEAT_MS / SLICES, M.beat)
 end
 
 -- Ends every stream, and refuses agents from now on.
