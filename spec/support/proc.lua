@@ -214,10 +214,20 @@ end
 
 local handed_out = {}
 
--- A TCP port that nobody uses. Below the ephemeral range, so that no outgoing connection takes it meanwhile.
+-- Where ports are looked for: below the ephemeral range, so that no outgoing connection takes one meanwhile. Files of
+-- specs that run side by side (scripts/test) each have a part of it.
+local first, last = 12000, 31000
+local slot = tonumber(os.getenv("SYMPHONY_SLOT"))
+if slot then
+  local width = (last - first) // 16
+  first = first + slot % 16 * width
+  last = first + width - 1
+end
+
+-- A port that nobody uses, neither by TCP nor by UDP.
 function M.free_port()
   for _ = 1, 200 do
-    local port = math.random(12000, 31000)
+    local port = math.random(first, last)
     if not handed_out[port] and M.port_is_free(port) then
       handed_out[port] = true
       return port
@@ -229,7 +239,10 @@ end
 function M.port_is_free(port)
   local probe = uv.new_tcp()
   local free = probe:bind("0.0.0.0", port) and probe:listen(1, function() end)
+  local udp = uv.new_udp()
+  free = free and udp:bind("0.0.0.0", port)
   probe:close()
+  udp:close()
   uv.run("nowait")
   return free and true or false
 end

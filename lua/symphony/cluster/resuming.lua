@@ -16,7 +16,7 @@ function M.start_hint(code)
   if code == "in_use" then return "start symphonyd with other --listen-...-port flags, or stop what uses the port" end
   if code == "corrupt" then
     return "nothing was repaired: put the file back, or move the folder away, remove this member on another manager "
-      .. "(`symphony manager remove`), and join again with an empty folder"
+      .. "(`symphony node rm`), and join again with an empty folder"
   end
   if code == "no_space" then return "make room on the disk and start the daemon again" end
 end
