@@ -179,6 +179,12 @@ describe("router", function()
       nodes["/client/r"] = { value = '{"role": "reader", "fingerprint": "f"}' }
       status, who = get(tls { cn = "root", ou = "operator", fingerprint = "f" })
       assert.same({ 200, "operator", "root" }, { status, who.kind, who.id })
+      for kind, text in pairs { operator = "to an operator", reader = "to a reader" } do
+        router.route("GET", "/" .. kind, { auth = {} }, function() return 200, {} end)
+        local req = ask("GET", "/" .. kind, tls { cn = kind:sub(1, 1) == "o" and "root" or "r", ou = kind,
+          fingerprint = "f" })
+        assert.truthy(req:json().error.message:find(text, 1, true), req.body)
+      end
       assert.equal(403, (get(tls { cn = "w", ou = "worker", fingerprint = "f" })))
       assert.equal(403, (get(tls { cn = "r", ou = "reader", fingerprint = "f" })))
       assert.equal(401, (get(tls {})))

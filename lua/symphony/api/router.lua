@@ -188,7 +188,7 @@ local function authorize(route, who)
   elseif who.kind == "expired" then
     errors.raise("expired", "the certificate has expired: it is good for POST /v1/renew only")
   end
-  errors.raise("denied", "this is not allowed to a " .. who.kind)
+  errors.raise("denied", ("this is not allowed to %s %s"):format(who.kind:find("^[aeiou]") and "an" or "a", who.kind))
 end
 
 --- Asks again, in a task, whether the peer of @req is one of @auth: a stream may outlive a certificate, and a member.
