@@ -441,6 +441,24 @@ describe("agents", function()
     assert.same({ heartbeat = fake.revision, alone = true }, heard_next())
   end))
 
+  it("ends a stream whose certificate has expired meanwhile", with_hub(function()
+    local req = connect(node)
+    drain()
+    local function beat()
+      for _ = 1, 20 do agents.beat() end
+      drain()
+    end
+    req.peer.expires = require("sym.sys").now() + 100
+    beat()
+    assert.is_falsy(req.finished)
+    req.peer.expires = require("sym.sys").now() - 1
+    beat()
+    assert.is_true(req.finished)
+    local lines = req:messages()
+    assert.equal("expired", lines[#lines].error.code)
+    assert.is_nil(agents.connected(node))
+  end))
+
   it("cuts off an agent that takes nothing", with_hub(function()
     local req = connect(node)
     drain()

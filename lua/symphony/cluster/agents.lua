@@ -374,12 +374,20 @@ local function heartbeat_line()
   return line { heartbeat = store.revision(), alone = not led or nil }
 end
 
+-- A stream may outlive the certificate that it began with. Its node has another one long since, or has to get one.
+local function has_expired(s, now)
+  return s.req.peer.expires and now > s.req.peer.expires
+end
+
 -- The next of SLICES parts of the agents hears that this manager is there.
 function M.beat()
   turn = (turn + 1) % SLICES
-  local text
+  local text, wall = nil, sys.now()
   for id, s in pairs(streams) do
-    if s.open and not s.busy and id:byte(-1) % SLICES == turn then
+    local its_turn = id:byte(-1) % SLICES == turn
+    if its_turn and has_expired(s, wall) then
+      s:finish(errors.new("expired", "the certificate that this stream began with has expired"))
+    elseif its_turn and s.open and not s.busy then
       text = text or heartbeat_line()
       s:push(text)
     end
