@@ -9,8 +9,8 @@ describe("what a worker's certificate opens", function()
   local clock, real
 
   -- A request of worker @id; status, code of the error.
-  local function ask(id, method, path, body)
-    local req = fake.request(method, path, { body = body and json.encode(body),
+  local function ask(id, method, path, body, query)
+    local req = fake.request(method, path, { body = body and json.encode(body), query = query,
       peer = { tls = true, addr = "192.0.2.1", cn = id, ou = "worker", fingerprint = "f" .. id } })
     router.dispatch(req)
     for _ = 1, 1000 do
@@ -68,6 +68,8 @@ describe("what a worker's certificate opens", function()
   it("gives no listings without end", fake.task(function()
     fake.make {}
     add "0w1"
-    assert.equal(30, insist(100, "0w1", "GET", "/v1/agent"))
+    local status, code = ask("0w1", "GET", "/v1/agent", nil, "starts=1&instance=xyz&min=0")
+    assert.same({ 400, "invalid" }, { status, code })
+    assert.equal(29, insist(100, "0w1", "GET", "/v1/agent", nil, "starts=1&instance=xyz&min=0"))
   end))
 end)
