@@ -469,6 +469,32 @@ describe("agents", function()
     assert.is_true(req.aborted)
   end))
 
+  it("serves by and by when its state cannot be read at first", with_hub(function()
+    local state = require "symphony.cluster.state"
+    local list, retry, failed = state.list_raw, agents.retry_ms, 0
+    agents.stop()
+    agents.retry_ms = 5
+    state.list_raw = function(prefix, ...)
+      if prefix == "/peer/" and failed < 2 then
+        failed = failed + 1
+        return nil, { code = "io", message = "no reader is free" }
+      end
+      return list(prefix, ...)
+    end
+    agents.start()
+    assert.is_false((pcall(connect, node)))
+    async.sleep(50)
+    assert.equal(200, connect(node).status)
+    agents.stop()
+    failed = 0
+    agents.start()
+    agents.stop() -- meanwhile
+    async.sleep(50)
+    state.list_raw, agents.retry_ms = list, retry
+    assert.equal(1, failed)
+    assert.is_false((pcall(connect, node)))
+  end))
+
   it("refuses to serve before it is there and after", fake.task(function()
     fake.make()
     agents.stop()
