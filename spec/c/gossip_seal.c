@@ -287,6 +287,56 @@ static void rotation(void **state)
     seal_close(bare);
 }
 
+/* Whoever has the key can pose as another and name a start that this one never reaches. When the key is changed, that is
+ * over. */
+static void usurped(void **state)
+{
+    (void)state;
+    struct seal *a = node(1, 1000), *b = node(2, 2000), *evil = node(1, UINT64_MAX);
+    struct seal_key ring[2] = {key(7, true), key(8, false)};
+    struct mail m = post(a, 2, "before"), late = post(a, 2, "late");
+    opens(b, &m, 1, "before");
+    m = post(evil, 2, "not me");
+    opens(b, &m, 1, "not me");
+    refused(b, &late, SEAL_REPLAYED);
+    m = post(a, 2, "silenced");
+    refused(b, &m, SEAL_REPLAYED);
+    OK(seal_keys(a, ring, 2));
+    OK(seal_keys(b, ring, 2));
+    m = post(a, 2, "silenced still");
+    refused(b, &m, SEAL_REPLAYED);
+    ring[0].use = false;
+    ring[1].use = true;
+    OK(seal_keys(a, ring, 2));
+    struct mail first = post(a, 2, "first"), second = post(a, 2, "second");
+    opens(b, &second, 1, "second");
+    opens(b, &first, 1, "first");
+    refused(b, &second, SEAL_REPLAYED);
+    /* Also while the old key is still taken, it is not from this sender any more. */
+    m = post(evil, 2, "not me");
+    refused(b, &m, SEAL_REPLAYED);
+    m = post(a, 2, "heard");
+    opens(b, &m, 1, "heard");
+    /* An earlier start, recorded: not by the same key. */
+    struct seal *again = node(1, 3000);
+    OK(seal_keys(again, ring, 2));
+    struct mail kept = post(a, 2, "recorded");
+    m = post(again, 2, "started again");
+    opens(b, &m, 1, "started again");
+    refused(b, &kept, SEAL_REPLAYED);
+    /* A cluster that was recovered goes on with the key that it had then. */
+    struct seal_key former = key(7, true);
+    OK(seal_keys(b, &former, 1));
+    OK(seal_keys(again, &former, 1));
+    m = post(again, 2, "recovered");
+    opens(b, &m, 1, "recovered");
+    refused(b, &m, SEAL_REPLAYED);
+    seal_close(a);
+    seal_close(b);
+    seal_close(evil);
+    seal_close(again);
+}
+
 static void senders(void **state)
 {
     (void)state;
@@ -354,6 +404,7 @@ int main(void)
         cmocka_unit_test(damaged),
         cmocka_unit_test(replays),
         cmocka_unit_test(rotation),
+        cmocka_unit_test(usurped),
         cmocka_unit_test(senders),
         cmocka_unit_test(without_memory),
     };

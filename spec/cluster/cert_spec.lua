@@ -131,6 +131,14 @@ describe("client certificates", function()
     assert.equal("invalid", m:fails("cert", "issue", "x", "--role", "reader", "--ttl", "never", "--out", dir).code)
     assert.equal("invalid", m:fails("cert", "issue", "x", "--role", "reader", "--ttl", "731d", "--out", dir).code)
     assert.equal("not_found", m:fails("cert", "revoke", "nobody").code)
+    -- What is revoked has no more room for what it sends than anybody.
+    local big = t.root .. "/big"
+    proc.write_file(big, ("x"):rep(200 * 1024))
+    local function send_big() return curl(m, dir, "otto", "/v1/kv/big", "-X", "PUT", "--data-binary", "@" .. big) end
+    issue(m, dir, "otto", "operator")
+    expect(200, send_big())
+    m:json("cert", "revoke", "otto")
+    expect(413, send_big())
     local rows = m:json("cert", "ls")
     assert.equal(1, #rows)
     assert.same({ "anna", "operator", true }, { rows[1].name, rows[1].role, rows[1].current_ca })

@@ -441,6 +441,24 @@ describe("agents", function()
     assert.same({ heartbeat = fake.revision, alone = true }, heard_next())
   end))
 
+  it("ends a stream whose certificate has expired meanwhile", with_hub(function()
+    local req = connect(node)
+    drain()
+    local function beat()
+      for _ = 1, 20 do agents.beat() end
+      drain()
+    end
+    req.peer.expires = require("sym.sys").now() + 100
+    beat()
+    assert.is_falsy(req.finished)
+    req.peer.expires = require("sym.sys").now() - 1
+    beat()
+    assert.is_true(req.finished)
+    local lines = req:messages()
+    assert.equal("expired", lines[#lines].error.code)
+    assert.is_nil(agents.connected(node))
+  end))
+
   it("cuts off an agent that takes nothing", with_hub(function()
     local req = connect(node)
     drain()
@@ -449,6 +467,32 @@ describe("agents", function()
     for i = 1, 30 do put("/assign/" .. node .. "/block/v" .. i, { text = big }) end
     drain()
     assert.is_true(req.aborted)
+  end))
+
+  it("serves by and by when its state cannot be read at first", with_hub(function()
+    local state = require "symphony.cluster.state"
+    local list, retry, failed = state.list_raw, agents.retry_ms, 0
+    agents.stop()
+    agents.retry_ms = 5
+    state.list_raw = function(prefix, ...)
+      if prefix == "/peer/" and failed < 2 then
+        failed = failed + 1
+        return nil, { code = "io", message = "no reader is free" }
+      end
+      return list(prefix, ...)
+    end
+    agents.start()
+    assert.is_false((pcall(connect, node)))
+    async.sleep(50)
+    assert.equal(200, connect(node).status)
+    agents.stop()
+    failed = 0
+    agents.start()
+    agents.stop() -- meanwhile
+    async.sleep(50)
+    state.list_raw, agents.retry_ms = list, retry
+    assert.equal(1, failed)
+    assert.is_false((pcall(connect, node)))
   end))
 
   it("refuses to serve before it is there and after", fake.task(function()

@@ -427,6 +427,26 @@ describe("a node's report", function()
     assert.equal(5, record("0w1").starts)
     async.sleep(0)
     assert.same({ "node.ready", "node.refused" }, events_of("0w1"))
+    -- Nor does the log fill with it.
+    local said = 0
+    for _, text in ipairs(fake.logged) do said = said + (text:find("is refused", 1, true) and 1 or 0) end
+    assert.equal(1, said)
+  end))
+
+  it("does not have the leader look without end at addresses that it names", leading(function()
+    local n = add("0w1")
+    report(n)
+    gossip.probes, gossip.answers["10.0.0.1:1"] = {}, true
+    local copy = { instance = "ff", addresses = { remote = "10.0.0.2:1", gossip = "10.0.0.2:2" } }
+    local busy = 0
+    for i = 2, 40 do
+      copy.starts = i
+      local ok, err = report(n, copy)
+      assert.is_nil(ok)
+      busy = busy + (err.code == "busy" and 1 or 0)
+    end
+    assert.is_true(#gossip.probes < 12, #gossip.probes .. " probes")
+    assert.equal(39 - #gossip.probes, busy)
   end))
 
   it("is refused from a copy that was started on another machine while the first one runs", leading(function()

@@ -299,6 +299,31 @@ describe("a change of the CA", function()
     assert.equal(3, state.get("/node/" .. made.node_id).trust)
   end))
 
+  it("puts no certificate onto the disk with which this node could not start again", with_cluster(function()
+    local key, ca = pki.load_ca()
+    local me, before = identity.me, own "node.crt"
+    local n = { node_id = me.node_id, role = me.role, raft_node_id = me.raft_node_id, remote_address = "h:1" }
+    local function renewed(csr, fields, cluster_id)
+      local of = {}
+      for k, v in pairs(n) do of[k] = v end
+      for k, v in pairs(fields) do of[k] = v end
+      local cert = pki.sign(key, ca, csr, of, cluster_id or me.cluster_id, fake.now)
+      return trust.renew(function() return { certificate = cert, ca = ca } end, state.cluster())
+    end
+    local mine = crypto.csr(identity.tls.key, me.node_id)
+    for _, wrong in ipairs { { mine, { node_id = "other" } }, { mine, { raft_node_id = 77 } },
+      { mine, { role = "worker" } }, { mine, {}, "another" },
+      { crypto.csr(crypto.key_generate(), me.node_id), {} } } do
+      local ok, err = renewed(table.unpack(wrong, 1, 3))
+      assert.is_nil(ok)
+      assert.is_string(err.message)
+      assert.equal(before, own "node.crt")
+    end
+    assert.is_true(renewed(mine, {}))
+    assert.are_not.equal(before, own "node.crt")
+    assert(identity.load_tls(me))
+  end))
+
   it("is told by a worker's own way", with_cluster(function()
     local told = {}
     trust.set_reporter(function(generation)

@@ -88,6 +88,11 @@ function M.request(method, path, fields)
   function req:header(name)
     return (self.headers or {})[name]
   end
+  function req:param(name)
+    for key, value in self.query:gmatch("([^&=]+)=([^&]*)") do
+      if key == name then return value end
+    end
+  end
   function req:respond(status, body, ctype, extra)
     assert(not self.status, "answered twice")
     self.status, self.answer, self.ctype, self.extra = status, body, ctype, extra

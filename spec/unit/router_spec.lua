@@ -1,8 +1,10 @@
 local fake = require "spec.unit.fake"
 
 local nodes, reads, read_error, state, daemon = {}, 0, nil, "leader", "manager"
+local mono = 1000000
 fake.module("sys", {
   now = os.time,
+  mono_ms = function() return mono end,
   options = function()
     return { role = daemon, services = { "block" } }
   end,
@@ -177,6 +179,12 @@ describe("router", function()
       nodes["/client/r"] = { value = '{"role": "reader", "fingerprint": "f"}' }
       status, who = get(tls { cn = "root", ou = "operator", fingerprint = "f" })
       assert.same({ 200, "operator", "root" }, { status, who.kind, who.id })
+      for kind, text in pairs { operator = "to an operator", reader = "to a reader" } do
+        router.route("GET", "/" .. kind, { auth = {} }, function() return 200, {} end)
+        local req = ask("GET", "/" .. kind, tls { cn = kind:sub(1, 1) == "o" and "root" or "r", ou = kind,
+          fingerprint = "f" })
+        assert.truthy(req:json().error.message:find(text, 1, true), req.body)
+      end
       assert.equal(403, (get(tls { cn = "w", ou = "worker", fingerprint = "f" })))
       assert.equal(403, (get(tls { cn = "r", ou = "reader", fingerprint = "f" })))
       assert.equal(401, (get(tls {})))
@@ -196,6 +204,22 @@ describe("router", function()
       assert.equal(1, reads)
       read_error = { code = "no_quorum", message = "alone" }
       assert.equal(503, (get(tls { cn = "gone", ou = "manager" })))
+    end)
+
+    it("strangers no more often to a look that is sure than the quorum bears", function()
+      local get = kinds { manager = true }
+      nodes["/node/m"] = { value = '{"role": "manager", "fingerprint": "f"}' }
+      local codes = {}
+      for _ = 1, 300 do
+        local status = get(tls { cn = "gone", ou = "manager" })
+        codes[status] = (codes[status] or 0) + 1
+      end
+      assert.same({ [403] = 100, [503] = 200 }, codes)
+      assert.equal(100, reads)
+      assert.equal(403, (get(tls { cn = "other", ou = "manager" })))
+      assert.equal(200, (get(tls { cn = "m", ou = "manager", fingerprint = "f" })))
+      mono = mono + 1000
+      assert.equal(403, (get(tls { cn = "gone", ou = "manager" })))
     end)
 
     it("client certificates for what the state says of their key, after a look that is sure", function()

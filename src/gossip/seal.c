@@ -16,6 +16,7 @@ struct sender {
     struct swim_id id;
     uint64_t start, top;
     uint64_t seen[WORDS]; /* bit counter % SEAL_WINDOW, of those from top - SEAL_WINDOW + 1 on */
+    uint32_t newest; /* the highest key that it has been heard with: @start, @top and @seen are of that */
     bool has_key;
     uint32_t key; /* that @derived comes from */
     uint8_t derived[AEAD_KEY_LEN];
@@ -130,10 +131,15 @@ int seal_keys(struct seal *s, const struct seal_key *keys, size_t n)
     crypto_wipe(s->keys, sizeof s->keys);
     memcpy(s->keys, keys, n * sizeof *keys);
     s->n_keys = n;
-    /* An id may stand for another secret now. */
+    uint32_t highest = 0;
+    for (size_t i = 0; i < n; i++) {
+        highest = keys[i].id > highest ? keys[i].id : highest;
+    }
+    /* An id may stand for another secret now; and a cluster that was recovered begins again with a lower one. */
     for (struct sender *p = s->senders; p != NULL; p = p->hh.next) {
         crypto_wipe(p->derived, sizeof p->derived);
         p->has_key = false;
+        p->newest = p->newest > highest ? 0 : p->newest;
     }
     return 0;
 }
@@ -209,6 +215,9 @@ int seal_wrap(struct seal *s, const struct swim_id *to, const void *plain, size_
 
 static bool replayed(const struct sender *p, const struct envelope *e)
 {
+    if (e->key != p->newest) {
+        return e->key < p->newest;
+    }
     if (e->start != p->start || e->counter > p->top) {
         return e->start < p->start;
     }
@@ -218,7 +227,8 @@ static bool replayed(const struct sender *p, const struct envelope *e)
 
 static void mark(struct sender *p, const struct envelope *e)
 {
-    if (e->start != p->start) {
+    if (e->start != p->start || e->key > p->newest) {
+        p->newest = e->key;
         p->start = e->start;
         p->top = 0; /* what is seen up to a higher one is cleared on the way there */
     }

@@ -16,8 +16,9 @@
  * encryption, and a lower one is taken for a replay by whoever has heard a higher one. The driver keeps the last one
  * on disk and takes max(ms since 1970, last + 1).
  *
- * Replays: of each sender a window over the last SEAL_WINDOW counters of its latest start; older ones are refused. It is
- * kept across changes of the key. A receiver that has just started has no past of others yet: what was recorded for
+ * Replays: of each sender a window over the last SEAL_WINDOW counters of its latest start, by the newest key that it has
+ * been heard with; older ones are refused, of keys too (ids rise). With a newer key it begins anew: whoever had the old
+ * one could have named a start that the sender never reaches, and so kept it from being heard. A receiver that has just started has no past of others yet: what was recorded for
  * it before can be played to it until the sender itself is heard.
  *
  * Rotation: a ring of up to SEAL_KEYS_MAX keys that are accepted, one of them in use for sending. The driver adds the
@@ -52,7 +53,7 @@ enum seal_verdict {
     SEAL_REFLECTED,   /* our own */
     SEAL_STRANGER,    /* from nobody that known() */
     SEAL_UNKNOWN_KEY, /* not in the ring: retired, or not here yet */
-    SEAL_REPLAYED,    /* counter seen or too old, or an earlier start */
+    SEAL_REPLAYED,    /* counter seen or too old, or an earlier start or key */
     SEAL_BUSY,        /* its key has not been derived yet, and that was not to be done */
     SEAL_FORGED,      /* damaged, made with another key, or for another receiver */
     SEAL_NO_ROOM,     /* no memory, or too many senders; right otherwise */

@@ -13,6 +13,7 @@ local DEADLINE_MS = 30000
 local DEFAULT_AUTH = { control = true, manager = true, operator = true }
 
 local routes = {} -- in the order of their registration
+local looks       -- the limiter of check_looks
 
 -- "/v1/nodes/{id}" as a Lua pattern, and the names of its parameters. {name*} takes the rest, slashes included.
 local function compile(pattern)
@@ -49,7 +50,7 @@ end
 
 --- Forgets all routes (tests).
 function M.reset()
-  routes = {}
+  routes, looks = {}, nil
 end
 
 local function match(route, path)
@@ -101,11 +102,23 @@ local function local_record(key)
   return entry and json.decode(entry.value)
 end
 
+-- Who is out still has a certificate with which a connection begins, and each of its requests would cost a round of the
+-- quorum. By the key that is asked for; more than the routes that one may try in a row.
+local LOOKS, LOOK_S, STRANGERS_MAX = 100, 0.2, 1024
+
+local function check_looks(key)
+  looks = looks or require("symphony.cluster.limiter").new(LOOKS, LOOK_S, STRANGERS_MAX)
+  if not looks:allow(key, require("sym.sys").mono_ms() / 1000) then
+    errors.raise("busy", "cannot tell so often whether this peer is a member", "say it again in some seconds")
+  end
+end
+
 -- The record at @key in the state, or nil; one that is no good is looked at twice. This manager may be behind: before
 -- it takes a member for a stranger it makes sure.
 local function record_of(key, is_good)
   local record = local_record(key)
   if not record or not is_good(record) then
+    check_looks(key)
     local _, behind = async.await(require("sym.raft").read, 1500)
     if behind then
       error(errors.wrap(behind, "cannot tell whether this peer is a member"), 0)
@@ -175,7 +188,7 @@ local function authorize(route, who)
   elseif who.kind == "expired" then
     errors.raise("expired", "the certificate has expired: it is good for POST /v1/renew only")
   end
-  errors.raise("denied", "this is not allowed to a " .. who.kind)
+  errors.raise("denied", ("this is not allowed to %s %s"):format(who.kind:find("^[aeiou]") and "an" or "a", who.kind))
 end
 
 --- Asks again, in a task, whether the peer of @req is one of @auth: a stream may outlive a certificate, and a member.

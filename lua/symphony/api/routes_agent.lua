@@ -3,7 +3,9 @@
 local agents = require "symphony.cluster.agents"
 local errors = require "symphony.errors"
 local leader = require "symphony.cluster.leader"
+local limiter = require "symphony.cluster.limiter"
 local state = require "symphony.cluster.state"
+local sys = require "sym.sys"
 
 local M = {}
 
@@ -11,6 +13,11 @@ local WORKERS = { worker = true }
 local NODES = { worker = true, manager = true }
 local INSTANCE_MAX = 32
 local BODY_MAX = 16 * 1024
+-- A node says what has changed, and looks for a stream when it has none: seldom. Each report costs the leader a round
+-- of the quorum, and each stream a listing. By the node, whose connection has shown who it is, on each manager that it
+-- asks and, of reports, on the leader.
+local REPORTS, STREAMS, AGAIN_S, NODES_MAX = 60, 30, 1, 8192
+local reports, streams
 
 -- The number at parameter @name; @missing: the text that stands for none. Raises.
 local function number(req, name, missing)
@@ -28,8 +35,20 @@ local function asker(req, who)
   return n or errors.raise("denied", "this node is not a member of the cluster, or no longer one")
 end
 
+local function check_rate(limit, id)
+  if limit:allow(id, sys.mono_ms() / 1000) then return end
+  errors.raise("busy", "this node asks too often", "once a second is enough")
+end
+
 function M.routes(router)
-  router.route("GET", "/v1/agent", { auth = WORKERS, timeout_ms = 15000 }, function(req, _, who)
+  reports = limiter.new(REPORTS, AGAIN_S, NODES_MAX)
+  streams = limiter.new(STREAMS, AGAIN_S, NODES_MAX)
+  local to_leader = { auth = NODES, leader_only = true, guard = function(req, who)
+    check_rate(reports, leader.on_behalf(req, who) or who.id)
+  end }
+
+  router.route("GET", "/v1/agent", { auth = WORKERS, timeout_ms = 15000,
+    guard = function(_, who) check_rate(streams, who.id) end }, function(req, _, who)
     local instance, known = req:param("instance"), req:param("peers")
     if not instance or #instance > INSTANCE_MAX or not instance:match("^%x+$") then
       errors.raise("invalid", "instance must be hex digits")
@@ -39,12 +58,12 @@ function M.routes(router)
     return router.STREAM
   end)
 
-  router.route("POST", "/v1/agent/report", { auth = NODES, leader_only = true }, function(req, _, who)
+  router.route("POST", "/v1/agent/report", to_leader, function(req, _, who)
     if #(req.body or "") > BODY_MAX then errors.raise("too_big", "a report of more than 16 KiB") end
     return 200, assert(require("symphony.cluster.status").report(asker(req, who), router.json(req)))
   end)
 
-  router.route("POST", "/v1/agent/leave", { auth = NODES, leader_only = true }, function(req, _, who)
+  router.route("POST", "/v1/agent/leave", to_leader, function(req, _, who)
     return 200, require("symphony.cluster.nodes").leave(asker(req, who), router.json(req).force == true)
   end)
 end

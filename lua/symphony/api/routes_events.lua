@@ -11,11 +11,11 @@ local values = require "symphony.cluster.values"
 local M = {}
 
 local READERS = { control = true, manager = true, operator = true, reader = true }
-local FOLLOWERS_MAX = 64
+local FOLLOWERS_MAX, FOLLOWERS_OF_ONE = 64, 16 -- at a time, in all and of one certificate
 local CHECK_MS = 1000        -- how often it is asked whether the reader may still read
 local HEARTBEAT_MS = 10000
 
-local followers = 0
+local followers, of_one = 0, {} -- how many there are; by the name in the certificate
 
 local function number(req, name, most)
   local text = req:param(name)
@@ -66,13 +66,22 @@ local function stream(router, req, want)
   end
 end
 
-local function follow(router, req, want)
-  if followers >= FOLLOWERS_MAX then
-    errors.raise("busy", ("%d readers follow the events of this manager already"):format(followers),
-      "ask another manager, or later")
+-- Counts one more follower, @who, until what it returns is closed. Raises "busy".
+local function count(who)
+  local id = who.id or who.kind
+  local mine = of_one[id] or 0
+  if followers >= FOLLOWERS_MAX or mine >= FOLLOWERS_OF_ONE then
+    errors.raise("busy", ("%d readers follow the events of this manager already, %d of them with this certificate")
+      :format(followers, mine), "ask another manager, or later")
   end
-  followers = followers + 1
-  local _ <close> = setmetatable({}, { __close = function() followers = followers - 1 end })
+  followers, of_one[id] = followers + 1, mine + 1
+  return setmetatable({}, { __close = function()
+    followers, of_one[id] = followers - 1, of_one[id] > 1 and of_one[id] - 1 or nil
+  end })
+end
+
+local function follow(router, req, want, who)
+  local _ <close> = count(who)
   local task, over = async.current(), false
   req:on_gone(function()
     if not over then task:cancel() end
@@ -95,11 +104,11 @@ local function is_yes(value)
 end
 
 function M.routes(router)
-  router.route("GET", "/v1/events", { auth = READERS, timeout_ms = false }, function(req)
+  router.route("GET", "/v1/events", { auth = READERS, timeout_ms = false }, function(req, _, who)
     local want = want_of(req)
     local fresh = assert(state.read { stale = req:param("stale") == "ok" })
     want.node_id = events.node_id(want.node)
-    if is_yes(req:param("follow")) then return follow(router, req, want) end
+    if is_yes(req:param("follow")) then return follow(router, req, want, who) end
     local rows = assert(events.list(want))
     for _, event in ipairs(rows) do event.stale = fresh.stale or nil end
     return 200, rows

@@ -14,7 +14,9 @@ local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
 
-local M = {}
+local M = {
+  retry_ms = 1000, -- before the state is read again that could not be
+}
 
 local HEARTBEAT_MS = 10000
 local SLICES = 20              -- of the agents, that get their heartbeats one after the other
@@ -30,6 +32,7 @@ local lost = {}                -- node id -> when its stream ended (mono ms)
 local listeners = {}
 local watches = {}
 local stale = false            -- they have ended, and start_over() is due
+local wanted = false           -- between start() and stop()
 local peers                    -- node id -> line; nil: not serving
 local clients = {}             -- the name of a client certificate -> line
 local mark = { max = 0, count = 0 }
@@ -374,12 +377,20 @@ local function heartbeat_line()
   return line { heartbeat = store.revision(), alone = not led or nil }
 end
 
+-- A stream may outlive the certificate that it began with. Its node has another one long since, or has to get one.
+local function has_expired(s, now)
+  return s.req.peer.expires and now > s.req.peer.expires
+end
+
 -- The next of SLICES parts of the agents hears that this manager is there.
 function M.beat()
   turn = (turn + 1) % SLICES
-  local text
+  local text, wall = nil, sys.now()
   for id, s in pairs(streams) do
-    if s.open and not s.busy and id:byte(-1) % SLICES == turn then
+    local its_turn = id:byte(-1) % SLICES == turn
+    if its_turn and has_expired(s, wall) then
+      s:finish(errors.new("expired", "the certificate that this stream began with has expired"))
+    elseif its_turn and s.open and not s.busy then
       text = text or heartbeat_line()
       s:push(text)
     end
@@ -414,22 +425,32 @@ local function load_clients()
   return true
 end
 
--- From now on agents are served. Said twice, it is one.
-function M.start()
-  if peers then return end
+local function begin()
   local ok, err = load_clients()
   if ok then ok, err = load_peers() end
-  if not ok then
-    log.error("agents: " .. err.message)
-    return
-  end
+  if not ok then return nil, err end
   for _, theme in ipairs(THEMES) do watch(theme) end
   general = { cluster = cluster_line(), gossip = gossip_line() }
   beat = async.every(HEARTBEAT_MS / SLICES, M.beat)
+  return true
+end
+
+-- From now on agents are served; when the state cannot be read, it is tried again by and by. Said twice, it is one.
+function M.start()
+  wanted = true
+  if peers then return end
+  local ok, err = begin()
+  if ok then return end
+  log.error("agents: " .. err.message)
+  async.spawn(function()
+    async.sleep(M.retry_ms)
+    if wanted then M.start() end
+  end)
 end
 
 -- Ends every stream, and refuses agents from now on.
 function M.stop()
+  wanted = false
   if beat then beat.stop() end
   beat, peers, listing, bundle, general = nil, nil, nil, nil, {}
   for prefix, w in pairs(watches) do

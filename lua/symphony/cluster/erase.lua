@@ -8,13 +8,13 @@ local sys = require "sym.sys"
 
 local M = {}
 
-local TODO = "/removed/"
+local MARK = "/removed/"
 local PIECE = 100 -- deletes in a txn
 
 -- The op that has whoever leads clear up behind node @n, for a txn that deletes its record; @also: more keys that go
 -- then.
 function M.mark(n, also)
-  return state.put(TODO .. n.node_id, { at = math.floor(sys.now()), name = n.name, also = also })
+  return state.put(MARK .. n.node_id, { at = math.floor(sys.now()), name = n.name, also = also })
 end
 
 -- Adds to @txn all that removes node @n (its record), and the event; @fields: more for that (message, reason). The txn
@@ -42,7 +42,7 @@ local function piece(id, mark)
   if #rows < PIECE then
     for _, key in ipairs(mark.also or {}) do table.insert(txn.ops, state.delete(key)) end
     -- These once more: a word about it may have come late.
-    for _, key in ipairs { "/peer/" .. id, "/status/node/" .. id, TODO .. id } do
+    for _, key in ipairs { "/peer/" .. id, "/status/node/" .. id, MARK .. id } do
       table.insert(txn.ops, state.delete(key))
     end
   end
@@ -51,11 +51,11 @@ end
 
 -- The leader's next step with what is left of removed nodes. True: there was something to do; nil, err.
 function M.step()
-  local rows, err = state.list(TODO, { limit = 1 })
+  local rows, err = state.list(MARK, { limit = 1 })
   if not rows then return nil, err end
   if not rows[1] then return false end
   local done
-  done, err = piece(rows[1].key:sub(#TODO + 1), rows[1].value)
+  done, err = piece(rows[1].key:sub(#MARK + 1), rows[1].value)
   if not done then return nil, err end
   return true
 end

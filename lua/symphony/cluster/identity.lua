@@ -270,13 +270,25 @@ function M.node_key()
   return key
 end
 
--- Writes DIR/tls: @tls {ca, cert}, PEM. nil, err.
+-- Writes DIR/tls: @tls {ca, cert}, PEM. The CAs first: where it ends between the two, they still hold the one of the
+-- certificate that there was. nil, err.
 function M.save_tls(tls)
   local ok, err = make_tls_folder()
-  for name, text in pairs { ["ca.crt"] = tls.ca, ["node.crt"] = tls.cert } do
-    if ok then ok, err = write_tls(name, text) end
-  end
+  if ok then ok, err = write_tls("ca.crt", tls.ca) end
+  if ok then ok, err = write_tls("node.crt", tls.cert) end
   return ok, err
+end
+
+-- Is the certificate with @info that of the node @doc? true; nil, err. Pure.
+function M.fits(doc, info)
+  local why
+  if info.cn ~= doc.node_id or info.o ~= doc.cluster_id or info.ou ~= doc.role then
+    why = "it is of another node than key.json"
+  elseif info.raft_id ~= doc.raft_node_id then
+    why = ("it is for raft id %s, but key.json says %s"):format(info.raft_id or "none", doc.raft_node_id or "none")
+  end
+  if why then return nil, errors.new("corrupt", why) end
+  return true
 end
 
 -- {key, cert, ca, info (of the certificate)}, checked against each other and @doc; nil, err that names the file.
@@ -301,13 +313,8 @@ function M.load_tls(doc)
   if not ok then return damaged(tls_path("node.crt"), "it does not belong to node.key: " .. err.message) end
   ok, err = crypto.cert_check_issuer(pems["node.crt"], pems["ca.crt"])
   if not ok then return damaged(tls_path("node.crt"), "it is not signed by ca.crt: " .. err.message) end
-  if cert.cn ~= doc.node_id or cert.o ~= doc.cluster_id or cert.ou ~= doc.role then
-    return damaged(tls_path("node.crt"), "it is of another node than key.json")
-  end
-  if cert.raft_id ~= doc.raft_node_id then
-    return damaged(tls_path("node.crt"), ("it is for raft id %s, but key.json says %s"):format(cert.raft_id or "none",
-      doc.raft_node_id or "none"))
-  end
+  ok, err = M.fits(doc, cert)
+  if not ok then return damaged(tls_path("node.crt"), err.message) end
   return { key = key, cert = pems["node.crt"], ca = pems["ca.crt"], info = cert }
 end
 

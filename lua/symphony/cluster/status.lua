@@ -311,18 +311,28 @@ end
 -- Reports -------------------------------------------------------------------------------------------------------------
 
 local function refuse(n, err)
-  log.warn(("status: a report as %s is refused: %s"):format(n.name, err.message))
   if refusals:allow(n.node_id, now()) then
+    log.warn(("status: a report as %s is refused: %s"):format(n.name, err.message))
     record_event { kind = "node.refused", node = n, reason = err.message,
       message = ("a process that says it is %s is refused"):format(n.name) }
   end
   return nil, err
 end
 
--- Does an earlier process of the node still run, elsewhere? Then this one has a copy of its folder.
-local function check_copy(n, r)
+-- true; nil, err.
+local function check_rate(n)
+  if limit:allow(n.node_id, now()) then return true end
+  return nil, errors.new("busy", ("%s reports changes too often"):format(n.name), "say it again in some seconds")
+end
+
+-- Does an earlier process of the node still run, elsewhere? Then this one has a copy of its folder. To look there costs
+-- a connection, to where the node has said: it counts as a change does. true; nil, err.
+local function check_copy(n, r, counted)
   local other = reports.other_address(n, (state.get(status_cache.STATUS .. n.node_id)), r)
   if not other then return true end
+  local ok, err = check_rate(n)
+  if not ok then return nil, err end
+  counted.done = true
   if gossip.probe(n.node_id, other) then return nil, reports.copy(n.name, other) end
   return true
 end
@@ -347,9 +357,7 @@ local function report_txn(id, r, counted)
   check_dev(r)
   local change = reports.merge(n, record, r, sys.now())
   if not change then return nil, { status = record.status } end
-  if not counted.done and not limit:allow(id, now()) then
-    errors.raise("busy", ("%s reports changes too often"):format(n.name), "say it again in some seconds")
-  end
+  if not counted.done then assert(check_rate(n)) end
   counted.done = true
   local txn = { compare = { state.unchanged(kv), record_kv and state.unchanged(record_kv) or state.absent(key) },
     ops = {} }
@@ -376,10 +384,11 @@ function M.report(n, fields)
   local r, err = reports.check(fields)
   if not r then return nil, err end
   local ok
-  ok, err = check_copy(n, r)
-  if not ok then return refuse(n, err) end
   local counted, answer = {}
-  answer, err = state.update(function() return report_txn(n.node_id, r, counted) end)
+  ok, err = check_copy(n, r, counted)
+  if ok then
+    answer, err = state.update(function() return report_txn(n.node_id, r, counted) end)
+  end
   if not answer then
     if err.copied then return refuse(n, err) end
     return nil, err

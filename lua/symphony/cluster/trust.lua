@@ -157,11 +157,23 @@ function M.acknowledge(generation)
   return report(generation)
 end
 
+-- Could this node start again with @cert? It is looked at before it is on the disk. true; nil, err.
+local function is_ours(cert)
+  local info, err = crypto.cert_info(cert)
+  if not info then return nil, err end
+  local ok
+  ok, err = crypto.cert_check_key(cert, identity.tls.key)
+  if not ok then return nil, err end
+  return identity.fits(identity.me, info)
+end
+
 -- Takes a certificate and a bundle of CAs into use: on the disk first, then in every connection from now on. @bridge:
--- what is shown behind the certificate, or nil. true; nil, err. In turn with others, see install.
+-- what is shown behind the certificate, or nil. true; nil, err. Under the lock of
+-- adopting.
 local function put_to_use(cert, ca, bridge)
   local me = identity.me
   local ok, err = crypto.cert_check_issuer(cert, ca)
+  if ok then ok, err = is_ours(cert) end
   if ok then ok, err = identity.save_tls { cert = cert .. (bridge or ""), ca = ca } end
   if not ok then return nil, err end
   local tls
