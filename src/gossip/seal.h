@@ -18,8 +18,9 @@
  *
  * Replays: of each sender a window over the last SEAL_WINDOW counters of its latest start, by the newest key that it has
  * been heard with; older ones are refused, of keys too (ids rise). With a newer key it begins anew: whoever had the old
- * one could have named a start that the sender never reaches, and so kept it from being heard. A receiver that has just started has no past of others yet: what was recorded for
- * it before can be played to it until the sender itself is heard.
+ * one could have named a start that the sender never reaches, and so kept it from being heard. A receiver that has just
+ * started has no past of others yet: what was recorded for it before can be played to it until the sender itself is
+ * heard.
  *
  * Rotation: a ring of up to SEAL_KEYS_MAX keys that are accepted, one of them in use for sending. The driver adds the
  * new key everywhere (accept), when all have it uses it, and when nobody uses the old one any more drops it; which key

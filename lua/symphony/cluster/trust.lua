@@ -168,8 +168,7 @@ local function is_ours(cert)
 end
 
 -- Takes a certificate and a bundle of CAs into use: on the disk first, then in every connection from now on. @bridge:
--- what is shown behind the certificate, or nil. true; nil, err. Under the lock of
--- adopting.
+-- what is shown behind the certificate, or nil. true; nil, err. Under the lock of adopting.
 local function put_to_use(cert, ca, bridge)
   local me = identity.me
   local ok, err = crypto.cert_check_issuer(cert, ca)

@@ -135,8 +135,8 @@ local function status_text(s)
   line("role", "%s, %s", s.raft_role, s.state)
   local leader = s.leader and ("%s (raft id %d)"):format(s.leader.name or "?", s.leader.raft_node_id)
   line("leader", "%s", leader or "unknown")
-  line("quorum", "%s: %d of %d voters reachable from here, %d managers", s.quorum and "yes" or "NO", s.voters_reachable,
-    s.voters, s.members)
+  line("quorum", "%s: %d of %d voters reachable from here, %d manager%s", s.quorum and "yes" or "NO",
+    s.voters_reachable, s.voters, s.members, s.members == 1 and "" or "s")
   -- Some are lost already, perhaps: how many more may be?
   local left = s.quorum and math.min(s.tolerates, s.voters_reachable - s.voters // 2 - 1) or 0
   line("tolerates", "%s", left < s.tolerates and ("%s now; with all voters up %s"):format(
