@@ -70,9 +70,12 @@ end
 local function count(who)
   local id = who.id or who.kind
   local mine = of_one[id] or 0
-  if followers >= FOLLOWERS_MAX or mine >= FOLLOWERS_OF_ONE then
-    errors.raise("busy", ("%d readers follow the events of this manager already, %d of them with this certificate")
-      :format(followers, mine), "ask another manager, or later")
+  if followers >= FOLLOWERS_MAX then
+    errors.raise("busy", ("%d readers follow the events of this manager already"):format(followers),
+      "ask another manager, or later")
+  elseif who.id and mine >= FOLLOWERS_OF_ONE then
+    errors.raise("busy", ("%d readers follow the events of this manager with this certificate already"):format(mine),
+      "end one of them, or ask another manager")
   end
   followers, of_one[id] = followers + 1, mine + 1
   return setmetatable({}, { __close = function()
