@@ -427,3 +427,27 @@ describe("the routes of nodes and events", function()
     assert.equal(watching, fake.watching())
   end))
 end)
+
+describe("state.each", function()
+  it("goes through all there is, with a turn for others in between, and says what is damaged", fake.task(function()
+    fake.reset()
+    fake.make { name = "first" }
+    for i = 1, 300 do fake.apply { ops = { state.put(("/assign/a/%03d"):format(i), { n = i }) } } end
+    local sum, turns = 0, 0
+    local task = require("symphony.async").spawn(function()
+      while true do
+        turns = turns + 1
+        require("symphony.async").sleep(0)
+      end
+    end)
+    local before = turns
+    assert.is_true(state.each("/assign/a/", function(kv) sum = sum + kv.value.n end))
+    task:cancel()
+    assert.equal(300 * 301 // 2, sum)
+    assert.is_true(turns - before >= 2, turns - before)
+    fake.apply { ops = { { put = "/assign/a/100", value = "{" } } }
+    local ok, err = state.each("/assign/a/", function() end)
+    assert.is_nil(ok)
+    assert.equal("corrupt", err.code)
+  end))
+end)

@@ -19,7 +19,6 @@ local M = {}
 local IDLE_MS, SOON_MS = 1000, 200
 local UPKEEP_MS, RETRY_MS = 60 * 1000, 1000
 local SHARE = 20    -- of its time the look at thousands of nodes takes at most one part in so many
-local PAGE = 128
 local VOID_MAX = 36 -- tokens, and clients, that one txn makes void
 
 local wakeup, changed = async.event(), async.event()
@@ -27,22 +26,12 @@ local leading, following, watch -- the two tasks, and the watch on /cluster
 
 -- What the state has --------------------------------------------------------------------------------------------------
 
--- Calls fn(kv) for everything below @prefix, decoded, a page at a time with a pause between. Raises.
+-- Calls fn(kv) for everything below @prefix that is an object, decoded. Raises.
 local function each(prefix, fn)
-  local after, more
-  repeat
-    local rows
-    rows, more = state.list_raw(prefix, { after = after, limit = PAGE })
-    if not rows then error(more, 0) end
-    for _, kv in ipairs(rows) do
-      kv.value = json.decode(kv.value)
-      if type(kv.value) == "table" then fn(kv) end
-    end
-    if more then
-      after = rows[#rows].key
-      async.sleep(0)
-    end
-  until not more
+  assert(state.each_raw(prefix, function(kv)
+    kv.value = json.decode(kv.value)
+    if type(kv.value) == "table" then fn(kv) end
+  end))
 end
 
 -- The view that trust.plan takes, of @cluster; with the kvs of tokens and clients, in their order. Raises.

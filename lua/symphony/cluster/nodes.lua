@@ -1,5 +1,4 @@
 -- The nodes for people and programs: what the state says of each, and the changes that an operator makes.
-local async = require "symphony.async"
 local erase = require "symphony.cluster.erase"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
@@ -14,7 +13,6 @@ local values = require "symphony.cluster.values"
 local M = {}
 
 M.AVAILABILITY = { active = true, pause = true, drain = true }
-local PAGE = 128           -- records that are read in one turn of the loop
 local COUNTED_MAX = 1000   -- assignments that are counted
 
 local function server_of(id, status)
@@ -55,19 +53,6 @@ local function mark(row, fresh)
   return row
 end
 
--- Calls fn(key, value) for every key below @prefix, with pauses. In a task. true; nil, err.
-local function each(prefix, fn)
-  local after
-  while true do
-    local rows, err = state.list(prefix, { limit = PAGE, after = after })
-    if not rows then return nil, err end
-    for _, kv in ipairs(rows) do fn(kv.key, kv.value) end
-    if #rows < PAGE then return true end
-    after = rows[#rows].key
-    async.sleep(0)
-  end
-end
-
 -- All of them, in the order of their ids, and how fresh that is; nil, err. @opts as state.read has them. In a task.
 function M.list(opts)
   local fresh, err = state.read(opts)
@@ -77,9 +62,11 @@ function M.list(opts)
   if not status then return nil, err end
   local said, out, cluster = {}, json.array(), state.cluster()
   local ok
-  ok, err = each("/status/node/", function(key, value) said[key:match("[^/]*$")] = value end)
+  ok, err = state.each("/status/node/", function(kv) said[kv.key:match("[^/]*$")] = kv.value end)
   if ok then
-    ok, err = each("/node/", function(_, n) out[#out + 1] = mark(M.row(n, said[n.node_id], status, cluster), fresh) end)
+    ok, err = state.each("/node/", function(kv)
+      out[#out + 1] = mark(M.row(kv.value, said[kv.value.node_id], status, cluster), fresh)
+    end)
   end
   if not ok then return nil, err end
   return out, fresh
@@ -95,10 +82,10 @@ function M.tally()
   local said = {}
   local counts = { total = 0, ready = 0, joining = 0, down = 0, left = 0, lost = json.array() }
   local ok
-  ok, err = each("/status/node/", function(key, value) said[key:match("[^/]*$")] = value end)
+  ok, err = state.each("/status/node/", function(kv) said[kv.key:match("[^/]*$")] = kv.value end)
   if ok then
-    ok, err = each("/node/", function(_, n)
-      local row = M.row(n, said[n.node_id], status)
+    ok, err = state.each("/node/", function(kv)
+      local row = M.row(kv.value, said[kv.value.node_id], status)
       counts.total, counts[row.status] = counts.total + 1, (counts[row.status] or 0) + 1
       if row.status == "down" and #counts.lost < LOST_SHOWN then counts.lost[#counts.lost + 1] = row.name end
     end)

@@ -14,7 +14,6 @@ local M = {}
 
 local IDLE_MS = 1000
 local STEP_MS, STEP_MANY_MS, MANY = 200, 1000, 500 -- between two looks; with many nodes a look is work
-local PAGE = 128
 local NAMED_MAX = 20 -- late nodes that a message names
 
 local wakeup = async.event()
@@ -34,17 +33,8 @@ end
 
 -- The ids of all nodes; others have a turn in between.
 local function node_ids()
-  local ids, after, more = {}, nil, true
-  while more do
-    local rows
-    rows, more = state.list_raw("/node/", { limit = PAGE, after = after })
-    if not rows then error(more, 0) end
-    for _, kv in ipairs(rows) do
-      ids[#ids + 1] = kv.key:match("[^/]*$")
-      after = kv.key
-    end
-    if more then async.sleep(0) end
-  end
+  local ids = {}
+  assert(state.each_raw("/node/", function(kv) ids[#ids + 1] = kv.key:match("[^/]*$") end))
   return ids
 end
 

@@ -16,6 +16,7 @@ M.WRITE_MS = 4000  -- a txn: leaves the client its answer within five seconds
 local LAST_MS = 500      -- what a txn gets at least, however late it is
 local PAUSE_MS, PAUSE_MAX_MS = 4, 200
 local PAGE = 256
+local TURN = 128         -- that are looked at in one turn of the loop, where they may be thousands
 
 M.QUORUM_HINT = node.quorum_hint
 
@@ -101,6 +102,35 @@ function M.list(prefix, opts)
     if kv.value == nil then return nil, err end
   end
   return rows
+end
+
+-- Calls fn(kv) for every kv below @prefix, as list_raw has them, page by page, with a turn for others in between: what
+-- comes or goes meanwhile is in it or not. In a task. true; nil, err.
+function M.each_raw(prefix, fn)
+  local after, more
+  repeat
+    local rows
+    rows, more = M.list_raw(prefix, { after = after, limit = TURN })
+    if not rows then return nil, more end
+    for _, kv in ipairs(rows) do
+      after = kv.key -- fn may change the kv
+      fn(kv)
+    end
+    if more then async.sleep(0) end
+  until not more
+  return true
+end
+
+-- The same, decoded; nil, err ("corrupt") at the first value that is not JSON.
+function M.each(prefix, fn)
+  local damaged
+  local ok, err = M.each_raw(prefix, function(kv)
+    if damaged then return end
+    kv.value, damaged = decode(kv)
+    if not damaged then fn(kv) end
+  end)
+  if not ok or damaged then return nil, err or damaged end
+  return true
 end
 
 M.BEHIND = "the machine of this manager went down: its state is older than what it has served before"

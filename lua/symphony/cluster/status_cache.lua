@@ -1,6 +1,5 @@
 -- /node/ and /status/node/ in short, decoded, and kept up to date by watches: thousands of records are not read anew
 -- for every look.
-local async = require "symphony.async"
 local log = require "sym.log"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
@@ -9,7 +8,6 @@ local M = {}
 M.__index = M
 
 M.NODE, M.STATUS = "/node/", "/status/node/"
-local PAGE = 128 -- records decoded before others have a turn
 
 --- @on_change(id): called when something about a node has changed.
 ---   nodes    id -> {node_id, name, role, raft_node_id, remote_address, create_revision}
@@ -67,20 +65,13 @@ function M:load()
       self:close()
       return false
     end
-    local after, more = nil, true
-    while more do
-      local rows
-      rows, more = state.list_raw(prefix, { limit = PAGE, after = after })
-      if not rows then
-        self:close()
-        return false
-      end
-      for _, kv in ipairs(rows) do
-        self:refresh(kv.key)
-        after = kv.key
-      end
-      if more then async.sleep(0) end
-      if self.watches ~= mine then return false end
+    local ok = state.each_raw(prefix, function(kv)
+      if self.watches == mine then self:refresh(kv.key) end
+    end)
+    if self.watches ~= mine then return false end
+    if not ok then
+      self:close()
+      return false
     end
   end
   return true
