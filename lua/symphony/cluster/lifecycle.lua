@@ -342,15 +342,8 @@ local actions = {
     log.warn("the making of the cluster was interrupted: say `symphony manager init` again, it starts afresh")
     return true
   end,
-  wipe = function()
-    log.info("this manager has left its cluster: wiping what it kept")
-    return identity.wipe()
-  end,
-  removed = function(doc)
-    identity.me = doc
-    log.error(("%s -- %s"):format(doc.reason or "this manager was removed", identity.rejoin()))
-    return true
-  end,
+  wipe = resuming.actions.wipe,
+  removed = resuming.actions.removed,
   recover = function(doc)
     identity.me = doc
     return require("symphony.cluster.recover").finish(doc)

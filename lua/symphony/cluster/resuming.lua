@@ -1,4 +1,7 @@
 -- What a daemon of any role does at its start with what it finds in its folder.
+local identity = require "symphony.cluster.identity"
+local log = require "sym.log"
+
 local M = {}
 
 -- What a start makes of key.json. Pure: "idle", "removed", "unfinished", "wipe", "recover" or "resume".
@@ -10,6 +13,19 @@ function M.verdict(doc)
   if doc.phase == "recover" then return "recover" end
   return "resume"
 end
+
+-- What follows from the verdicts that are the same for every role, given key.json. true; nil, err.
+M.actions = {
+  wipe = function()
+    log.info("this node has left its cluster: wiping what it kept")
+    return identity.wipe()
+  end,
+  removed = function(doc)
+    identity.me = doc
+    log.error(("%s -- %s"):format(doc.reason or "this node was removed", identity.rejoin()))
+    return true
+  end,
+}
 
 -- For a node that could not start, failing with @code. Pure.
 function M.start_hint(code)

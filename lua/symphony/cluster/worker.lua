@@ -439,15 +439,8 @@ local actions = {
     log.info(("no cluster yet: `symphony %s join` on the control socket"):format(identity.word()))
     return true
   end,
-  wipe = function()
-    log.info("this node has left its cluster: wiping what it kept")
-    return identity.wipe()
-  end,
-  removed = function(doc)
-    identity.me = doc
-    log.error(("%s -- %s"):format(doc.reason or "this node was removed", identity.rejoin()))
-    return true
-  end,
+  wipe = resuming.actions.wipe,
+  removed = resuming.actions.removed,
   resume = function(doc)
     local options = advertise.options(doc.advertise)
     doc.advertise = advertise.of(options.advertise_addr or address.parse(doc.advertise.remote, 1), options)
