@@ -52,7 +52,8 @@ local watch, task
 local wakeup = async.event()
 
 -- A refusal is told in the events, but not each of a flood.
-local refusals = limiter.new(5, 10, 256)
+local function new_refusals() return limiter.new(5, 10, 256) end
+local refusals = new_refusals()
 
 local function sandbox() return require "sym.policy" end
 
@@ -199,7 +200,7 @@ function M.stop()
     sandbox().drop(name)
     loaded[name] = nil
   end
-  task, watch, current, dirty, failures = nil, nil, nil, true, {}
+  task, watch, current, dirty, failures, refusals = nil, nil, nil, true, {}, new_refusals()
   node.kv_policies(0)
 end
 
