@@ -61,35 +61,40 @@ local function cases_of(body)
     state = object(body.state, "state") } }
 end
 
-function M.routes(router)
-  local function read(path, fn)
-    router.route("GET", path, { auth = READERS }, function(req, params)
-      fresh(req)
-      return 200, fn(params.name)
-    end)
-  end
-  local function write(method, path, fn)
-    router.route(method, path, { auth = MANAGERS, leader_only = true }, function(req, params, who)
-      assert(state.read())
-      return 200, fn(params.name, by(req, who), req)
-    end)
-  end
+local READ = { auth = READERS }
+local WRITE = { auth = MANAGERS, leader_only = true }
 
-  read("/v1/policies", function() return assert(store.ls()) end)
-  read("/v1/policies/{name}", store.show)
-  read("/v1/policies/{name}/history", store.history)
-  write("PUT", "/v1/policies/{name}", function(name, who, req)
+-- Handlers of reads, and of changes: fn(name, by, req).
+local function reading(fn)
+  return function(req, params)
+    fresh(req)
+    return 200, fn(params.name)
+  end
+end
+
+local function changing(fn)
+  return function(req, params, who)
+    assert(state.read())
+    return 200, fn(params.name, by(req, who), req)
+  end
+end
+
+function M.routes(router)
+  router.route("GET", "/v1/policies", READ, reading(function() return assert(store.ls()) end))
+  router.route("GET", "/v1/policies/{name}", READ, reading(store.show))
+  router.route("GET", "/v1/policies/{name}/history", READ, reading(store.history))
+  router.route("PUT", "/v1/policies/{name}", WRITE, changing(function(name, who, req)
     return store.set(name, source_of(router, req), who)
-  end)
-  write("DELETE", "/v1/policies/{name}", store.rm)
-  write("POST", "/v1/policies/{name}/enable", store.enable)
-  write("POST", "/v1/policies/{name}/disable", function(name, who, req)
+  end))
+  router.route("DELETE", "/v1/policies/{name}", WRITE, changing(store.rm))
+  router.route("POST", "/v1/policies/{name}/enable", WRITE, changing(store.enable))
+  router.route("POST", "/v1/policies/{name}/disable", WRITE, changing(function(name, who, req)
     local reason = nullable(router.json(req).reason)
     return store.disable(name, who, reason and json.clean(text(reason, "reason"):sub(1, REASON_MAX)))
-  end)
-  write("POST", "/v1/policies/{name}/rollback", function(name, who, req)
+  end))
+  router.route("POST", "/v1/policies/{name}/rollback", WRITE, changing(function(name, who, req)
     return store.rollback(name, nullable(router.json(req).version), who)
-  end)
+  end))
 
   router.route("POST", "/v1/policy/test", { auth = MANAGERS }, function(req)
     local body = router.json(req)

@@ -124,7 +124,7 @@ Shows a policy; with --source its Lua, and nothing else.
 
 Example:
   symphony policy show quota
-  symphony policy show quota --source >quota.lua]],
+  symphony policy show quota --source]],
   args = function(parser)
     name_argument(parser)
     parser:flag("--source", "Print its Lua.")
