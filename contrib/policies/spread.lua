@@ -29,7 +29,7 @@ local function place(input)
     end
   end
   while #left > 0 do
-    sort(left, function(a, b)
+    table.sort(left, function(a, b)
       local x, y = used[zone_of(a)], used[zone_of(b)]
       if x ~= y then return x < y end
       if (a.load or 0) ~= (b.load or 0) then return (a.load or 0) < (b.load or 0) end

@@ -634,6 +634,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {"sym.gossip", luaopen_sym_gossip},
         {"sym.node", luaopen_sym_node},
         {"sym.metrics", luaopen_sym_metrics},
+        {"sym.policy", luaopen_sym_policy},
         {NULL, NULL},
     };
     struct vm_config vm = {.loop = loop, .lua_paths = lua_paths, .daemon = d, .modules = modules};

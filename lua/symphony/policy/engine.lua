@@ -275,17 +275,27 @@ local function clean_trace(trace)
   return out
 end
 
--- Asks the policies @names, in this order, what they say to @input. {decision, amended, trace, reads, failed = {policy,
--- why}}.
-local function ask(hook, input, names, fake)
+-- The sandbox has failed over a policy, which @err may name: what was found out before, as ask() has it.
+local function failed_over(err, names)
+  local policy = err.policy or names[1]
+  local prefix = ("policy %s failed: "):format(policy)
+  local why = err.message:sub(1, #prefix) == prefix and err.message:sub(#prefix + 1) or err.message
+  local before = err.result and json.decode(err.result)
+  local trace = clean_trace(type(before) == "table" and before.trace)
+  local last = trace[#trace]
+  if not (last and last.said == "failed") then
+    trace[#trace + 1] = { policy = policy, said = "failed", error = why }
+  end
+  note(policy, why)
+  return { trace = trace, reads = {}, failed = { policy = policy, why = why } }
+end
+
+-- Asks the policies @names what they say to @input. {decision, amended, trace, reads, approve, failed = {policy, why}}.
+-- @must: the names of those that have to be heard, unless somebody refuses.
+local function ask(hook, input, names, must, fake)
   local opts = { only = names, state_json = fake and json.encode(fake) or nil }
   local text, err = async.await(sandbox().call, hook, json.encode(input), opts)
-  if not text then
-    local policy = err.policy or names[1]
-    note(policy, err.message)
-    return { trace = json.array { { policy = policy, said = "failed", error = err.message } }, reads = {},
-      failed = { policy = policy, why = err.message } }
-  end
+  if not text then return failed_over(err, names) end
   local got = assert(json.decode(text))
   local out = { decision = nullable(got.decision), amended = nullable(got.amended), trace = clean_trace(got.trace),
     reads = nullable(got.reads) or {} }
@@ -295,28 +305,35 @@ local function ask(hook, input, names, fake)
     local bad = row.said == "failed" and tostring(row.error) or nil
     note(row.policy, bad)
     if bad and not out.failed then out.failed = { policy = row.policy, why = bad } end
+    if type(row.decision) == "table" and row.decision.approve == true then out.approve = true end
   end
-  local over = out.decision and out.decision.refuse ~= nil
-  for _, name in ipairs(not over and names or {}) do
+  local over = out.decision and (out.decision.refuse ~= nil or out.decision.choose ~= nil)
+  for _, name in ipairs(not over and must or {}) do
     if not heard[name] and not out.failed then out.failed = { policy = name, why = "it was not heard" } end
   end
   return out
 end
 
+-- Who is to be asked: the names of those with @hook that might be concerned, of those that surely are, and one of them
+-- that is not in the sandbox. A name may become another one on the way.
 local function concerned(set, hook, input)
-  local names, broken = {}, nil
+  local names, must, broken = {}, json.array {}, nil
   for _, entry in ipairs(set.list) do
-    if match.concerns(entry.about, hook, input) then
-      names[#names + 1] = entry.name
+    local by_name = hook == "admit.join" and (entry.about.match[hook] or {}).names ~= nil
+    if by_name or match.concerns(entry.about, hook, input) then
+      for _, known in ipairs(entry.about.hooks) do
+        if known == hook then names[#names + 1] = entry.name end
+      end
+      if not by_name then must[#must + 1] = entry.name end
       if entry.broken and not broken then broken = entry end
     end
   end
-  return names, broken
+  return names, must, broken
 end
 
 -- What the policies of @set say to @input. As ask() has it, and names: who was asked.
 local function consult(set, hook, input, fake)
-  local names, broken = concerned(set, hook, input)
+  local names, must, broken = concerned(set, hook, input)
   if broken then
     local why = "it does not load: " .. broken.broken.message
     note(broken.name, why)
@@ -325,7 +342,7 @@ local function consult(set, hook, input, fake)
   elseif #names == 0 then
     return { trace = json.array {}, reads = {}, names = names }
   end
-  local out = ask(hook, input, names, fake)
+  local out = ask(hook, input, names, must, fake)
   out.names = names
   return out
 end
@@ -425,7 +442,7 @@ function Admission:decide(hook, input)
       end
     end
   end
-  return amended(hook, input, out.amended), decision
+  return amended(hook, input, out.amended), { approve = out.approve }
 end
 
 --- Makes @txn hold only if nothing has changed that its decisions saw. Raises "too_big" when that is more than a txn
@@ -542,7 +559,7 @@ function M.explain(hook, input, fake)
     row.allow, row.refuse, row.code, row.policy = false, tostring(decision.refuse), err.code, err.policy
   end
   if not hook:find(ADMISSION) then row.allow = nil end
-  row.approve, row.choose, row.commands = decision.approve or nil, decision.choose, decision.commands
+  row.approve, row.choose, row.commands = out.approve, decision.choose, decision.commands
   if row.allow and out.amended then row.amended = amended(hook, input, out.amended) end
   return row
 end
@@ -577,7 +594,7 @@ function M.react(name, hook, input)
   for _, entry in ipairs(set.list) do
     if entry.name == name and match.concerns(entry.about, hook, input) then
       if entry.broken then return nil end
-      local out = ask(hook, input, { name })
+      local out = ask(hook, input, { name }, {})
       local commands = not out.failed and out.decision and out.decision.commands
       return type(commands) == "table" and commands or nil
     end
