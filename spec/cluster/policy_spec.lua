@@ -1,7 +1,6 @@
 -- Policies in real clusters: set, replicated, bound to what they saw, and contained.
 local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
-local json = require "spec.support.json"
 local proc = require "spec.support.proc"
 
 -- A policy of one hook, in a file; its name.
@@ -30,9 +29,10 @@ end
 
 -- Puts all @keys at once by way of manager @m; a function that waits, and gives the status of each.
 local function put_all(m, keys)
-  local words = { "curl", "-s", "--unix-socket", m.socket, "--parallel", "--parallel-immediate", "--parallel-max", "64" }
+  local words = { "curl", "--parallel", "--parallel-immediate", "--parallel-max", "64" }
   for i, key in ipairs(keys) do
-    for _, word in ipairs { i > 1 and "--next" or nil, "-s", "--unix-socket", m.socket, "-X", "PUT", "-d", "x", "-o",
+    if i > 1 then words[#words + 1] = "--next" end
+    for _, word in ipairs { "-s", "--unix-socket", m.socket, "-X", "PUT", "-d", "x", "-o",
       "/dev/null", "-w", "%{http_code} " .. key .. "\n", "http://localhost/v1/kv/" .. key } do
       words[#words + 1] = word
     end
@@ -155,7 +155,8 @@ describe("policies", function()
     local _, others = t:leader()
     local m, other = others[1], others[2]
     local function put(at, key, target)
-      local answer = assert(at:http("PUT", "/v1/kv/" .. target, "x", { headers = { ["Idempotency-Key"] = key } }))
+      local headers = ("Idempotency-Key: %s\r\n"):format(key)
+      local answer = assert(at:http("PUT", "/v1/kv/" .. target, "x", { headers = headers }))
       return answer.status, answer.json
     end
     local status, first = put(m, "k1", "one/a/1")
@@ -169,18 +170,18 @@ describe("policies", function()
     assert.equal(403, (put(m, "k3", "one/b/2")))
     list[1]:json("policy", "disable", "one")
     status, again = put(other, "k2", "one/b/1")
-    assert.equal(200, status)
-    assert.equal(200, (put(other, "k3", "one/b/2")))
-    assert.is_true(again.revision >= first.revision)
+    assert.same({ 200, first.revision, true }, { status, again.revision, again.repeated })
+    assert.equal(200, (put(other, "k3", "one/b/2"))) -- had not been done
   end))
 
   it("are taken only with a selftest that passes, and kept in versions", cluster.scenario(function(t)
     local list = t:cluster(1)
     local m = list[1]
     local function tested(expect, mark)
-      return file(t, "p", ([[return { summary = "%s", hooks = { ["admit.change"] = function() return allow() end },
-        selftest = { { name = "a case", hook = "admit.change", input = { kind = "kv" }, expect = %s } } }]]):format(mark,
-        expect))
+      return file(t, "p", ([[return { summary = "%s",
+        hooks = { ["admit.change"] = function() return allow() end },
+        selftest = { { name = "a case", hook = "admit.change", input = { kind = "kv" }, expect = %s } }
+      }]]):format(mark, expect))
     end
     local bad, good = "{ refuse = true }", "{ allow = true }"
     local err = m:fails("policy", "set", "p", tested(bad, "x"))
@@ -223,7 +224,7 @@ describe("policies", function()
     local before = m:json("kv", "put", "k", "ABC")
     assert.same({ "lower" }, before.policies)
     assert.equal("abc", list[1]:json("kv", "get", "k").value)
-    assert.equal("revision " .. before.revision + 1 .. " (amended by policy lower)\n", m:cli("kv", "put", "k", "AB").out)
+    assert.truthy(m:cli("kv", "put", "k", "AB").out:find("^revision %d+ %(amended by policy lower%)\n$"))
     local plan = m:json("kv", "put", "--plan", "k", "ABC")
     assert.same({ true, true, { { put = "k", value = "abc" } } }, { plan.plan, plan.allow, plan.ops })
     assert.same({ "lower", "amend", "short", "nothing" }, { plan.policies[1].policy, plan.policies[1].said,
@@ -246,9 +247,9 @@ describe("policies", function()
       "{}").out)
     local path = file(t, "lower", hook("admit.change", [[return amend { new = get("/kv/x") or "none" }]]))
     assert.equal('{"amend":{"new":"X"}}\n', m:cli("policy", "test", path, "--hook", "admit.change", "--input",
-      [[{"kind": "kv"}]], "--state", [[{"/kv/x": "X"}]]).out)
+      [[{"kind": "kv", "new": "1"}]], "--state", [[{"/kv/x": "X"}]]).out)
     assert.equal('{"amend":{"new":"none"}}\n', m:cli("policy", "test", path, "--hook", "admit.change", "--input",
-      [[{"kind": "kv"}]]).out)
+      [[{"kind": "kv", "new": "1"}]]).out)
   end))
 
   it("that fail refuse what they guard, ten times, and are disabled with an event", cluster.scenario(function(t)
@@ -343,7 +344,7 @@ describe("policies", function()
       if input.new == "no\u{FFFD}" then return refuse(input.new_base64 .. " " .. tostring(input.key_base64)) end]]))
     assert.equal(200, m:http("PUT", "/v1/kv/a%FF%0A", "yes\255").status)
     local answer = m:http("PUT", "/v1/kv/a%FF", "no\255")
-    assert.equal("policy p refuses: bm//  Yf8=", (answer.json.error.message:gsub(" ", "  ", 0):gsub("bm// ", "bm//  ")))
-    assert.equal(json.encode { 1 }, json.encode { #m:json("kv", "ls", "a") })
+    assert.equal("policy p refuses: bm// Yf8=", answer.json.error.message)
+    assert.equal(1, #m:json("kv", "ls", "a"))
   end))
 end)

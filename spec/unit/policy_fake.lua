@@ -78,8 +78,9 @@ local function environment()
     kv_put = function(key, value) return { do_ = "kv.put", key = key, value = value } end,
     kv_rm = function(key) return { do_ = "kv.rm", key = key } end,
     event = function(text) return { do_ = "event", text = text } end,
-    glob = require("symphony.policy.match").glob, sorted_pairs = sorted_pairs, type = type, tostring = tostring, tonumber = tonumber, ipairs = ipairs, pairs = sorted_pairs,
-    next = next, select = select, error = error, assert = assert,
+    glob = require("symphony.policy.match").glob, sorted_pairs = sorted_pairs, type = type,
+    tostring = tostring, tonumber = tonumber, ipairs = ipairs, pairs = sorted_pairs,
+    select = select, error = error, assert = assert,
     string = { find = string.find, match = string.match, gmatch = string.gmatch, gsub = string.gsub, sub = string.sub,
       lower = string.lower, upper = string.upper, format = string.format, byte = string.byte, char = string.char,
       len = string.len, reverse = string.reverse, rep = string.rep },
@@ -139,6 +140,15 @@ local function fake_state(doc)
   return state
 end
 
+-- Of a document that is changed the fields of an amendment are its own.
+local function amend(hook, input, fields)
+  local document = hook == "admit.change" and type(input.new) == "table" and input.new
+  for k, v in pairs(fields) do
+    assert(document or hook ~= "admit.change" or (k == "new" and type(v) == "string"), "only new can be amended")
+    (document or input)[k] = v
+  end
+end
+
 -- What the policies of @list ({{name, policy}}) say, one after the other.
 local function decide(list, hook, input, state)
   local result = { trace = json.array {}, reads = json.array {} }
@@ -149,7 +159,7 @@ local function decide(list, hook, input, state)
     table.insert(result.trace, row)
     if why then break end
     if decision and decision.amend then
-      for k, v in pairs(decision.amend) do input[k] = v end
+      amend(hook, input, decision.amend)
       result.amended = input
     end
     if decision then result.decision = decision end

@@ -34,8 +34,10 @@ struct call {
     struct http_req *req;
     TAILQ_ENTRY(call) link; /* watches only */
     enum { GET_KEY, LIST_KEYS, PUT_KEY, DELETE_KEY, WATCH_KEYS } kind;
-    bool pending;       /* an answer from raft is due */
-    unsigned undecided; /* change: the compare, from 0, that fails when a policy has to be asked */
+    bool pending; /* an answer from raft is due */
+    /* Change: the first compare, from 0, that is not the client's. Where such a one fails, or has failed when the
+     * change was tried before, a policy has to be asked. */
+    unsigned undecided;
     bool stale_ok;
     struct watch *watch;
     bool synced;    /* watch: has been told that it has all there was when it began */
@@ -539,7 +541,7 @@ static void on_changed(void *arg, int status, const struct txn_result *result)
         call_release(c);
         return;
     }
-    if (status == 0 && result->status == TXN_CONFLICT && result->failed == c->undecided) {
+    if (status == 0 && result->status == TXN_CONFLICT && result->failed >= c->undecided) {
         hand_over(c);
         return;
     }

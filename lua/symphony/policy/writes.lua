@@ -103,16 +103,16 @@ local function note(err, txn)
     json.clean((op.put or op.delete):sub(#kv.PREFIX + 1):sub(1, 100))))
 end
 
--- What has become of @txn, which has an id, if it was tried before; and the number of the next try. Local state is
--- fresh.
+-- What has become of @txn, which has an id, if it was tried before; else nil and the number of the next try: the first
+-- one is that of the fast way, so that each finds what was done by the other. Raises.
 local function tried(txn, own)
+  assert(state.read())
   for seq = 0, ATTEMPTS_MAX do
     local result = store.result(txn.id, seq)
-    if result and (result.status == "applied" or (result.failed or 0) <= own) then
+    if not result then return nil, seq end
+    if result.status == "applied" or (result.failed or 0) <= own then
       result.repeated = true
       return result
-    elseif not result and seq > 0 then
-      return nil, seq
     end
   end
   errors.raise("conflict", "this request was in the way of others too often", "say it with another Idempotency-Key")
@@ -123,7 +123,6 @@ local function try(admission, txn, who, deadline)
   local own = #txn.compare
   local result, seq
   if txn.id then
-    assert(state.read())
     result, seq = tried(txn, own)
     if result then return result end
   end
@@ -187,11 +186,16 @@ end
 
 -- Straight into the log, as nobody decides. The result; nil when somebody does now. Raises.
 local function undecided(txn)
+  local result, seq
+  if txn.id then
+    result, seq = tried(txn, #txn.compare)
+    if result then return result end
+  end
   local admission = engine.admission()
   local bound = { compare = table.move(txn.compare, 1, #txn.compare, 1, {}), ops = txn.ops, id = txn.id,
-    since = txn.since }
+    since = txn.since, seq = seq }
   admission:bind(bound)
-  local result = assert(state.submit(bound))
+  result = assert(state.submit(bound))
   if result.status == "conflict" and result.failed > #txn.compare then
     engine.changed()
     assert(state.read()) -- this manager has not heard yet of the policies that were set
