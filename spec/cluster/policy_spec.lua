@@ -271,6 +271,39 @@ describe("policies", function()
     assert.equal("policy_failed", m:fails("kv", "put", "x", "1").code)
   end))
 
+  it("that hang keep nobody waiting but those on whom they decide", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    local leader, others = t:leader()
+    local term = leader:json("manager", "status").term
+    -- So long that whatever waited for it would be seen to.
+    for _, m in ipairs(list) do
+      clients.evaluate(m, [[require("sym.policy").configure { deadline_ms = 3000, instructions = 1000000000 }
+        return { done = true }]])
+    end
+    -- No instruction is counted in here, so that only the deadline ends it.
+    set(t, leader, "hangs", hook("admit.change", [[return (("a"):rep(5000)):find((".-"):rep(20) .. "b") and allow()]],
+      [[match = { ["admit.change"] = { keys = { "hang/*" } } },]]))
+    for _, m in ipairs { leader, others[1] } do
+      local hung = proc.begin { "curl", "-s", "--unix-socket", m.socket, "-X", "PUT", "-d", "x",
+        "http://localhost/v1/kv/hang/x" }
+      cluster.wait_for("the policy to run", 10, function()
+        return clients.evaluate(leader, [[return { n = require("sym.policy").stats().waiting }]]).n > 0
+      end)
+      for i, each in ipairs(list) do
+        assert.equal(200, each:http("PUT", "/v1/kv/other/" .. i, "x").status)
+        assert.equal(200, each:http("GET", "/v1/kv/other/" .. i).status)
+        assert.equal(200, each:http("GET", "/healthz").status)
+        assert.equal(200, each:http("GET", "/v1/nodes").status)
+      end
+      assert.is_falsy(hung.ended(), hung.out)
+      cluster.wait_for("the hung one to be answered", 30, hung.ended)
+      assert.truthy(hung.out:find('"code":"policy_failed"', 1, true), hung.out)
+      assert.truthy(hung.out:find('"policy":"hangs"', 1, true), hung.out)
+    end
+    assert.equal(term, leader:json("manager", "status").term)
+    assert.is_true(clients.evaluate(leader, [[return require("sym.policy").stats()]]).killed >= 2)
+  end))
+
   it("let nodes in, or not, and give them names and labels", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     set(t, m, "dev", assert(proc.read_file("contrib/policies/dev.lua")))

@@ -219,7 +219,13 @@ describe("changes of keys", function()
     local _, err = put("a", "1")
     assert.same({ "policy_failed", "p" }, { err.code, err.policy })
     sandbox.call_error = nil
-    sandbox.load_error = { code = "policy_failed", message = "no memory" }
+    assert.same({ p = 1 }, engine.failures())
+    sandbox.call_error = { code = "busy", message = "too much waits" } -- it is not the policy's fault
+    _, err = put("a", "1")
+    assert.equal("policy_failed", err.code)
+    assert.same({ p = 1 }, engine.failures())
+    sandbox.call_error = nil
+    sandbox.load_error = { code = "busy", message = "too much waits" }
     store.set("q", policy [[return allow()]], "me")
     _, err = put("a", "1")
     assert.same({ "policy_failed", "q" }, { err.code, err.policy })
@@ -275,6 +281,18 @@ describe("changes of keys", function()
       real(ms, cb)
     end
     assert.equal("applied", put("team/b", "1").status)
+    -- But what others write meanwhile is no reason to begin again for ever, nor is a policy that fails.
+    local n = 0
+    sandbox.after_call = function()
+      n = n + 1
+      fake.apply { ops = { state.put("/kv/other/" .. n, "x") } }
+    end
+    assert.equal("denied", select(2, put("team/c", "1")).code)
+    assert.is_true(n <= 2, n)
+    store.set("quota", policy [[error("oops")]], "me")
+    n = 0
+    assert.equal("policy_failed", select(2, put("team/c", "1")).code)
+    assert.equal(1, n)
   end))
 end)
 

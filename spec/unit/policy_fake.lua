@@ -143,9 +143,10 @@ end
 -- Of a document that is changed the fields of an amendment are its own.
 local function amend(hook, input, fields)
   local document = hook == "admit.change" and type(input.new) == "table" and input.new
+  local target = document or input
   for k, v in pairs(fields) do
     assert(document or hook ~= "admit.change" or (k == "new" and type(v) == "string"), "only new can be amended")
-    (document or input)[k] = v
+    target[k] = v
   end
 end
 

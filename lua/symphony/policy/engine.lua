@@ -84,6 +84,7 @@ local function read_set()
       entry.about = ok and about or { summary = "", order = match.ORDER, hooks = { "admit.join", "admit.change" },
         match = {} }
       entry.broken = not ok and about or nil
+      entry.own_fault = not ok
       set.list[#set.list + 1] = entry
       sources[entry.name] = record.source
     end
@@ -108,6 +109,7 @@ local function load_one(entry, source)
   end
   loaded[entry.name] = nil
   entry.broken, entry.tried = err, sys.mono_ms()
+  entry.own_fault = err.code == "invalid" or err.policy == entry.name
   log.error(("policy: %s does not load: %s"):format(entry.name, err.message))
 end
 
@@ -277,7 +279,7 @@ end
 
 -- The sandbox has failed over a policy, which @err may name: what was found out before, as ask() has it.
 local function failed_over(err, names)
-  local policy = err.policy or names[1]
+  local policy = err.policy or names[1] or "?"
   local prefix = ("policy %s failed: "):format(policy)
   local why = err.message:sub(1, #prefix) == prefix and err.message:sub(#prefix + 1) or err.message
   local before = err.result and json.decode(err.result)
@@ -286,7 +288,7 @@ local function failed_over(err, names)
   if not (last and last.said == "failed") then
     trace[#trace + 1] = { policy = policy, said = "failed", error = why }
   end
-  note(policy, why)
+  if err.policy then note(policy, why) end -- else the sandbox is to blame
   return { trace = trace, reads = {}, failed = { policy = policy, why = why } }
 end
 
@@ -336,7 +338,7 @@ local function consult(set, hook, input, fake)
   local names, must, broken = concerned(set, hook, input)
   if broken then
     local why = "it does not load: " .. broken.broken.message
-    note(broken.name, why)
+    if broken.own_fault then note(broken.name, why) end
     return { trace = json.array { { policy = broken.name, said = "failed", error = why } }, reads = {}, names = names,
       failed = { policy = broken.name, why = why } }
   elseif #names == 0 then

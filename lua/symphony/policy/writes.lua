@@ -131,9 +131,12 @@ local function try(admission, txn, who, deadline)
   local ok, ops, compares = pcall(decide, admission, txn.ops, who)
   if not ok then
     if not errors.is(ops) then error(ops, 0) end
-    -- A leader that is none any more may be behind: it makes sure before it says no.
-    assert(state.read())
-    if store.revision() ~= at then return nil, true end
+    -- A leader that is none any more may be behind: it makes sure once before it says no.
+    if ops.code == "denied" and not admission.fresh then
+      assert(state.read())
+      admission.fresh = true
+      if store.revision() ~= at then return nil, true end
+    end
     note(ops, txn)
     error(ops, 0)
   end
