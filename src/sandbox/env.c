@@ -4,6 +4,7 @@
 #include "codec/rw.h"
 #include "sandbox/box.h"
 #include "sandbox/glob.h"
+#include "sandbox/pattern.h"
 #include "sandbox/plain.h"
 
 #include <lauxlib.h>
@@ -568,11 +569,11 @@ static void set_function(lua_State *L, const char *name, lua_CFunction fn)
 /* Puts the string library on the top of the stack, which becomes that of the methods of strings as well. */
 static void open_string(lua_State *L)
 {
-    static const char *const names[] = {
-        "byte", "char", "find", "gmatch", "gsub", "len", "lower", "match", "reverse", "sub", "upper", NULL};
+    static const char *const names[] = {"byte", "char", "len", "lower", "reverse", "sub", "upper", NULL};
     open_library(L, "string", luaopen_string);
     lua_newtable(L);
     copy(L, -2, names);
+    pattern_open(L);
     wrap(L, -2, "format", l_format);
     set_function(L, "rep", l_rep);
     lua_remove(L, -2);
