@@ -270,6 +270,7 @@ describe("policies", function()
     m:json("kv", "put", "x", "1")
     local p = m:json("policy", "show", "bad")
     assert.same({ false, event.reason }, { p.enabled, p.reason })
+    assert.equal("policy bad is disabled: " .. event.reason, m:json("manager", "status").warnings[1])
     assert.is_true(m:json("policy", "enable", "bad").enabled)
     assert.equal("policy_failed", m:fails("kv", "put", "x", "1").code)
   end))
@@ -358,6 +359,21 @@ describe("policies", function()
     assert.truthy(key("hook/nodes/" .. w.node_id):find('"event":"up"', 1, true))
     assert.is_nil(key("fanout/drained/" .. w.node_id))
     assert.is_truthy(cluster.wait_for("the leader's name", 10, function() return key "hook/leader" end))
+  end))
+
+  it("are held back where they react too often", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    set(t, m, "busy", hook("every.1s", [[
+      local list = {}
+      for i = 1, 15 do list[i] = kv_put("busy/" .. input.now .. "/" .. i, "x") end
+      return list]]))
+    set(t, m, "calm", hook("every.1s", [[if not get("/kv/calm") then return { kv_put("calm", "yes") } end]]))
+    local event = cluster.wait_for("it to be told", 20, function() return told(m, "policy.limited")[1] end)
+    assert.equal("busy", event.policy)
+    cluster.wait_for("the other to go on", 10, function() return m:cli("kv", "get", "calm").code == 0 end)
+    -- Twenty at once, and one more every six seconds of this test.
+    assert.is_true(#m:json("kv", "ls", "busy/") < 40)
+    m:json("policy", "rm", "busy")
   end))
 
   it("are in a backup, and work where it is restored", cluster.scenario(function(t)

@@ -48,6 +48,7 @@ local loaded = {}      -- name -> sha256: what the sandbox holds
 local dirty = true     -- the state may have gone on since
 local syncing = async.mutex()
 local failures = {}    -- name -> {version, n}: in a row, on this manager
+local counts = { allow = 0, refuse = 0, amend = 0, nothing = 0, failed = 0, approve = 0, choose = 0, commands = 0 }
 local watch, task
 local wakeup = async.event()
 
@@ -67,7 +68,7 @@ end
 -- What the state has: a set as above, and the sources by name. Raises.
 local function read_set()
   local rows = assert(state.list_raw(M.PREFIX))
-  local set, sources = { revision = 0, count = #rows, list = {} }, {}
+  local set, sources = { revision = 0, count = #rows, list = {}, off = {} }, {}
   for _, kv in ipairs(rows) do
     set.revision = math.max(set.revision, kv.mod_revision)
     local record = json.decode(kv.value)
@@ -82,6 +83,8 @@ local function read_set()
       entry.own_fault = not ok
       set.list[#set.list + 1] = entry
       sources[entry.name] = record.source
+    elseif type(record) == "table" and record.reason then
+      table.insert(set.off, { name = kv.key:sub(#M.PREFIX + 1), reason = record.reason })
     end
   end
   table.sort(set.list, in_order)
@@ -249,6 +252,21 @@ local function note(name, why)
   if known.n == M.FAILURES then give_up(name, version, known.n, why) end
 end
 
+--- Those that are disabled for a reason, as {name, reason}: from what is known now.
+function M.off()
+  return current and current.off or {}
+end
+
+--- For GET /metrics: {enabled, disabled, failing = how many of them, said = {<what> = how often}}, on this manager.
+function M.figures()
+  local set = current or { list = {}, count = 0 }
+  local failing = 0
+  for _, entry in ipairs(set.list) do
+    if entry.broken or failures[entry.name] then failing = failing + 1 end
+  end
+  return { enabled = #set.list, disabled = set.count - #set.list, failing = failing, said = counts }
+end
+
 --- How often each policy has failed in a row on this manager: name -> count.
 function M.failures()
   local out = {}
@@ -273,6 +291,7 @@ local function failed_over(err, names)
   if not (last and last.said == "failed") then
     trace[#trace + 1] = { policy = policy, said = "failed", error = why }
   end
+  counts.failed = counts.failed + 1
   if err.policy then note(policy, why) end -- else the sandbox is to blame
   return { trace = trace, reads = {}, failed = { policy = policy, why = why } }
 end
@@ -288,6 +307,7 @@ local function ask(hook, input, names, must, fake)
   local heard = {}
   for _, row in ipairs(out.trace) do
     heard[row.policy] = true
+    counts[row.said] = counts[row.said] + 1
     local bad = row.said == "failed" and (row.error or "no reason given") or nil
     note(row.policy, bad)
     if bad and not out.failed then out.failed = { policy = row.policy, why = bad } end
