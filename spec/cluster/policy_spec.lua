@@ -284,7 +284,7 @@ describe("policies", function()
       clients.evaluate(m, [[require("sym.policy").configure { deadline_ms = 3000, instructions = 1000000000 }
         return { done = true }]])
     end
-    -- No instruction is counted in here, so that only the deadline ends it.
+    -- One that looks for a match in all the ways there are.
     set(t, leader, "hangs", hook("admit.change", [[return (("a"):rep(5000)):find((".-"):rep(20) .. "b") and allow()]],
       [[match = { ["admit.change"] = { keys = { "hang/*" } } },]]))
     for _, m in ipairs { leader, others[1] } do
@@ -305,7 +305,6 @@ describe("policies", function()
       assert.truthy(hung.out:find('"policy":"hangs"', 1, true), hung.out)
     end
     assert.equal(term, leader:json("manager", "status").term)
-    assert.is_true(clients.evaluate(leader, [[return require("sym.policy").stats()]]).killed >= 2)
   end))
 
   it("let nodes in, or not, and give them names and labels", cluster.scenario(function(t)
