@@ -16,7 +16,7 @@ _symphony() {
       *)
         case $command in
           '' | help) command=${command:+help }$word ;;
-          manager | block | token | node | cert | kv | cluster | 'cluster gossip-key' | help\ *) command+=" $word" ;;
+          manager | block | token | node | cert | policy | kv | cluster | 'cluster gossip-key' | help\ *) command+=" $word" ;;
         esac
         ;;
     esac
@@ -35,20 +35,26 @@ _symphony() {
     --availability) mapfile -t COMPREPLY < <(compgen -W 'active pause drain' -- "$cur"); return ;;
     --kind)
       words='node.joined node.ready node.down node.left node.removed node.updated node.refused leader.suspects_itself'
-      words+=' node gossip_key ca cert cluster'
+      words+=' node gossip_key ca cert cluster policy'
       mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
       return
       ;;
+    --hook)
+      mapfile -t COMPREPLY < <(compgen -W 'admit.join admit.change node.down node.up leader.change' -- "$cur")
+      return
+      ;;
+    --input | --state | --reason) return ;;
     --fingerprint | --if-revision | --limit | --after | --from | --eval | -e) return ;;
   esac
 
   case ${command#help } in
-    '' | help) words='manager block token node cert events kv txn cluster lua help version' ;;
+    '' | help) words='manager block token node cert policy events kv txn cluster lua help version' ;;
     manager) words='init join members status remove leave transfer recover' ;;
     block) words='join leave status' ;;
     token) words='create ls rm rotate' ;;
     node) words='ls inspect update rm pending approve reject' ;;
     cert) words='issue ls revoke' ;;
+    policy) words='set ls show rm enable disable history rollback test trace' ;;
     kv) words='put get rm ls watch' ;;
     cluster) words='backup restore rotate-ca gossip-key' ;;
     'cluster gossip-key') words='rotate status' ;;
@@ -61,12 +67,17 @@ _symphony() {
       'manager leave' | 'block leave') words='--force' ;;
       'manager recover') words='--yes' ;;
       'token create' | 'token rotate') words='--role --ttl --uses --label --cidr' ;;
-      'node update') words='--availability --label-add --label-rm --name' ;;
+      'node update') words='--availability --label-add --label-rm --name --plan' ;;
       'node rm' | 'node remove') words='--force' ;;
       events) words='--follow --since --node --kind --limit' ;;
       'node approve') words='--fingerprint --name --label' ;;
       'cert issue') words='--role --ttl --out --force' ;;
-      'kv put') words='--file --if-revision' ;;
+      'kv put') words='--file --if-revision --plan' ;;
+      'kv rm' | 'kv delete' | txn) words='--plan' ;;
+      'policy show') words='--source' ;;
+      'policy disable') words='--reason' ;;
+      'policy test') words='--hook --input --state' ;;
+      'policy trace') words='--input --state' ;;
       'kv ls' | 'kv list') words='--limit --after' ;;
       'kv watch') words='--from --wait' ;;
       'cluster restore') words='--force --yes' ;;
@@ -76,7 +87,7 @@ _symphony() {
     words+=' --socket --json --timeout --help'
     [[ $command ]] || words+=' --version'
     case $command in
-      txn | lua | 'cluster backup' | 'cluster restore') mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
+      txn | lua | 'policy set' | 'policy test' | 'cluster backup' | 'cluster restore') mapfile -t COMPREPLY < <(compgen -f -- "$cur") ;;
     esac
   fi
   mapfile -t -O ${#COMPREPLY[@]} COMPREPLY < <(compgen -W "$words" -- "$cur")

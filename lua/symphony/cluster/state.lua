@@ -155,8 +155,22 @@ function M.read(opts)
   return nil, explain(failed)
 end
 
--- One txn. {status, failed, revision, repeated} or nil, err.
+local USERS = "/kv/"
+
+-- How many of the ops of @txn change keys of the users'.
+local function users_ops(txn)
+  local n = 0
+  for _, op in ipairs(txn.ops or {}) do
+    if (op.put or op.delete):sub(1, #USERS) == USERS then n = n + 1 end
+  end
+  return n
+end
+
+-- One txn. {status, failed, revision, repeated} or nil, err. Changes of users' keys go past the policies, whoever asks;
+-- with decided = true they have, or nobody is to be asked.
 function M.submit(txn, timeout_ms)
+  local n = not txn.decided and users_ops(txn) or 0
+  if n > 0 then return require("symphony.policy.writes").decide_first(txn, n == #txn.ops, timeout_ms) end
   local result, err = async.await(raft.submit, txn, timeout_ms or M.WRITE_MS)
   if not result then return nil, explain(err) end
   if result.status == "unknown" then
@@ -167,7 +181,8 @@ end
 
 -- Reads, decides and writes until nobody came between. @build() looks at local state, which is fresh, and returns
 -- txn, answer; or nil, answer when there is nothing to change; or raises an error of symphony.errors, which is handed
--- back. Its txn has to compare what it relied on. Returns the answer and the txn's result; nil, err: "conflict" when
+-- back. Its txn has to compare what it relied on; its conflicted(failed), if there is one, may say false, and then that
+-- was the last try. Returns the answer and the txn's result; nil, err: "conflict" when
 -- others came between until opts.timeout_ms (WRITE_MS) had gone by.
 function M.update(build, opts)
   local deadline = sys.mono_ms() + (opts and opts.timeout_ms or M.WRITE_MS)
@@ -185,6 +200,7 @@ function M.update(build, opts)
     result, err = M.submit(txn, math.max(LAST_MS, math.ceil(deadline - sys.mono_ms())))
     if not result then return nil, err end
     if result.status == "applied" then return answer, result end
+    if txn.conflicted and txn.conflicted(result.failed) == false then break end
     -- Those who were in each other's way once would be so again if all of them came back at once.
     local wait = math.random() * pause
     if sys.mono_ms() + wait >= deadline then break end

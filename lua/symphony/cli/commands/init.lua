@@ -4,7 +4,8 @@
 --- A name may be followed by aliases ("ls list"). where = "client" has it run in the client instead of the daemon.
 local M = {}
 
-M.names = { "manager", "block", "token", "node", "cert", "events", "kv", "txn", "cluster", "lua", "help", "version" }
+M.names = { "manager", "block", "token", "node", "cert", "policy", "events", "kv", "txn", "cluster", "lua", "help",
+  "version" }
 
 local function module_of(name)
   return "symphony.cli.commands." .. name
