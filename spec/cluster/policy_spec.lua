@@ -242,6 +242,10 @@ describe("policies", function()
     plan = m:json("node", "update", "--plan", "--label-add", "a=b", m.label == "manager-01" and "1" or "2")
     assert.same({ false, "policy short refuses: not by control" }, { plan.allow, plan.refuse })
     assert.equal("denied", m:fails("node", "update", "2", "--label-add", "a=b").code)
+    plan = m:json("manager", "remove", "--plan", "3")
+    assert.same({ false, "policy short: not by control", "short" }, { plan.allowed, plan.reason,
+      plan.policies[2] and plan.policies[2].policy or plan.policies[1].policy })
+    assert.equal("denied", m:fails("manager", "remove", "3").code)
     local trace = m:json("policy", "trace", "admit.change", "--input", [[{"kind": "kv", "key": "a", "action": "put",
       "new": "LONGER"}]])
     assert.same({ 2, "amend", "refuse", "longer than 3: longer" }, { #trace.policies, trace.policies[1].said,

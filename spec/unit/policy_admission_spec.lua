@@ -365,6 +365,8 @@ describe("the routes of keys", function()
     assert.equal(409, (ask("PUT", "/v1/kv/a/b", { body = "2", query = "mod_revision=0" })))
     assert.equal(400, (ask("PUT", "/v1/kv/a/b", { body = "2", query = "mod_revision=x" })))
     assert.equal(413, (ask("PUT", "/v1/kv/a", { body = ("x"):rep((1 << 20) + 1) })))
+    assert.equal(200, (ask("PUT", "/v1/kv/a/b", { body = "3", query = "plan=true" }))) -- as in C there is no such thing
+    assert.equal("3", value "a/b")
     assert.equal(200, (ask("DELETE", "/v1/kv/a/b")))
     assert.is_nil(value "a/b")
     assert.equal(200, (ask("DELETE", "/v1/kv/a/b")))
