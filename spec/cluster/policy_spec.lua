@@ -285,7 +285,7 @@ describe("policies", function()
     local term = leader:json("manager", "status").term
     -- So long that whatever waited for it would be seen to.
     for _, m in ipairs(list) do
-      clients.evaluate(m, [[require("sym.policy").configure { deadline_ms = 3000, instructions = 1000000000 }
+      clients.evaluate(m, [[require("sym.policy").configure { deadline_ms = 2000, instructions = 1000000000 }
         return { done = true }]])
     end
     -- One that looks for a match in all the ways there are.
@@ -295,7 +295,7 @@ describe("policies", function()
       local hung = proc.begin { "curl", "-s", "--unix-socket", m.socket, "-X", "PUT", "-d", "x",
         "http://localhost/v1/kv/hang/x" }
       cluster.wait_for("the policy to run", 10, function()
-        return clients.evaluate(leader, [[return { n = require("sym.policy").stats().waiting }]]).n > 0
+        return clients.evaluate(m, [[return { n = require("sym.policy").stats().waiting }]]).n > 0
       end)
       for i, each in ipairs(list) do
         assert.equal(200, each:http("PUT", "/v1/kv/other/" .. i, "x").status)
@@ -304,7 +304,7 @@ describe("policies", function()
         assert.equal(200, each:http("GET", "/v1/nodes").status)
       end
       assert.is_falsy(hung.ended(), hung.out)
-      cluster.wait_for("the hung one to be answered", 30, hung.ended)
+      cluster.wait_for("the hung one to be answered", 60, hung.ended)
       assert.truthy(hung.out:find('"code":"policy_failed"', 1, true), hung.out)
       assert.truthy(hung.out:find('"policy":"hangs"', 1, true), hung.out)
     end
