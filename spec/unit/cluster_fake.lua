@@ -425,6 +425,7 @@ M.module("node", {
   drop_peer = function(id) M.dropped[#M.dropped + 1] = id end,
   on_quit = function(fn) M.hooks.quit = fn end,
   kv_policies = function(revision) M.kv_policies = revision or "lua" end,
+  kv_heard = function() return 0 end,
   quit = function(code) M.quits[#M.quits + 1] = code or 0 end,
 })
 

@@ -13,6 +13,9 @@
  *     a second to say it again
  * kv_policies(revision or nil): nobody decides on changes of users' keys while no policy has been set after @revision;
  *     nil: the routes in Lua do
+ * kv_policies(nil, revision, count, name): the same, but the sandbox holds all policies of this revision and number, and
+ *     on the leader it is asked without Lua, which only hears of what is not simply allowed. @name: of this manager
+ * kv_heard(policy): how often it has been asked so, and has not failed
  * quorum_hint: a text, what to do without a quorum
  */
 #include "base/err.h"
@@ -203,7 +206,18 @@ static int l_kv_policies(lua_State *L)
     lua_Integer revision = luaL_optinteger(L, 1, 0);
     luaL_argcheck(L, revision >= 0, 1, "a revision from 0");
     api_policies(daemon_of(L)->api, lua_decides, (uint64_t)revision);
+    if (lua_decides && !lua_isnoneornil(L, 2)) {
+        lua_Integer set = luaL_checkinteger(L, 2), count = luaL_checkinteger(L, 3);
+        luaL_argcheck(L, set >= 0 && count >= 0, 2, "a revision and a count");
+        api_policies_loaded(daemon_of(L)->api, (uint64_t)set, (uint64_t)count, luaL_optstring(L, 4, ""));
+    }
     return 0;
+}
+
+static int l_kv_heard(lua_State *L)
+{
+    lua_pushinteger(L, (lua_Integer)api_heard(daemon_of(L)->api, luaL_checkstring(L, 1)));
+    return 1;
 }
 
 int luaopen_sym_node(lua_State *L)
@@ -221,6 +235,7 @@ int luaopen_sym_node(lua_State *L)
         {"on_quit", l_on_quit},
         {"quit", l_quit},
         {"kv_policies", l_kv_policies},
+        {"kv_heard", l_kv_heard},
         {NULL, NULL},
     };
     luaL_newlib(L, functions);

@@ -143,6 +143,11 @@ local function sync()
     end
     set.kv = lua_decides
     current = set
+    local whole = lua_decides
+    for _, entry in ipairs(set.list) do whole = whole and not entry.broken end
+    if whole and not dirty then
+      node.kv_policies(nil, set.revision, set.count, require("symphony.cluster.leader").here().name)
+    end
   end
 end
 
@@ -245,7 +250,10 @@ local function note(name, why)
     failures[name] = nil
     return
   end
-  if not known or known.version ~= version then known = { version = version, n = 0 } end
+  -- What is decided without Lua is heard of only here.
+  local heard = node.kv_heard(name)
+  if not known or known.version ~= version or known.heard ~= heard then known = { version = version, n = 0 } end
+  known.heard = heard
   failures[name] = known
   known.n = known.n + 1
   log.warn(("policy: %s failed: %s"):format(name, why))
