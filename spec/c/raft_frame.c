@@ -468,6 +468,21 @@ static void hellos(void **state)
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
     buf_clear(&out);
 
+    /* Of one that has moved; the others' are as they were before there was that. */
+    h.moves = 3;
+    assert_int_equal(hello_encode(&h, &out), 0);
+    assert_true(out.len <= FRAME_CONTROL_MAX);
+    assert_int_equal(hello_decode(buf_data(&out), out.len, &back), 0);
+    assert_memory_equal(&h, &back, sizeof h);
+    for (size_t i = out.len - 7; i < out.len; i++) {
+        assert_int_equal(hello_decode(buf_data(&out), i, &back), SYM_EPROTO);
+    }
+    assert_int_equal(hello_decode(buf_data(&out), out.len - 8, &back), 0);
+    assert_int_equal(back.moves, 0);
+    buf_append(&out, "x", 1);
+    assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
+    buf_clear(&out);
+
     assert_int_equal(welcome_encode(&w, &out), 0);
     assert_int_equal(welcome_decode(buf_data(&out), out.len, &w2), 0);
     assert_int_equal(w2.id, 1);

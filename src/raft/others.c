@@ -5,6 +5,7 @@
 #include "raft/kinds.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { INFO_VERSION = 1, INFO_DISK_LOW = 1, INFO_STORE_LOW = 2, STRANGER_MS = 10000 };
 
@@ -84,9 +85,47 @@ static void remove_others(struct rnode *n)
     }
 }
 
+/* The address that @s was added with; what follows a slash has made it another one than that of somebody who has
+ * moved away (member.c). */
+static void added_address(const struct raft_server *s, char out[NODE_ADDRESS_MAX])
+{
+    snprintf(out, NODE_ADDRESS_MAX, "%.*s", (int)strcspn(s->address, "/"), s->address);
+}
+
+void others_address(const struct rnode *n, const struct raft_server *s, char out[NODE_ADDRESS_MAX])
+{
+    const char *now = s->id == n->cfg.id ? n->address : peers_address(n->peers, s->id);
+    if (now != NULL) {
+        snprintf(out, NODE_ADDRESS_MAX, "%s", now);
+    } else {
+        added_address(s, out);
+    }
+}
+
+int rnode_locate(struct rnode *n, uint64_t id, const char *address, uint64_t moves)
+{
+    if (!n->peers_open || n->phase == NODE_CLOSING) {
+        return err_setf(SYM_ECANCELED, "this node is stopping");
+    }
+    if (id != n->cfg.id) {
+        return peers_locate(n->peers, id, address, moves);
+    }
+    char *copy = strdup(address);
+    int rv = copy == NULL ? err_setf(SYM_ENOMEM, "out of memory") : peers_move(n->peers, address, moves);
+    if (rv != 0) {
+        free(copy);
+        return rv;
+    }
+    free(n->address);
+    n->address = copy;
+    n->cfg.address = copy;
+    return 0;
+}
+
 void others_sync(struct rnode *n)
 {
     const struct raft_configuration *c = &n->raft.configuration;
+    char address[NODE_ADDRESS_MAX];
     for (unsigned i = 0; i < c->n; i++) {
         const struct raft_server *s = &c->servers[i];
         if (s->id == n->cfg.id) {
@@ -98,7 +137,8 @@ void others_sync(struct rnode *n)
         }
         o->member = true;
         o->removed = false;
-        if (peers_set(n->peers, s->id, s->address) != 0) {
+        added_address(s, address);
+        if (peers_set(n->peers, s->id, address) != 0) {
             log_error("manager %llu: %s", (unsigned long long)s->id, err_msg());
         }
     }
@@ -295,6 +335,7 @@ int others_open(struct rnode *n, const struct rnode_config *cfg)
         .bind_addr = cfg->bind_addr,
         .port = cfg->port,
         .address = n->address,
+        .moves = cfg->moves,
         .starts = cfg->starts,
         .arg = n,
         .authorize = on_authorize,

@@ -46,6 +46,8 @@ struct peer {
     uint64_t id;
     char *address; /* NULL: not set, we do not connect */
     char *told;    /* NULL, or the address that its hello gave */
+    char *moved;   /* NULL, or the address that it has after so many */
+    uint64_t moves;
     struct conn *out, *in;
     bool up, down_due; /* down_due: on_down is owed */
     int refused;       /* why it has refused us, 0 after a welcome */
