@@ -55,6 +55,24 @@ function M.pick(wanted, options, dev, default)
   return host, said == nil
 end
 
+-- The host with which @doc (key.json) goes on: what the daemon is told; else, where nobody chose it and it listens
+-- everywhere, the machine's, @default(), while it has one; else that of before. Pure but for @default.
+function M.host(doc, options, default)
+  local before = address.parse(doc.advertise.remote, 1)
+  if options.advertise_addr then return options.advertise_addr end
+  if not doc.follows or not ANYWHERE[options.bind_addr or "0.0.0.0"] then return before end
+  local now = default()
+  return now == "127.0.0.1" and before or now
+end
+
+-- Are these the same addresses? Pure.
+function M.same(a, b)
+  for _, kind in ipairs(M.KINDS) do
+    if a[kind] ~= b[kind] then return false end
+  end
+  return true
+end
+
 local function socket_of(kind)
   local uv = require "luv"
   return kind == "gossip" and uv.new_udp() or uv.new_tcp()

@@ -4,7 +4,8 @@
 --   phase    nil: a member. "init": the cluster is being made, nobody knows of it yet: init says it afresh.
 --            "recover": this member is to become the only voter; the start finishes that.
 --            "leave": left; what is in the folder is to be wiped.
---   follows  true for a worker whose address nobody chose: it goes with the machine's
+--   follows  true for a node whose address nobody chose: it goes with the machine's
+--   moves    how often a manager's raft address has changed; nil: never
 --   removed  true when it may not serve any more; reason says why
 --   trust    the generation of trusted CAs that DIR/tls has (trust.lua); nil: the first, or not known yet
 local crypto = require "sym.crypto"
@@ -52,7 +53,7 @@ function M.word()
   return sys.options().role or "manager"
 end
 local OPTIONAL = { removed = "boolean", follows = "boolean", reason = "string", phase = "string",
-  gossip_start = "number", trust = "number" }
+  gossip_start = "number", moves = "number", trust = "number" }
 
 -- key.json's text to a document. Pure. nil, why.
 function M.parse(text)
@@ -78,7 +79,7 @@ function M.parse(text)
   if doc.starts < 0 or doc.starts > NUMBER_MAX or (id and (id < 1 or id > NUMBER_MAX)) then
     return nil, "a number in it is out of range"
   end
-  for _, name in ipairs { "trust", "gossip_start" } do
+  for _, name in ipairs { "trust", "gossip_start", "moves" } do
     local n = doc[name]
     if n ~= nil and (math.type(n) ~= "integer" or n < 1 or n > NUMBER_MAX) then
       return nil, ("field \"%s\" is out of range"):format(name)

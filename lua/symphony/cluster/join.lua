@@ -221,7 +221,7 @@ local function document(welcome, advertised, implied)
     node_id = welcome.node_id, raft_node_id = welcome.raft_node_id, cluster_id = welcome.cluster_id,
     role = welcome.role, name = welcome.name, starts = 0, advertise = advertised,
     managers = json.array(welcome.managers), removed = false,
-    follows = welcome.role == "worker" and implied and not welcome.dev or nil,
+    follows = implied and not welcome.dev or nil,
   }
 end
 
