@@ -125,6 +125,7 @@ struct rnode {
     uint64_t recovered_at;
     uint64_t behind_until; /* applied: see rnode_is_behind */
     uint64_t info_sent_at;
+    unsigned news;       /* peers_news as it was told on */
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;
     uint64_t leaders;        /* terms with a leader that were seen to begin */
@@ -163,6 +164,8 @@ void others_address(const struct rnode *n, const struct raft_server *s, char out
 void others_forget_strangers(struct rnode *n);
 void others_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t len); /* a copy */
 void others_send_infos(struct rnode *n);
+/* Passes on where members are, when more of that is known than before. */
+void others_send_news(struct rnode *n);
 bool others_store_low(const struct rnode *n); /* ours */
 
 /* wiring.c: what propose, submit and reads need of the node */

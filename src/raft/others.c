@@ -219,6 +219,61 @@ void others_send_infos(struct rnode *n)
     }
 }
 
+/* Two that have moved at the same time know of each other only by a third. Whoever goes by a wrong address finds nobody
+ * there who has the certificate. */
+static void send_where(struct rnode *n, uint64_t to)
+{
+    struct buf bytes = {0};
+    struct wr w = wr_init(&bytes);
+    for (unsigned i = 0; i < n->n_others; i++) {
+        uint64_t id = n->others[i].id, moves;
+        const char *address = peers_moved(n->peers, id, &moves);
+        if (id != to && address != NULL && n->others[i].member) {
+            wr_u64(&w, id);
+            wr_u64(&w, moves);
+            wr_blob(&w, address, strlen(address));
+        }
+    }
+    if (!w.bad && bytes.len > 0) {
+        others_send(n, to, KIND_WHERE, buf_data(&bytes), bytes.len);
+    }
+    buf_free(&bytes);
+}
+
+void others_send_news(struct rnode *n)
+{
+    if (n->news == peers_news(n->peers)) {
+        return;
+    }
+    n->news = peers_news(n->peers);
+    for (unsigned i = 0; i < n->n_others; i++) {
+        if (peers_is_up(n->peers, n->others[i].id)) {
+            send_where(n, n->others[i].id);
+        }
+    }
+}
+
+static void on_where(struct rnode *n, const uint8_t *data, size_t len)
+{
+    struct rd r = rd_init(data, len);
+    while (rd_left(&r) > 0) {
+        char address[NODE_ADDRESS_MAX];
+        size_t size;
+        uint64_t id = rd_u64(&r);
+        uint64_t moves = rd_u64(&r);
+        const uint8_t *text = rd_blob(&r, sizeof address - 1, &size);
+        if (r.bad) {
+            return;
+        }
+        memcpy(address, text, size);
+        address[size] = '\0';
+        if (node_server(n, id) != NULL && id != n->cfg.id &&
+            peers_locate(n->peers, id, address, moves) != 0) {
+            log_warn("manager %llu: %s", (unsigned long long)id, err_msg());
+        }
+    }
+}
+
 static void on_info(struct rnode *n, uint64_t id, const uint8_t *data, size_t len)
 {
     struct other *o = find_other(n, id);
@@ -281,6 +336,9 @@ static void on_frame(void *arg, uint64_t id, uint8_t kind, uint8_t *data, size_t
     case KIND_INFO:
         on_info(n, id, data, len);
         break;
+    case KIND_WHERE:
+        on_where(n, data, len);
+        break;
     case KIND_SUBMIT:
         submit_on_txns(&n->submit, id, data, len);
         break;
@@ -300,6 +358,7 @@ static void on_up(void *arg, uint64_t id)
     if (n->phase != NODE_CLOSING) {
         guard_connected(&n->guard, id);
         send_info(n, id);
+        send_where(n, id);
         n->changed = true;
         node_look(n);
     }

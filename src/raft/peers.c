@@ -471,6 +471,7 @@ int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t mov
     free(peer->moved);
     peer->moved = copy;
     peer->moves = moves;
+    p->news++;
     if (peer->address == NULL) {
         return 0;
     }
@@ -478,6 +479,19 @@ int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t mov
         log_info("raft peer %" PRIu64 " is at %s now, and was at %s", id, address, peer->address);
     }
     return look_at(peer, address);
+}
+
+const char *peers_moved(const struct peers *p, uint64_t id, uint64_t *moves)
+{
+    const struct peer *peer = peer_find(p, id);
+
+    *moves = peer != NULL ? peer->moves : 0;
+    return peer != NULL ? peer->moved : NULL;
+}
+
+unsigned peers_news(const struct peers *p)
+{
+    return p->news;
 }
 
 const char *peers_address(const struct peers *p, uint64_t id)

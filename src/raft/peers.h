@@ -70,6 +70,10 @@ int peers_set(struct peers *p, uint64_t id, const char *address);
  * address does no harm but that it is not found: who answers there has to have its certificate. SYM_EINVAL as
  * for peers_set. */
 int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t moves);
+/* The address that @id has after *@moves changes of it, as it is known here; NULL: none is known to have been. Valid until
+ * the loop runs on. peers_news is another number when something of that kind is known that was not before. */
+const char *peers_moved(const struct peers *p, uint64_t id, uint64_t *moves);
+unsigned peers_news(const struct peers *p);
 /* Where @id is looked for, NULL if it is not. Valid until the loop runs on. */
 const char *peers_address(const struct peers *p, uint64_t id);
 /* We have another address ourselves: the others are told, by connecting to them anew. SYM_EINVAL, SYM_ENOMEM. */

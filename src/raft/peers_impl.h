@@ -69,6 +69,7 @@ struct peers {
     LIST_HEAD(, peer) peers;
     LIST_HEAD(, conn) conns;
     unsigned strangers;
+    unsigned news; /* addresses of others that were learned */
     uint64_t refusal_logged;
     struct said said[SAID_MAX]; /* of those that are no peer yet */
     struct frame_list done;     /* frames whose callback is owed */
