@@ -111,6 +111,25 @@ describe("a manager that is started at another address", function()
     m[1]:json("kv", "put", "a", "last")
   end))
 
+  it("finds the others when the state has to be made anew, too", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    m[1]:json("kv", "put", "a", "1")
+    for i, each in ipairs(m) do
+      move({ each }, "127.0.0." .. i + 1)
+      settled(t, m)
+    end
+    -- As after a cut of power everywhere. Two of them come up at yet another address.
+    for _, each in ipairs(m) do assert.equal(0, each:stop()) end
+    for _, each in ipairs(m) do
+      proc.remove_tree(each.dir .. "/state")
+      each.raft_port = each ~= m[1] and proc.free_port() or each.raft_port
+    end
+    for _, each in ipairs(m) do each:launch() end
+    for _, each in ipairs(m) do each:answers() end
+    settled(t, m)
+    assert.equal("1", m[1]:json("kv", "get", "a").value)
+  end))
+
   it("finds another that has moved at the same time", cluster.scenario(function(t)
     local m = t:cluster(3)
     m[1]:json("kv", "put", "a", "1")
@@ -152,6 +171,17 @@ describe("a manager that is started at another address", function()
       local at = table.concat(key_json(w).managers, " ")
       return at:find(m[1]:remote(), 1, true) and at:find(m[3]:remote(), 1, true), at
     end)
+  end))
+
+  it("is told of the others where nobody has stayed", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    m[1]:json("kv", "put", "a", "1")
+    move(m, "127.0.0.2")
+    assert.equal("no_quorum", m[1]:fails("kv", "put", "a", "2").code)
+    assert.equal("unreachable", m[1]:fails("manager", "meet", "127.0.0.2:" .. proc.free_port()).code)
+    for i = 2, 3 do m[i]:json("manager", "meet", m[1]:remote()) end
+    settled(t, m)
+    m[2]:json("kv", "put", "a", "2")
   end))
 
   it("leaves its address to another", cluster.scenario(function(t)

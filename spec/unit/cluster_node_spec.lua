@@ -13,6 +13,7 @@ local recover = require "symphony.cluster.recover"
 local resuming = require "symphony.cluster.resuming"
 local state = require "symphony.cluster.state"
 local token = require "symphony.cluster.token"
+local whereabouts = require "symphony.cluster.whereabouts"
 
 -- Lets the tasks that have been started run.
 local function settle() async.sleep(1) end
@@ -113,7 +114,15 @@ describe("identity.parse", function()
       return json.encode(doc)
     end
     assert.truthy(identity.parse(with { gossip_start = 7, trust = 2, phase = "init" }))
+    local moved = { id = 2, moves = 1, address = "a:4" }
+    assert.truthy(identity.parse(with { moves = 3, moved = json.array { moved } }))
+    for _, wrong in ipairs { { first = moved }, json.array { 7 }, json.array { { id = 2, moves = 1 } } } do
+      assert.is_nil(identity.parse(with { moved = wrong }))
+    end
     for _, wrong in ipairs { 0, -1, 1.5, 1 << 53, "7" } do
+      assert.is_nil(identity.parse(with { moves = wrong }))
+      assert.is_nil(identity.parse(with { moved = json.array { { id = wrong, moves = 1, address = "a:4" } } }))
+      assert.is_nil(identity.parse(with { moved = json.array { { id = 2, moves = wrong, address = "a:4" } } }))
       assert.is_nil(identity.parse(with { gossip_start = wrong }))
       assert.is_nil(identity.parse(with { trust = wrong }))
     end
@@ -463,6 +472,35 @@ describe("the start of a daemon", function()
     wait_for(function() return state.get("/node/" .. made.node_id).raft_address == "127.0.0.1:30000" end)
   end))
 
+  it("says so when it has moved before anybody had taken it in", fake.task(function()
+    local made = fake.make()
+    fake.options.raft_port = 30000
+    fake.kvs["/node/" .. made.node_id] = nil
+    fake.status = nil -- a follower, and no member of anything
+    restart()
+    wait_for(function() return logged("has not taken this manager in yet") end)
+  end))
+
+  it("meets the others where a person says that they are", fake.task(function()
+    local failure = select(2, whereabouts.meet("10.0.0.1"))
+    assert.equal("no_cluster", failure.code)
+    fake.make()
+    assert.equal("invalid", select(2, whereabouts.meet("10.0.0.1:x")).code)
+    wait_for(function() return fake.gossip ~= nil end)
+    local asked = {}
+    fake.answer = function(opts)
+      asked[#asked + 1] = ("%s:%d %s"):format(opts.host, opts.port, opts.role)
+      if opts.role == "manager" then return { code = "denied", message = "its certificate is that of a worker" } end
+      return nil, { status = 200, body = "{}", peer = { cn = "0worker" } }
+    end
+    assert.same({ at = "10.0.0.1:27242", leader = true }, (whereabouts.meet("10.0.0.1")))
+    assert.same({ "10.0.0.1:27242 manager", "10.0.0.1:27242 worker" }, asked)
+    fake.answer = function() return { code = "unreachable", message = "connection refused" } end
+    assert.equal("unreachable", select(2, whereabouts.meet("10.0.0.2:1")).code)
+    gossip.stop()
+    assert.equal("state_unknown", select(2, whereabouts.meet("10.0.0.1")).code)
+  end))
+
   it("is no copy of one that runs at its old address", fake.task(function()
     local made = fake.make()
     local asked
@@ -539,10 +577,20 @@ describe("the start of a daemon", function()
     two.raft_address, two.raft_moves = "10.0.0.2:1", 4
     fake.apply { ops = { state.put("/node/" .. two.node_id, two) } }
     assert.same({ "2 10.0.0.2:1 4" }, fake.located)
-    -- Also at the start, before anything is heard.
+    assert.same(json.array { { id = 2, moves = 4, address = "10.0.0.2:1" } }, saved().moved)
+    -- Also at the start, before anything is heard; also when the state is not there yet.
     fake.located[1] = nil
+    local kvs = fake.kvs["/node/" .. two.node_id]
+    fake.kvs["/node/" .. two.node_id] = nil
     restart()
     assert.equal("2 10.0.0.2:1 4", fake.located[1])
+    fake.kvs["/node/" .. two.node_id] = kvs
+    -- Of one that has gone nothing is kept, and what is kept goes before what is older.
+    local older = { { value = { raft_node_id = 2, raft_moves = 3, raft_address = "x:1" } },
+      { value = { raft_node_id = 1, raft_moves = 3, raft_address = "x:2" } } }
+    local kept = { id = 2, moves = 4, address = "10.0.0.2:1" }
+    assert.same(json.array { kept }, whereabouts.moved({ raft_node_id = 1, moved = { kept } }, older))
+    assert.is_nil(whereabouts.moved({ raft_node_id = 1, moved = { kept } }, { older[2] }))
     -- What one says by gossip counts for itself only.
     for i = #fake.located, 1, -1 do fake.located[i] = nil end
     wait_for(function() return fake.gossip ~= nil end)

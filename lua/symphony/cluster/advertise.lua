@@ -55,12 +55,18 @@ function M.pick(wanted, options, dev, default)
   return host, said == nil
 end
 
--- The host with which @doc (key.json) goes on: what the daemon is told; else, where nobody chose it and it listens
--- everywhere, the machine's, @default(), while it has one; else that of before. Pure but for @default.
+-- Did nobody choose what pick() gave for @wanted? Where the daemon listens, or what its machine has, may change.
+function M.follows(wanted, options)
+  return not wanted and not options.advertise_addr
+end
+
+-- The host with which @doc (key.json) goes on: what the daemon is told; else, if it follows, the one address that it
+-- listens at or the machine's, @default(), while that has one; else that of before. Pure but for @default.
 function M.host(doc, options, default)
-  local before = address.parse(doc.advertise.remote, 1)
+  local before, bound = address.parse(doc.advertise.remote, 1), options.bind_addr or "0.0.0.0"
   if options.advertise_addr then return options.advertise_addr end
-  if not doc.follows or not ANYWHERE[options.bind_addr or "0.0.0.0"] then return before end
+  if not doc.follows then return before end
+  if not ANYWHERE[bound] then return bound end
   local now = default()
   return now == "127.0.0.1" and before or now
 end

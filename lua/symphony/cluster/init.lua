@@ -90,9 +90,9 @@ local function make(opts, host, options)
   return doc, p
 end
 
-local function run(opts, host, options, implied)
+local function run(opts, host, options)
   local doc, p = make(opts, host, options)
-  doc.follows = implied and not p.dev or nil
+  doc.follows = advertise.follows(opts.advertise, options) and not p.dev or nil
   assert(lifecycle.activate(doc, { bootstrap = true, quiet = true }))
   local txn = M.first_txn(p)
   events.add(txn, { kind = "node.joined", node = p.node,
@@ -118,8 +118,9 @@ function M.run(opts)
   if ok and opts.cluster_name then ok, err = values.check_name(opts.cluster_name) end
   if not ok then return nil, err end
   local options = advertise.options()
-  local host, implied = advertise.pick(opts.advertise, options, opts.dev, sys.default_address)
-  if not host then return nil, implied end
+  local host
+  host, err = advertise.pick(opts.advertise, options, opts.dev, sys.default_address)
+  if not host then return nil, err end
   local lock
   lock, err = busy.take("manager init")
   if not lock then return nil, err end
@@ -127,7 +128,7 @@ function M.run(opts)
     local _ <close> = lock
     if identity.me then assert(identity.wipe()) end
     assert(identity.check_unused())
-    local made, answer, more = xpcall(run, errors.handler, opts, host, options, implied)
+    local made, answer, more = xpcall(run, errors.handler, opts, host, options)
     if made then return answer, more end
     -- Nobody has seen anything of it: leave the folder as it was.
     lifecycle.deactivate()

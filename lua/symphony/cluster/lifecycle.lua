@@ -54,9 +54,13 @@ end
 local function remember_managers()
   local me, rows = identity.me, state.managers()
   if not me or me.removed or not rows then return end
-  local list = members.addresses(rows, nil)
-  if #list == 0 or table.concat(list, " ") == table.concat(me.managers, " ") then return end
-  me.managers = list
+  local list, moved = members.addresses(rows, nil), whereabouts.moved(me, rows)
+  if #list == 0 then return end
+  if table.concat(list, " ") == table.concat(me.managers, " ")
+    and whereabouts.text_of(moved) == whereabouts.text_of(me.moved) then
+    return
+  end
+  me.managers, me.moved = list, moved
   local ok, err = identity.save(me)
   if not ok then log.warn(err.message) end
 end

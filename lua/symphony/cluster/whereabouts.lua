@@ -11,6 +11,7 @@ local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
 local log = require "sym.log"
 local node = require "sym.node"
 local raft = require "sym.raft"
@@ -25,6 +26,8 @@ local M = {
 
 local PROBE_MS = 1000
 local SEEK_MS, SEEK_MAX_MS = 500, 30 * 1000
+local warned = false
+local DEFAULT_PORT = 27242
 local WORKERS = 5 -- are asked at a time for where the managers are
 
 -- This manager --------------------------------------------------------------------------------------------------------
@@ -110,6 +113,15 @@ local function is_published(n, me)
   return #differences(n, me) == 0 and (n.raft_moves or 0) == (me.moves or 0) and n.version == sys.version
 end
 
+-- It was told to join, and has moved before raft had it: whoever is to add it looks for it where it was.
+local function warn_if_lost()
+  local status = raft.status()
+  if M.told or warned or not status or #status.servers > 0 then return end
+  warned = true
+  log.warn("the cluster has not taken this manager in yet, and looks for it at its address of before -- start it "
+    .. "there; or remove it on another manager, say `symphony manager leave` here, and join again")
+end
+
 -- Our record in the state says where we are now. In a task. nil, err when that could not be written.
 function M.publish()
   local me = identity.me
@@ -130,7 +142,7 @@ function M.publish()
       return txn, true
     end)
   end
-  if n then M.told = ok ~= nil end
+  if n then M.told = ok ~= nil else warn_if_lost() end
   return ok, err
 end
 
@@ -142,12 +154,39 @@ local function locate(id, at, moves)
   if not ok then log.warn(("the raft address of manager %d: %s"):format(id, err.message)) end
 end
 
--- Tells raft what the state says.
-function M.tell()
-  local rows = node.started() and identity.member() and state.managers()
-  for _, kv in ipairs(rows or {}) do
+-- Of the managers of the state, @rows, those that have moved, other than @me: {id, moves, address} each, in the order
+-- of @rows; nil: none has. What @me has kept of one may be later than that. Pure.
+function M.moved(me, rows)
+  local kept, out = {}, {}
+  for _, m in ipairs(me.moved or {}) do kept[m.id] = m end
+  for _, kv in ipairs(rows) do
     local n = kv.value
-    if type(n.raft_address) == "string" then locate(n.raft_node_id, n.raft_address, n.raft_moves or 0) end
+    local said = { id = n.raft_node_id, moves = n.raft_moves or 0, address = n.raft_address }
+    local known = kept[said.id]
+    if known and known.moves > said.moves then said = known end
+    if said.moves > 0 and said.id ~= me.raft_node_id then out[#out + 1] = said end
+  end
+  return #out > 0 and json.array(out) or nil
+end
+
+-- As a text, to be compared; of nil, too. Pure.
+function M.text_of(moved)
+  local out = {}
+  for i, m in ipairs(moved or {}) do out[i] = ("%d %d %s"):format(m.id, m.moves, m.address) end
+  return table.concat(out, "\n")
+end
+
+-- Tells raft what was kept and what the state says. Kept it is in key.json: after a cut of power the state is made anew
+-- from raft's log, and for that the others have to be found first.
+function M.tell()
+  local me = node.started() and identity.member()
+  if not me then return end
+  local told = {}
+  for _, list in ipairs { M.moved(me, state.managers() or {}) or {}, me.moved or {} } do
+    for _, m in ipairs(list) do
+      if not told[m.id] then locate(m.id, m.address, m.moves) end
+      told[m.id] = true
+    end
   end
 end
 
@@ -195,18 +234,39 @@ local function has_leader()
   return status ~= nil and (status.leader or 0) ~= 0
 end
 
+-- For a person: learns where the others are from the node whose remote port is at @text ("host[:port]"), a manager if
+-- there is one, and tells it where this one is. Returns {at, leader}; nil, err. In a task.
+function M.meet(text)
+  local me, err = identity.member()
+  if not me then return nil, err end
+  local host, port = address.parse(text, DEFAULT_PORT)
+  if not host then return nil, port end
+  if not gossip.started() then
+    return nil, errors.new("state_unknown", "this manager's state does not hold the gossip key, so that nobody would "
+      .. "listen to it", "start one of the other managers at its old address, or at one that this manager knows")
+  end
+  local at = address.format(host, port)
+  local ok
+  for _, role in ipairs { "manager", "worker" } do
+    ok, err = gossip.exchange_with(at, role)
+    if ok then return { at = at, leader = has_leader() } end
+    if err.code == "unreachable" or err.code == "timeout" then break end
+  end
+  return nil, err
+end
+
 -- Has gossip meet the others: until it has met one, and until raft has a leader. In a task, for as long as it takes.
 function M.seek()
-  local pause = SEEK_MS
+  local pause, first = SEEK_MS, true
   while node.started() and identity.member() do
     local list = M.candidates(identity.me, state.managers())
     local met = #list == 0 or exchange(list, "manager")
-    if not has_leader() then
+    if not first and not has_leader() then
       met = exchange(some_workers(), "worker") or met
     end
     if met and has_leader() then return end
     async.sleep(pause)
-    pause = math.min(2 * pause, SEEK_MAX_MS)
+    pause, first = math.min(2 * pause, SEEK_MAX_MS), false
   end
 end
 
