@@ -1,6 +1,7 @@
 /* Managers as a whole: real folders, real sockets, real certificates, one process. */
 #include "raft/kinds.h"
 #include "raft/node_int.h"
+#include "raft/where.h"
 #include "raft/wire.h"
 #include "raft_cluster.h"
 
@@ -866,24 +867,15 @@ static void members_move(void **state)
     /* Hostile bytes of that kind change nothing. */
     struct buf bytes = {0};
     struct wr w = wr_init(&bytes);
-    wr_u64(&w, 2);
-    wr_u64(&w, 99);
-    wr_blob(&w, ":no address:", 12);
-    wr_u64(&w, 77); /* nobody */
-    wr_u64(&w, 99);
-    wr_blob(&w, "127.0.0.1:1", 11);
-    wr_u64(&w, m[3].id); /* the one that it is sent to */
-    wr_u64(&w, 99);
-    wr_blob(&w, "127.0.0.1:1", 11);
+    where_put(&w, 2, 99, ":no address:");
+    where_put(&w, 77, 99, "127.0.0.1:1");      /* nobody */
+    where_put(&w, m[3].id, 99, "127.0.0.1:1"); /* the one that it is sent to */
     wr_u64(&w, 1);
     uint64_t moves;
     send_frame(m[0].node->peers, m[3].id, KIND_WHERE, &bytes);
-    bytes.len = 0;
-    wr_u64(&w, 3);
-    wr_u64(&w, 99);
-    wr_blob(&w, "127.0.0.1:1", 11);
-    send_frame(m[0].node->peers, m[3].id, KIND_WHERE,
-        &bytes); /* well formed, and no friend's: it is not found there */
+    buf_clear(&bytes);
+    where_put(&w, 3, 99, "127.0.0.1:1"); /* this is taken, and the third not found there */
+    send_frame(m[0].node->peers, m[3].id, KIND_WHERE, &bytes);
     run_until(&c, 5000, strcmp(peers_address(m[3].node->peers, 3), "127.0.0.1:1") == 0);
     assert_string_equal(peers_address(m[3].node->peers, 2), m[1].address);
     assert_null(peers_moved(m[3].node->peers, 77, &moves));

@@ -3,6 +3,7 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "raft/kinds.h"
+#include "raft/where.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -229,9 +230,7 @@ static void send_where(struct rnode *n, uint64_t to)
         uint64_t id = n->others[i].id, moves;
         const char *address = peers_moved(n->peers, id, &moves);
         if (id != to && address != NULL && n->others[i].member) {
-            wr_u64(&w, id);
-            wr_u64(&w, moves);
-            wr_blob(&w, address, strlen(address));
+            where_put(&w, id, moves, address);
         }
     }
     if (!w.bad && bytes.len > 0) {
@@ -256,20 +255,11 @@ void others_send_news(struct rnode *n)
 static void on_where(struct rnode *n, const uint8_t *data, size_t len)
 {
     struct rd r = rd_init(data, len);
-    while (rd_left(&r) > 0) {
-        char address[NODE_ADDRESS_MAX];
-        size_t size;
-        uint64_t id = rd_u64(&r);
-        uint64_t moves = rd_u64(&r);
-        const uint8_t *text = rd_blob(&r, sizeof address - 1, &size);
-        if (r.bad) {
-            return;
-        }
-        memcpy(address, text, size);
-        address[size] = '\0';
-        if (node_server(n, id) != NULL && id != n->cfg.id &&
-            peers_locate(n->peers, id, address, moves) != 0) {
-            log_warn("manager %llu: %s", (unsigned long long)id, err_msg());
+    struct where where;
+    while (where_next(&r, &where)) {
+        bool known = where.id != n->cfg.id && node_server(n, where.id) != NULL;
+        if (known && peers_locate(n->peers, where.id, where.address, where.moves) != 0) {
+            log_warn("manager %llu: %s", (unsigned long long)where.id, err_msg());
         }
     }
 }
