@@ -201,6 +201,49 @@ describe("a manager that is started at another address", function()
     assert.equal("1", m[2]:json("kv", "get", "a").value)
   end))
 
+  it("does not start while it runs where it was: that is a copy of its folder", cluster.scenario(function(t)
+    local m = t:cluster(3)
+    m[1]:json("kv", "put", "a", "1")
+    local copy = t:manager { address = "127.0.0.2" }
+    assert.equal(0, proc.run({ "cp", "-a", m[2].dir, copy.dir }).code)
+    -- With a mark that fits, as on the copy of a machine.
+    local doc = key_json(copy)
+    doc.folder = m[1]:json("lua", "-e", ("return { require('sym.sys').folder_identity(%q) }"):format(
+      copy.dir .. "/raft"))[1]
+    proc.write_file(copy.dir .. "/key.json", json.encode(doc))
+    copy:launch()
+    assert.equal(1, (copy.process:wait(20)))
+    assert.truthy(copy:log():find("is running at " .. m[2]:remote() .. ": this folder is a copy", 1, true),
+      copy:log_tail(5))
+    assert.same(doc, key_json(copy))
+    table.remove(t.managers)
+    settled(t, m)
+    m[2]:json("kv", "put", "a", "2")
+  end))
+
+  it("follows the address that nobody chose, as it runs", cluster.scenario(function(t)
+    local function make(i)
+      local m = t:manager()
+      if i > 1 then return m end
+      function m:command()
+        return { cluster.symphonyd, "manager", "--config-dir", self.dir, "--log-format", "text",
+          "--listen-raft-port", tostring(self.raft_port), "--listen-remote-port", tostring(self.remote_port),
+          "--listen-gossip-port", tostring(self.gossip_port) }
+      end
+      return m
+    end
+    local m = t:cluster(3, { make = make })
+    m[1].address = "127.0.0.9"
+    m[1]:json("lua", "-e", [[
+      require("sym.sys").default_address = function() return "127.0.0.9" end
+      require("symphony.cluster.lifecycle").look_after()
+      return {}]])
+    settled(t, m)
+    assert.equal(m[1]:raft(), m[3]:json("node", "inspect", m[1]:member().node_id)[1].addresses.raft)
+    m[2]:json("kv", "put", "a", "1")
+    assert.equal("1", m[1]:json("kv", "get", "a").value)
+  end))
+
   it("may be alone, or recovered, and has others come to it", cluster.scenario(function(t)
     local m = t:cluster(3)
     m[1]:json("kv", "put", "a", "1")
