@@ -192,7 +192,7 @@ end
 
 -- And what manager @member says by gossip, signed: of itself, and of the raft id that the state gives it.
 function M.heard(member)
-  local said = member.info.raft
+  local said = member.info and member.info.raft
   local n = said and node.started() and identity.member() and state.get("/node/" .. member.node_id)
   if n and n.role == "manager" and n.raft_node_id == said.id then locate(said.id, said.address, said.moves) end
 end
