@@ -62,6 +62,26 @@ describe("the metadata of a node", function()
     assert.same({ "manager", {} }, { manager.role, manager.services })
   end)
 
+  it("says where a manager is whose raft address has changed, if there is room for it", function()
+    local m = { remote_port = 27242, role = "manager", services = {}, ring = 3, ring_use = 3, version = "0.1.0",
+      raft = { id = 2, moves = 7, address = "[fd00::5]:15760" } }
+    local text = gossip.encode_meta(m)
+    assert.is_true(#text <= 192)
+    assert.same(m.raft, gossip.decode_meta(text).raft)
+    m.raft.address = ("a"):rep(63) .. "." .. ("b"):rep(63) .. "." .. ("c"):rep(63) .. ":15760"
+    text = gossip.encode_meta(m)
+    assert.is_true(#text <= 192)
+    assert.equal("manager", gossip.decode_meta(text).role)
+    assert.is_nil(gossip.decode_meta(text).raft)
+    -- Nonsense there is left out, and nothing else with it.
+    for _, more in ipairs { '0,1,"a:1"', '1,0,"a:1"', '1,1,"a"', '1,1,7', '"1",1,"a:1"', '1,1.5,"a:1"', '1,1',
+      'null,null,null', '1,1,"' .. ("a"):rep(100) .. ':x"' } do
+      local info = gossip.decode_meta('[1,5,"m","",1,1,"v",' .. more .. "]")
+      assert.same({ "manager", 5 }, { info.role, info.remote_port }, more)
+      assert.is_nil(info.raft, more)
+    end
+  end)
+
   it("is nothing when it is of another version, or none", function()
     for _, text in ipairs { "", "x", "null", "5", "{}", "[]", '[1]', '[2,1,"m","",1,1,"v"]', '[1,0,"m","",1,1,"v"]',
       '[1,65536,"m","",1,1,"v"]', '[1,1,"x","",1,1,"v"]', '[1,1,7,"",1,1,"v"]', '[1,1.5,"m","",1,1,"v"]',

@@ -115,6 +115,25 @@ describe("advertise", function()
       advertise.on_loopback { raft = "[fd00::1]:1", gossip = "h:3" })
   end)
 
+  it("goes on with what was chosen, and with what the machine has where nothing was", function()
+    local here = "10.1.1.1"
+    local function host(follows, options)
+      return advertise.host({ follows = follows, advertise = { remote = "10.0.0.5:1" } }, options,
+        function() return here end)
+    end
+    assert.equal("h2", host(nil, { advertise_addr = "h2" }))
+    assert.equal("h2", host(true, { advertise_addr = "h2", bind_addr = "10.2.2.2" }))
+    assert.equal("10.0.0.5", host(nil, {}))
+    assert.equal("10.0.0.5", host(nil, { bind_addr = "10.2.2.2" }))
+    assert.equal("10.2.2.2", host(true, { bind_addr = "10.2.2.2" }))
+    for _, bind in ipairs { "0.0.0.0", "::" } do assert.equal("10.1.1.1", host(true, { bind_addr = bind })) end
+    here = "127.0.0.1" -- it has none
+    assert.equal("10.0.0.5", host(true, {}))
+    assert.is_true(advertise.follows(nil, { bind_addr = "10.2.2.2" }))
+    assert.is_false(advertise.follows("h1", {}))
+    assert.is_false(advertise.follows(nil, { advertise_addr = "h2" }))
+  end)
+
   it("keeps development mode on the loopback", function()
     assert.is_nil(advertise.pick("10.0.0.1", {}, true))
     local _, err = advertise.pick(nil, { advertise_addr = "10.0.0.1" }, true)

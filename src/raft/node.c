@@ -404,6 +404,7 @@ static void on_tick(uv_timer_t *timer)
     health_tick(&n->health, state);
     raft_set_install_snapshot_timeout(&n->raft, node_install_ms(state));
     others_forget_strangers(n);
+    others_send_news(n);
     if (uv_now(n->loop) - n->info_sent_at >= n->raft.election_timeout / 3) {
         others_send_infos(n);
     }
