@@ -2,6 +2,7 @@
 -- revoked. How long it takes is printed.
 local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
+local json = require "spec.support.json"
 local proc = require "spec.support.proc"
 local prometheus = require "spec.support.prometheus"
 
@@ -143,5 +144,40 @@ describe("a client certificate that was revoked", function()
       cut.add("metrics of " .. one.label, function() return status(one) == 403 end)
     end
     print("\ncert revoke to: " .. cut.finish(AT_ONCE))
+  end))
+
+  it("writes nothing through a manager that does not know it yet", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local behind, dir = others[1], t:folder("certs")
+    local node = json.decode(proc.read_file(behind.dir .. "/key.json")).node_id
+    leader:json("kv", "put", "stays", "as it was")
+    local requests = {
+      { "PUT", "/v1/kv/late", "x" },
+      { "DELETE", "/v1/kv/stays" },
+      { "POST", "/v1/txn", '{"ops": [{"put": "late", "value": "x"}]}' },
+      { "PATCH", "/v1/nodes/" .. node, '{"labels": {"late": "x"}}' },
+    }
+    for i, request in ipairs(requests) do
+      local name, where = "olga-" .. i, table.concat(request, " ", 1, 2)
+      leader:json("cert", "issue", name, "--role", "operator", "--out", dir)
+      local line = clients.connect(behind, { "--cert", ("%s/%s.crt"):format(dir, name), "--key",
+        ("%s/%s.key"):format(dir, name) })
+      line.ask("GET", "/v1/kv")
+      assert.equal(200, line.answer().status, where)
+      -- What it gets to see first when it goes on is the request: of the revocation it can know only later.
+      behind:kill("sigstop")
+      leader:json("cert", "revoke", name)
+      line.ask(table.unpack(request))
+      cluster.wait_for("the request to be there", 5, function() return proc.unread(behind.remote_port) > 0 end)
+      behind:kill("sigcont")
+      local answer = line.answer() -- it may have been cut off already
+      if answer then clients.refused(answer, 403, "denied") end
+      line.close()
+      behind:json("kv", "put", "marker", where) -- goes the same way, behind it
+    end
+    assert.equal("as it was", leader:json("kv", "get", "stays").value)
+    assert.equal("not_found", leader:fails("kv", "get", "late").code)
+    assert.same({}, t:nodes(leader)[node].labels)
   end))
 end)
