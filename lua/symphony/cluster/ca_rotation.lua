@@ -1,6 +1,7 @@
 -- The change of the CA: begun by a person, carried on by whoever leads, followed by every manager. The rules are in
 -- trust.lua; here is what carries them out. All of it is in the state, so a leader that dies only delays it.
 local async = require "symphony.async"
+local clock = require "symphony.cluster.clock"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
@@ -158,7 +159,8 @@ function M.turn()
   if not cluster or not cluster.rotation then return IDLE_MS end
   local began = sys.mono_ms()
   local view = look(cluster)
-  local plan = trust.plan(view, sys.now())
+  -- By a clock that may be wrong no client certificate has expired.
+  local plan = trust.plan(view, clock.trusted() and sys.now() or 0)
   local action = actions[plan.step]
   if not action then return math.max(SOON_MS, SHARE * (sys.mono_ms() - began)) end
   local txn, told = action(cluster, kv, plan, view)
