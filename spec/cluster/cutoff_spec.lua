@@ -181,3 +181,23 @@ describe("a client certificate that was revoked", function()
     assert.same({}, t:nodes(leader)[node].labels)
   end))
 end)
+
+describe("a manager that is not in the state any more", function()
+  it("is nobody, though something of it is left there", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local out, rest = others[1], { leader, others[2] }
+    local id = json.decode(proc.read_file(out.dir .. "/key.json")).node_id
+    for _, one in ipairs(rest) do
+      assert.equal(404, assert(clients.secure(one, clients.own(out), "GET", "/v1/kv/none")).status)
+    end
+    clients.evaluate(leader, ([[
+      local state = require "symphony.cluster.state"
+      return assert(state.submit { ops = { state.delete("/node/%s") } })]]):format(id))
+    for _, one in ipairs(rest) do
+      clients.refused(clients.secure(one, clients.own(out), "GET", "/v1/kv/none"), 403, "denied")
+      clients.refused(clients.secure(one, clients.own(out), "PUT", "/v1/kv/some", "x"), 403, "denied")
+      clients.refused(clients.secure(one, clients.own(out), "GET", "/v1/nodes"), 403, "denied")
+    end
+  end))
+end)

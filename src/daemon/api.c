@@ -411,6 +411,14 @@ static void basis_of(const struct tls_peer *peer, struct basis *out)
         is_client(peer) ? " " : "", peer->cert.cn);
 }
 
+static bool is_node(struct daemon *d, const char *id)
+{
+    char key[8 + sizeof((struct tls_peer *)NULL)->cert.cn];
+    struct kv kv;
+    int n = snprintf(key, sizeof key, "/node/%s", id);
+    return store_get(d->store, key, (size_t)n, &kv) == 0;
+}
+
 /* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A certificate is worth what the state says of its
  * key now.
  */
@@ -426,6 +434,10 @@ static int access_of_peer(struct daemon *d, const struct tls_peer *peer)
         return UNSURE; /* this manager may be behind */
     }
     if (strlen(basis.owner) != kv.value.n || memcmp(basis.owner, kv.value.p, kv.value.n) != 0) {
+        return 0;
+    }
+    /* Of a node that is out, what stands elsewhere may go a little later. */
+    if (!is_client(peer) && !is_node(d, peer->cert.cn)) {
         return 0;
     }
     return is_role(peer, "reader") ? READ : READ | WRITE;
