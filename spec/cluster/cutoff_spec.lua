@@ -146,6 +146,28 @@ describe("a client certificate that was revoked", function()
     print("\ncert revoke to: " .. cut.finish(AT_ONCE))
   end))
 
+  it("costs no rounds of the quorum without end when it goes on asking", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local dir = t:folder("certs")
+    for _, name in ipairs { "rita", "olga" } do m:json("cert", "issue", name, "--role", "operator", "--out", dir) end
+    local function ask(name, times)
+      local call = clients.watch(m, { "--cert", ("%s/%s.crt"):format(dir, name), "--key", ("%s/%s.key"):format(dir,
+        name) }, ("/v1/kv/none[1-%d]"):format(times))
+      cluster.wait_for("all answers", 20, call.ended)
+      local counts = {}
+      for _, line in ipairs(call.lines()) do counts[line.error.code] = (counts[line.error.code] or 0) + 1 end
+      return counts, call.out .. call.err
+    end
+    m:json("cert", "revoke", "rita")
+    local function rounds() return value(m, "symphony_raft_read_rounds_total") end
+    local before = rounds()
+    local counts, seen = ask("rita", 400)
+    assert.is_true((counts.denied or 0) >= 100 and (counts.busy or 0) > 0, seen)
+    assert.equal(400, counts.denied + counts.busy)
+    assert.is_true(rounds() - before < 400, rounds() - before)
+    assert.same({ not_found = 400 }, (ask("olga", 400)))
+  end))
+
   it("writes nothing through a manager that does not know it yet", cluster.scenario(function(t)
     t:cluster(3)
     local leader, others = t:leader()

@@ -4,6 +4,7 @@
 #include "codec/json.h"
 #include "codec/text.h"
 #include "crypto/crypto.h"
+#include "net/allowance.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -20,7 +21,10 @@ enum {
     SCRATCH_KEEP = 256 << 10,
     HEARTBEAT_MS = 10000,
     IDEMPOTENCY_MAX = 256,
-    USER_KEY_MAX = 1024
+    USER_KEY_MAX = 1024,
+    /* Who is unknown here costs a round of the quorum with each request: as often as of Lua's routes (router.lua). */
+    LOOKS = 100,
+    LOOK_MS = 200
 };
 
 static const uint8_t kv_folder[PREFIX_LEN] = {'/', 'k', 'v', '/'};
@@ -55,6 +59,7 @@ struct api {
         told; /* the last revision up to which every watch that was not paused had been told everything */
     uv_timer_t heartbeat;
     struct buf scratch; /* answers are built here and copied out at once */
+    struct allowance looks;
 };
 
 static void call_release(struct call *c)
@@ -823,6 +828,12 @@ bool api_handle(struct api *a, struct http_req *req)
         refuse(req);
         return true;
     }
+    bool unsure = (may & UNSURE) != 0;
+    if (unsure && !allowance_take(&a->looks, req->peer->cert.fingerprint, uv_now(d->loop))) {
+        err_setf(SYM_EBUSY, "cannot tell so often whether this peer is a member");
+        fail(req, SYM_EBUSY, "say it again in some seconds");
+        return true;
+    }
     size_t key_len = one ? req->path_len - sizeof kv : 0;
     if (key_len > USER_KEY_MAX) {
         err_setf(SYM_ETOOBIG, "a key of %zu bytes; at most %d fit", key_len, USER_KEY_MAX);
@@ -843,7 +854,6 @@ bool api_handle(struct api *a, struct http_req *req)
     c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
-    bool unsure = (may & UNSURE) != 0;
     /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read. */
     req->overlap = one && !unsure;
     if (watch) {
@@ -863,6 +873,8 @@ int api_new(struct daemon *d, struct api **out)
         return err_setf(SYM_ENOMEM, "out of memory");
     }
     a->d = d;
+    a->looks.burst = LOOKS;
+    a->looks.every = LOOK_MS;
     TAILQ_INIT(&a->watches);
     uv_timer_init(d->loop, &a->heartbeat);
     uv_unref((uv_handle_t *)&a->heartbeat);
