@@ -253,6 +253,47 @@ describe("a change of the CA", function()
     assert.equal("both", state.cluster().rotation.phase)
   end))
 
+  it("is told of in the status and in a metric when it waits for long", with_cluster(function()
+    local members, metric = require "symphony.cluster.members", require "symphony.metrics.ca"
+    local function said()
+      local warnings = assert(members.overview()).warnings
+      return table.concat(warnings, "\n"):match("the change of the CA[^\n]*")
+    end
+    local function waiting()
+      local family = (metric.families() or {})[1]
+      return family and family.samples[1].value
+    end
+    for i = 1, 7 do
+      fake.apply { ops = { state.put("/node/0w" .. i, { node_id = "0w" .. i, name = "w" .. i, role = "worker" }) } }
+    end
+    rotation.turn()
+    assert.is_nil(waiting())
+    rotation.begin {}
+    adopt()
+    rotation.turn()
+    assert.equal(7, waiting())
+    fake.now = fake.now + 3599
+    assert.is_nil(said())
+    fake.now = fake.now + 1
+    assert.truthy(said():find("waited since 2023-11-14 22:13:20 UTC for 7 nodes (w1, w2, w3, w4, w5, ...)", 1, true),
+      said())
+    -- Who does not lead knows it too, but the metric is there once.
+    fake.status.state = "follower"
+    rotation.turn()
+    assert.is_nil(waiting())
+    assert.is_string(said())
+    fake.status.state = "leader"
+    for i = 1, 7 do fake.apply { ops = { state.delete("/node/0w" .. i) } } end
+    assert.is_nil(said())
+    for _ = 1, 3 do
+      rotation.turn()
+      adopt()
+    end
+    rotation.turn()
+    assert.is_nil(state.cluster().rotation)
+    assert.is_nil(waiting())
+  end))
+
   it("takes no old CA back from a state that is behind", with_cluster(function()
     local before = state.cluster()
     rotation.begin {}

@@ -21,9 +21,12 @@ local IDLE_MS, SOON_MS = 1000, 200
 local UPKEEP_MS, RETRY_MS = 60 * 1000, 1000
 local SHARE = 20    -- of its time the look at thousands of nodes takes at most one part in so many
 local VOID_MAX = 36 -- tokens, and clients, that one txn makes void
+local STALLED_S = 3600 -- in one step for so long, and nodes are waited for
+local NAMED_MAX = 5    -- of these
 
 local wakeup, changed = async.event(), async.event()
 local leading, following, watch -- the two tasks, and the watch on /cluster
+local waits_for -- how many nodes, as this leader has seen last; nil: no change is under way, or another one leads
 
 -- What the state has --------------------------------------------------------------------------------------------------
 
@@ -56,6 +59,23 @@ local function look(cluster)
     table.insert(view.client_kvs, kv)
   end)
   return view
+end
+
+-- Since when a change of the CA has been in its step, seconds since 1970, how many nodes it waits for, and the names of
+-- the first ones: {since, waiting, names}; nil when it has not been for long. From local state. Raises.
+function M.stalled()
+  local cluster = state.cluster()
+  local r = cluster and cluster.rotation
+  if not r or sys.now() - r.since < STALLED_S then return nil end
+  local waiting, names = trust.plan(look(cluster), sys.now()).waiting, {}
+  if #waiting == 0 then return nil end
+  for i = 1, math.min(NAMED_MAX, #waiting) do names[i] = waiting[i].name end
+  return { since = r.since, names = names, waiting = #waiting }
+end
+
+-- How many nodes a change of the CA waits for, on the leader; nil when none is under way, and on others.
+function M.waiting()
+  return waits_for
 end
 
 -- Begin and status ----------------------------------------------------------------------------------------------------
@@ -154,13 +174,17 @@ end
 -- One look and at most one step; returns the milliseconds until the next look.
 function M.turn()
   local status = node.started() and raft.status()
-  if not status or status.state ~= "leader" then return IDLE_MS end
-  local cluster, kv = state.get("/cluster")
-  if not cluster or not cluster.rotation then return IDLE_MS end
+  local cluster, kv
+  if status and status.state == "leader" then cluster, kv = state.get("/cluster") end
+  if not cluster or not cluster.rotation then
+    waits_for = nil
+    return IDLE_MS
+  end
   local began = sys.mono_ms()
   local view = look(cluster)
   -- By a clock that may be wrong no client certificate has expired.
   local plan = trust.plan(view, clock.trusted() and sys.now() or 0)
+  waits_for = #plan.waiting
   local action = actions[plan.step]
   if not action then return math.max(SOON_MS, SHARE * (sys.mono_ms() - began)) end
   local txn, told = action(cluster, kv, plan, view)
@@ -240,7 +264,7 @@ function M.stop()
   for _, task in ipairs { leading or false, following or false } do
     if task then task:cancel() end
   end
-  leading, following = nil, nil
+  leading, following, waits_for = nil, nil, nil
   if watch then watch:close() end
   watch = nil
 end
