@@ -294,6 +294,39 @@ describe("a change of the CA", function()
     assert.is_nil(waiting())
   end))
 
+  it("says which damaged records it passes over", with_cluster(function()
+    assert.same({}, rotation.status().damaged)
+    fake.apply { ops = { state.put("/node/0w1", "no json"), state.put("/token/x", "7"),
+      state.put("/node/0w2", { node_id = "0w2", name = "w2", role = "worker" }) } }
+    rotation.begin {}
+    adopt()
+    local function said()
+      local n, text = 0, nil
+      for _, line in ipairs(fake.logged) do
+        if line:find("damaged", 1, true) then n, text = n + 1, line end
+      end
+      return n, text
+    end
+    local before = said()
+    for _ = 1, 3 do rotation.turn() end
+    local n, text = said()
+    assert.equal(before + 1, n)
+    assert.truthy(text:find("/node/0w1, /token/x", 1, true), text)
+    assert.same({ "/node/0w1", "/token/x" }, rotation.status().damaged)
+    local command
+    for _, leaf in ipairs(require("symphony.cli.commands.cluster").commands) do
+      if leaf.name == "rotate-ca" then command = leaf end
+    end
+    local data, how = command.run { args = { status = true }, confirm = function() end, note = function() end }
+    assert.truthy(how.text(data):find("Damaged records in the state, passed over with what they were of: /node/0w1, "
+      .. "/token/x", 1, true), how.text(data))
+    -- Others, and the same after a while in which there were none, are said again.
+    fake.apply { ops = { state.delete("/token/x") } }
+    rotation.turn()
+    rotation.turn()
+    assert.equal(before + 2, (said()))
+  end))
+
   it("takes no old CA back from a state that is behind", with_cluster(function()
     local before = state.cluster()
     rotation.begin {}
