@@ -168,6 +168,30 @@ describe("a client certificate that was revoked", function()
     assert.same({ not_found = 400 }, (ask("olga", 400)))
   end))
 
+  it("has what it was refused for under an Idempotency-Key not done by another one", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local dir = t:folder("certs")
+    m:json("cert", "issue", "olga", "--role", "operator", "--out", dir)
+    local words = { "--cert", dir .. "/olga.crt", "--key", dir .. "/olga.key" }
+    -- As it is when another certificate was revoked while the request was under way.
+    clients.evaluate(m, [[
+      local state, crypto, store = require "symphony.cluster.state", require "sym.crypto", require "sym.store"
+      local id = crypto.sha256("order 66\0PUT\0/v1/kv/once\0\0x"):sub(1, 16)
+      local result = assert(state.submit { id = id, since = store.revision(), compare = { { key = "/fingerprint/none",
+        value = "operator otto" } }, ops = { state.put("/kv/once", "x") } })
+      assert(result.status == "conflict" and result.failed == 1)
+      return true]])
+    local header = "Idempotency-Key: order 66"
+    local answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header))
+    clients.refused(answer, 409, "conflict")
+    assert.truthy(answer.json.error.message:find("under this Idempotency-Key", 1, true), answer.body)
+    assert.equal(200, assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header .. "6")).status)
+    -- Its own conflict is told as one.
+    answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once?mod_revision=1", "x"))
+    clients.refused(answer, 409, "conflict")
+    assert.truthy(answer.json.error.message:find("not as the request expects", 1, true), answer.body)
+  end))
+
   it("writes nothing through a manager that does not know it yet", cluster.scenario(function(t)
     t:cluster(3)
     local leader, others = t:leader()

@@ -107,6 +107,35 @@ describe("what a request rests on", function()
     assert.same({ 503, "not_leader" }, { ask(MANAGER, FORWARDED) })
   end))
 
+  it("goes with what a follower passes on", fake.task(function()
+    make()
+    local leader = require "symphony.cluster.leader"
+    fake.apply { ops = { state.put("/raft/2", "0m2"), state.put("/node/0m2", { node_id = "0m2", name = "m2",
+      role = "manager", raft_node_id = 2, fingerprint = "aa", remote_address = "r:2" }) } }
+    fake.status.leader, fake.status.state = 2, "follower"
+    fake.answer = function() return nil, { status = 200, body = "{}" } end
+    router.route("POST", "/write", { leader_only = true }, function() error "it is not for us" end)
+    router.route("POST", "/calls", {}, function() return 200, leader.call("POST", "/x", {}) end)
+    assert.equal(200, (ask(OLGA)))
+    -- What the client itself says of that counts for nothing.
+    assert.equal(200, (ask(OLGA, { ["symphony-basis"] = "aa 0m2" })))
+    assert.equal(200, (ask(MANAGER)))
+    local sent = {}
+    for i, request in ipairs(fake.requests) do sent[i] = request.headers["symphony-basis"] end
+    assert.same({ "bb operator olga", "bb operator olga", "aa 0m2" }, sent)
+    -- As with what a route asks of the leader for its client.
+    local req = fake.request("POST", "/calls", { peer = OLGA })
+    router.dispatch(req)
+    for _ = 1, 1000 do
+      if req.status then break end
+      async.sleep(1)
+    end
+    assert.equal(200, req.status)
+    assert.equal("bb operator olga", fake.requests[4].headers["symphony-basis"])
+    leader.call("POST", "/x", {})
+    assert.is_nil(fake.requests[5].headers["symphony-basis"])
+  end))
+
   it("leaves the numbers of a txn's own compares as they are", fake.task(function()
     make()
     async.bind { { key = "/fingerprint/aa", value = "0m2" }, { key = "/fingerprint/bb", value = "operator olga" } }

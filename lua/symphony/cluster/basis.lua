@@ -30,9 +30,10 @@ function M.of(req, who)
   return list
 end
 
--- What stands in the header of a request that is passed on for who asked: @list from of().
+-- What stands in the header of a request that is passed on for who asked first: @list from of().
 function M.to_header(list)
-  return list and ("%s %s"):format(list[1].key:match("[^/]*$"), list[1].value) or nil
+  local asker = list and list[#list]
+  return asker and ("%s %s"):format(asker.key:match("[^/]*$"), asker.value) or nil
 end
 
 -- What is said to who was taken out of the state, or got another role, while its request was under way.

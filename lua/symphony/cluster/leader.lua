@@ -105,8 +105,10 @@ end
 
 -- Calls a route of the leader, which may be this manager. Returns the decoded answer; nil, err.
 function M.call(method, path, body)
+  local headers = { ["content-type"] = "application/json", [HOPS] = "1",
+    [basis.HEADER] = basis.to_header(async.bound()) }
   local response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
-    headers = { ["content-type"] = "application/json", [HOPS] = "1" } }, sys.mono_ms() + PATIENCE_MS)
+    headers = headers }, sys.mono_ms() + PATIENCE_MS)
   if not response then return nil, err end
   local doc = json.decode(response.body or "")
   err = remote.answer_error(response.status, doc, "the leader")
