@@ -300,7 +300,7 @@ end
 
 --- Applies a txn as the store does.
 function M.apply(txn)
-  assert(#(txn.ops or {}) <= 128 and #(txn.compare or {}) <= 128, "a txn that no store takes")
+  assert(#(txn.ops or {}) <= 128 and #(txn.compare or {}) <= 132, "a txn that no store takes")
   for i, c in ipairs(txn.compare or {}) do
     if not holds(c) then return { status = "conflict", failed = i, revision = M.revision } end
   end

@@ -787,6 +787,7 @@ describe("recover", function()
     assert.same({ raft_id = 1, raft_address = "127.0.0.1:15760" }, fake.recovered)
     assert.equal(1, #state.list_raw("/node/"))
     assert.equal(1, #state.list_raw("/raft/"))
+    assert.equal(1, #state.list_raw("/fingerprint/"))
     for _ = 1, 200 do
       if #state.list_raw("/removed/") == 0 then break end
       require("symphony.async").sleep(5)

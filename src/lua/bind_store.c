@@ -92,7 +92,7 @@ static void check_op(lua_State *L, struct txn_op *op)
 }
 
 /* Leaves the array field @name, or nil, on the top and returns its length. */
-static unsigned array_field(lua_State *L, int idx, const char *name)
+static unsigned array_field(lua_State *L, int idx, const char *name, unsigned most)
 {
     int type = lua_getfield(L, idx, name);
     if (type == LUA_TNIL) {
@@ -100,7 +100,7 @@ static unsigned array_field(lua_State *L, int idx, const char *name)
     }
     luaL_argcheck(L, type == LUA_TTABLE, idx, name);
     lua_Unsigned n = lua_rawlen(L, -1);
-    luaL_argcheck(L, n <= TXN_OPS_MAX, idx, "a txn has at most 128 compares and 128 ops");
+    luaL_argcheck(L, n <= most, idx, "a txn has at most 132 compares and 128 ops");
     return (unsigned)n;
 }
 
@@ -110,14 +110,14 @@ void bind_store_check_txn(lua_State *L, int idx, struct txn *out)
     luaL_checktype(L, idx, LUA_TTABLE);
     luaL_checkstack(L, 8, "txn");
     memset(&out->id, 0, sizeof out->id);
-    out->n_cmps = array_field(L, idx, "compare");
+    out->n_cmps = array_field(L, idx, "compare", TXN_CMPS_MAX);
     for (unsigned i = 0; i < out->n_cmps; i++) {
         luaL_argcheck(L, lua_rawgeti(L, -1, i + 1) == LUA_TTABLE, idx, "compare");
         check_compare(L, &out->cmps[i]);
         lua_pop(L, 1);
     }
     lua_pop(L, 1);
-    out->n_ops = array_field(L, idx, "ops");
+    out->n_ops = array_field(L, idx, "ops", TXN_OPS_MAX);
     for (unsigned i = 0; i < out->n_ops; i++) {
         luaL_argcheck(L, lua_rawgeti(L, -1, i + 1) == LUA_TTABLE, idx, "ops");
         check_op(L, &out->ops[i]);

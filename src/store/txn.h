@@ -3,8 +3,9 @@
  * decoded from.
  *
  * A pack's first byte is its version; an unknown version or operation is SYM_EPROTO from pack_check, *before*
- * applying. Limits: key 1..1088 bytes (a user's 1 KiB and the folder it lives in), value 0..1 MiB, 128
- * compares and 128 ops, 1.5 MiB a txn, 2 MiB a pack. A pack is padded with zeros to a multiple of 8 bytes.
+ * applying. Limits: key 1..1088 bytes (a user's 1 KiB and the folder it lives in), value 0..1 MiB, 132
+ * compares (a user's 128 and those that say who may) and 128 ops, 1.5 MiB a txn, 2 MiB a pack. A pack is padded with
+ * zeros to a multiple of 8 bytes.
  */
 #ifndef SYM_STORE_TXN_H
 #define SYM_STORE_TXN_H
@@ -19,6 +20,7 @@ enum {
     KEY_MAX = 1088,
     VALUE_MAX = 1 << 20,
     TXN_OPS_MAX = 128,
+    TXN_CMPS_MAX = TXN_OPS_MAX + 4,
     TXN_MAX = 3 << 19, /* 1.5 MiB */
     PACK_MAX = 2 << 20,
     PACK_TARGET = 256 << 10
@@ -64,7 +66,7 @@ struct txn_op {
 struct txn {
     struct txn_id id;
     unsigned n_cmps, n_ops;
-    struct txn_cmp cmps[TXN_OPS_MAX];
+    struct txn_cmp cmps[TXN_CMPS_MAX];
     struct txn_op ops[TXN_OPS_MAX];
 };
 

@@ -1,6 +1,7 @@
 -- Passing requests on to the leader, with our own certificate, and calling it.
 local async = require "symphony.async"
 local address = require "symphony.cluster.address"
+local basis = require "symphony.cluster.basis"
 local errors = require "symphony.errors"
 local http = require "sym.http"
 local identity = require "symphony.cluster.identity"
@@ -15,7 +16,7 @@ local M = {}
 local PATIENCE_MS = 4000 -- for a leader to be there; a write has to answer within five seconds
 local RETRY_MS = 50
 local ANSWER_MS = 20000
-local HOPS, FROM, NODE = "symphony-forwarded", "symphony-from", "symphony-node"
+local HOPS, FROM, NODE = "symphony-forwarded", "symphony-from", "symphony-node" -- and basis.HEADER
 
 -- Where the leader is now: "host:port"; nil when it is not known.
 local function whereabouts()
@@ -91,7 +92,8 @@ function M.forward(req, _, who)
   end
   local path = remote.encode_path(req.path)
   if req.query and req.query ~= "" then path = path .. "?" .. req.query end
-  local headers = { [HOPS] = "1", [FROM] = M.origin(req, who), [NODE] = who.node and who.node.node_id }
+  local headers = { [HOPS] = "1", [FROM] = M.origin(req, who), [NODE] = who.node and who.node.node_id,
+    [basis.HEADER] = basis.to_header(async.bound()) }
   for _, name in ipairs { "content-type", "idempotency-key", "idempotency-since" } do
     headers[name] = req:header(name)
   end
@@ -103,8 +105,10 @@ end
 
 -- Calls a route of the leader, which may be this manager. Returns the decoded answer; nil, err.
 function M.call(method, path, body)
+  local headers = { ["content-type"] = "application/json", [HOPS] = "1",
+    [basis.HEADER] = basis.to_header(async.bound()) }
   local response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
-    headers = { ["content-type"] = "application/json", [HOPS] = "1" } }, sys.mono_ms() + PATIENCE_MS)
+    headers = headers }, sys.mono_ms() + PATIENCE_MS)
   if not response then return nil, err end
   local doc = json.decode(response.body or "")
   err = remote.answer_error(response.status, doc, "the leader")
