@@ -100,6 +100,54 @@ static void through_helpers(void **state)
     world_close(&w);
 }
 
+/* When the next target was pinged, after the first of them, within a period in which it is silent. */
+static unsigned pings_of_one(struct world *w, uint64_t after[8])
+{
+    struct sent *ping = next_ping(w);
+    uint32_t target = ping->to, seq = ping->head.seq;
+    uint64_t began = w->now;
+    unsigned n = 0;
+    w->n_sent = 0;
+    tick_until(w, began + PERIOD - 1);
+    for (unsigned i = 0; i < w->n_sent; i++) {
+        if (w->sent[i].head.type == WIRE_PING && w->sent[i].to == target && w->sent[i].head.seq == seq) {
+            assert_true(n < 8);
+            after[n++] = w->sent[i].at - began;
+        }
+    }
+    assert_int_equal(state_of(w, target), SWIM_ALIVE);
+    return n;
+}
+
+static void pinged_again(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    uint64_t after[8];
+    world_open(&w, &c, 6);
+    assert_int_equal(pings_of_one(&w, after), 3);
+    assert_int_equal(after[0], TIMEOUT);
+    assert_int_equal(after[1], TIMEOUT + 60);
+    assert_int_equal(after[2], TIMEOUT + 120);
+    /* The answer to the last is as good as that to the first. */
+    struct said m;
+    struct sent *last = &w.sent[w.n_sent - 1];
+    assert_int_equal(last->head.type, WIRE_PING);
+    uint32_t target = last->to;
+    say(&m, WIRE_ACK, last->head.seq, 10);
+    deliver(&w, target, &m);
+    tick_until(&w, w.now + 1);
+    assert_int_equal(state_of(&w, target), SWIM_ALIVE);
+    assert_int_equal(swim_stats(w.s)->probes_failed, 0);
+    world_close(&w);
+    /* SWIM alone: one direct ping more, with the helpers'. */
+    c.without_lifeguard = true;
+    world_open(&w, &c, 6);
+    assert_int_equal(pings_of_one(&w, after), 1);
+    world_close(&w);
+}
+
 static void slower_when_ill(void **state)
 {
     (void)state;
@@ -967,6 +1015,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(healthy),
         cmocka_unit_test(through_helpers),
+        cmocka_unit_test(pinged_again),
         cmocka_unit_test(slower_when_ill),
         cmocka_unit_test(reliable_channel),
         cmocka_unit_test(helping),

@@ -11,9 +11,9 @@
  * What it does
  *
  * - Every period one member is pinged, in an order that is shuffled after each round (SWIM 4.3). Without an answer
- *   within probe_timeout_ms, `helpers` others are asked to ping it (SWIM 3.1), it is pinged once more, and the driver
- *   is asked to try the reliable channel. Who answers by the end of the period is alive. A helper that had no answer
- *   says so (nack), so that silence of the helpers points at ourselves.
+ *   within probe_timeout_ms, `helpers` others are asked to ping it (SWIM 3.1), it is pinged up to three times more,
+ *   and the driver is asked to try the reliable channel. Who answers by the end of the period is alive. A helper that
+ *   had no answer says so (nack), so that silence of the helpers points at ourselves.
  * - Otherwise it is suspected (SWIM 4.2), which only its own word with a higher incarnation takes back. A suspicion
  *   becomes death after a time that starts long and shrinks with every other member that suspects it by itself
  *   (Lifeguard IV-B), see suspicion_ms(). A suspected or dead member is told in every message to it (IV-C).

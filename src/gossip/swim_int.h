@@ -14,6 +14,7 @@ enum {
     RELAYS_MAX = 64,   /* helping at the same time */
     RELAYS_OF_ONE = 2, /* whoever asks has one probe under way */
     RELAY_WAIT_MAX = 10000,
+    PROBES_AGAIN = 2,     /* further pings of one probe, while the helpers are at it */
     REFUTE_GAP_MS = 100,  /* who accuses us all the time does not make us sign all the time */
     DOUBLE_GAP_MS = 1000, /* nor does a second holder of our key */
     RETRY_MS = 1000,      /* what could not be signed */
@@ -37,7 +38,7 @@ struct probe {
     bool active, indirect;
     struct swim_id target;
     uint32_t seq;
-    uint64_t direct_until, until;
+    uint64_t direct_until, again_at, until;
     unsigned n_helpers;
     struct swim_id helpers[SWIM_HELPERS_MAX];
     bool nacked[SWIM_HELPERS_MAX];
