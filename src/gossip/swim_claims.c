@@ -45,7 +45,7 @@ static void enter(struct swim *s, uint32_t slot, enum swim_state state)
 {
     struct member *m = slot_of(s, slot);
     suspect_end(s, slot);
-    m->state = (uint8_t)state;
+    m->state = (unsigned)state & 3;
     m->since = s->now;
     if (slot != SELF && state == SWIM_ALIVE) {
         table_live(&s->table, slot, &s->chance);

@@ -30,7 +30,8 @@ struct suspicion {
     TAILQ_ENTRY(suspicion) link;
     uint32_t slot;
     unsigned n;
-    uint64_t start, deadline;
+    uint64_t since;           /* when it was entered */
+    uint64_t start, deadline; /* without the time in which this process did not run */
     struct swim_id accusers[WIRE_ACCUSERS_MAX];
 };
 
