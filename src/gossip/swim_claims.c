@@ -182,6 +182,7 @@ static bool add(struct swim *s, const struct claim_view *v)
         return true;
     }
     slot_of(s, slot)->since = s->now;
+    slot_of(s, slot)->spent = (uint32_t)s->now;
     if (!s->merging || s->now >= s->settled) {
         news(s, slot, false);
     }
@@ -191,6 +192,18 @@ static bool add(struct swim *s, const struct claim_view *v)
     }
     tell(s, SWIM_JOINED, slot);
     return true;
+}
+
+/* How far ahead the claims of @m are paid for; what is further than that cannot be is long past. */
+static uint32_t ahead(const struct swim *s, const struct member *m)
+{
+    uint32_t by = m->spent - (uint32_t)s->now;
+    return by <= CLAIM_BURST * CLAIM_GAP_MS ? by : 0;
+}
+
+static bool too_many(const struct swim *s, const struct member *m)
+{
+    return ahead(s, m) > (CLAIM_BURST - 1) * CLAIM_GAP_MS;
 }
 
 static bool same_place(const struct claim *a, const struct claim *b)
@@ -255,6 +268,10 @@ bool take_claim(struct swim *s, const struct claim_view *v)
         }
         return true;
     }
+    if (too_many(s, slot_of(s, slot))) {
+        s->stats.claims_deferred++;
+        return true;
+    }
     if (!genuine(s, v)) {
         return false;
     }
@@ -263,6 +280,8 @@ bool take_claim(struct swim *s, const struct claim_view *v)
         s->stats.no_memory++;
         return true;
     }
+    /* Only its own signature makes a member pay. */
+    slot_of(s, slot)->spent = (uint32_t)s->now + ahead(s, slot_of(s, slot)) + CLAIM_GAP_MS;
     replace(s, slot, c);
     return true;
 }

@@ -14,8 +14,13 @@ enum {
     RELAYS_MAX = 64,   /* helping at the same time */
     RELAYS_OF_ONE = 2, /* whoever asks has one probe under way */
     RELAY_WAIT_MAX = 10000,
-    PROBES_AGAIN = 2,     /* further pings of one probe, while the helpers are at it */
-    REFUTE_GAP_MS = 100,  /* who accuses us all the time does not make us sign all the time */
+    PROBES_AGAIN = 2, /* further pings of one probe, while the helpers are at it */
+    /* A claim of a member that would be news costs a signature's verification, and is passed on to all. So many at
+     * once, and one each gap after that, are looked at; it is still the newest that comes again with later messages.
+     * Of oneself: who accuses us all the time does not make us sign more often than others would look at it. */
+    CLAIM_GAP_MS = 200,
+    CLAIM_BURST = 10,
+    REFUTE_GAP_MS = CLAIM_GAP_MS,
     DOUBLE_GAP_MS = 1000, /* nor does a second holder of our key */
     RETRY_MS = 1000,      /* what could not be signed */
     SWEEP_MS = 10000,
