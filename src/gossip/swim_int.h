@@ -27,6 +27,7 @@ enum {
     DIFFER_GAP_MS = 1000, /* between two full exchanges; doubled by each that did not help */
     DIFFER_GAP_MAX_MS = 64000,
     SETTLE_MS = 10000, /* what a new node gets by full exchanges is old news to everybody else */
+    QUEUE_LONG = 1000, /* pieces of news: some hundred full messages */
     MISFITS_MAX = 16,  /* pieces of news that are passed over, since they do not fit any more */
 };
 #define NEVER UINT64_MAX
