@@ -757,7 +757,7 @@ static void steady(uint32_t n, double loss, uint64_t seed, uint64_t ms)
     sim_free(sim);
 }
 
-enum { CRASHES = 9 };
+enum { CRASHES = 9, CRASHES_OF_LARGE = 4 };
 
 static uint64_t median_of(uint64_t *v, uint32_t n)
 {
@@ -805,7 +805,7 @@ static void crash_one(struct sim *sim, struct outcome *o)
 static void crash(uint32_t n, double loss, uint64_t seed)
 {
     struct sim *sim = sim_new(n, loss, seed);
-    uint32_t crashes = n < 3 * CRASHES ? n / 3 : CRASHES;
+    uint32_t crashes = n < 3 * CRASHES ? n / 3 : n > LARGE ? CRASHES_OF_LARGE : CRASHES;
     uint64_t suspect[CRASHES], first[CRASHES], median[CRASHES], all[CRASHES];
     double messages, bytes;
     uint64_t began = sim->now;

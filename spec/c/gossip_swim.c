@@ -148,6 +148,34 @@ static void pinged_again(void **state)
     world_close(&w);
 }
 
+/* With a thousand pieces waiting, further claims are sent half as often. */
+static void fewer_sends_of_many(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    unsigned sent[1501] = {0};
+    world_open(&w, &c, 1500);
+    for (uint64_t news = 1, before = 0; news > before;) {
+        before = swim_stats(w.s)->news_sent;
+        for (unsigned i = 0; i < 200; i++) {
+            w.n_sent = w.n_events = 0;
+            live(&w, 10, 0);
+            for (unsigned k = 0; k < w.n_sent; k++) {
+                struct wire_record r;
+                for (struct rd records = w.sent[k].records; wire_get(&records, &r);) {
+                    sent[index_of(&r.id)] += r.kind == WIRE_CLAIM;
+                }
+            }
+        }
+        news = swim_stats(w.s)->news_sent;
+    }
+    /* 22 times at the most; those with a third, and with two thirds behind them from the start. */
+    assert_int_equal(sent[900], 15);
+    assert_int_equal(sent[1400], 8);
+    world_close(&w);
+}
+
 static void raise_to(struct world *w, uint32_t i, uint64_t incarnation, bool changed)
 {
     struct said m;
@@ -1115,6 +1143,7 @@ int main(void)
         cmocka_unit_test(healthy),
         cmocka_unit_test(through_helpers),
         cmocka_unit_test(pinged_again),
+        cmocka_unit_test(fewer_sends_of_many),
         cmocka_unit_test(raises_are_limited),
         cmocka_unit_test(honest_raises_never_wait),
         cmocka_unit_test(slower_when_ill),
