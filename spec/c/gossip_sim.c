@@ -4,9 +4,10 @@
  *     test_gossip_sim [--nodes N]... [--loss PERCENT]... [--scenario NAME]... [--seeds N] [--first SEED]
  *                     [--jobs N] [--settings default|memberlist|swim] [--period MS] [--timeout MS] [--alpha A]
  *                     [--no-lifeguard] [--reliable] [--verbose]
+ *     test_gossip_sim --large [--first SEED] [--jobs N]
  *
  * Scenarios: steady, crash, slow, partition, restart, flap, leave. Without options all of them in sizes that take half
- * a minute. Checked: every crash is found by every healthy node within a bound; with at most 5 % of loss no healthy
+ * a minute; --large: ten thousand nodes that are steady and crash. Checked: every crash is found by every healthy node within a bound; with at most 5 % of loss no healthy
  * node is declared dead; after a partition, a restart of all and flapping all views are the same again; traffic of a
  * node does not grow with their number; and nobody's claim is deferred. Printed: detection times, false positives and
  * traffic, beside what the papers say of the same settings (see papers()).
@@ -90,7 +91,7 @@ static struct options {
     uint64_t first;
     struct swim_config config;
     const char *settings;
-    bool verbose, silent;
+    bool verbose, silent, large;
 } options = {.seeds = 1, .jobs = 1, .first = 1, .settings = "default"};
 
 static unsigned passed;
@@ -1080,6 +1081,17 @@ static void begin_job(const char *name, uint32_t n, double loss, uint64_t seed)
     }
 }
 
+static void finish(void)
+{
+    while (jobs_running > 0) {
+        end_job();
+    }
+    if (prepared->n <= LARGE) {
+        sim_free(prepared);
+    }
+    prepared = NULL;
+}
+
 /* All @names with all @losses, of one size and seed. */
 static void all(const char *const *names, size_t n_names, const uint32_t *losses, size_t n_losses, uint32_t n,
     uint64_t seed)
@@ -1090,13 +1102,7 @@ static void all(const char *const *names, size_t n_names, const uint32_t *losses
             begin_job(names[s], n, losses[l] / 100.0, seed);
         }
     }
-    while (jobs_running > 0) {
-        end_job();
-    }
-    if (prepared->n <= LARGE) {
-        sim_free(prepared);
-    }
-    prepared = NULL;
+    finish();
 }
 
 /* What the papers say for the settings of this run. SWIM 5 measured up to 55 processes with T = 2 s and K = 1, Lifeguard V
@@ -1213,6 +1219,18 @@ static void chosen(void)
     }
 }
 
+/* Of ten thousand, what a minute or two are enough for. */
+static void large(void)
+{
+    const uint32_t n = 10000;
+    papers(n);
+    prepared = prepare(n, options.first);
+    begin_job("steady", n, 0, options.first);
+    begin_job("steady", n, 0.05, options.first);
+    begin_job("crash", n, 0.05, options.first);
+    finish();
+}
+
 /* What the test runs. */
 static void usual(void)
 {
@@ -1259,6 +1277,8 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--verbose") == 0) {
             options.verbose = true;
+        } else if (strcmp(argv[i], "--large") == 0) {
+            options.large = true;
         } else if (strcmp(argv[i], "--reliable") == 0) {
             ops.probe = on_probe;
         } else if (strcmp(argv[i], "--no-lifeguard") == 0) {
@@ -1272,7 +1292,9 @@ int main(int argc, char **argv)
         }
     }
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (any) {
+    if (options.large) {
+        large();
+    } else if (any) {
         chosen();
     } else {
         usual();
