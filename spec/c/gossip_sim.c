@@ -788,9 +788,12 @@ static void crash_one(struct sim *sim, struct outcome *o)
     if (w->found < up) {
         fail(sim, "crash of %u: after %.0f ms only %u of %u have found it", victim, bound, w->found, up);
     }
-    uint64_t *times = calloc(up, sizeof *times);
+    uint64_t *times = calloc((size_t)sim->n + 1, sizeof *times);
     uint32_t k = 0;
-    for (uint32_t i = 0; times != NULL && i < sim->n && k < up; i++) {
+    if (times == NULL) {
+        abort();
+    }
+    for (uint32_t i = 0; i < sim->n && k < up; i++) {
         if (w->times[i] != 0) {
             times[k++] = w->times[i] - w->since;
         }
