@@ -5,6 +5,7 @@ local errors = require "symphony.errors"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
+local sys = require "sym.sys"
 local uv = require "luv"
 
 local SECRET = crypto.base64(("s"):rep(32))
@@ -336,6 +337,27 @@ describe("gossip", function()
     async.sleep(5)
     assert.equal(5, #held)
     fake.release(held[5], errors.new("unreachable", "no"))
+  end))
+
+  it("exchanges once when many return, and again after a while", started(nil, function(g)
+    local asked, now, mono = {}, 1000000, sys.mono_ms
+    local _ <close> = setmetatable({}, { __close = function() sys.mono_ms = mono end })
+    sys.mono_ms = function() return now end
+    fake.answer = function(opts)
+      asked[#asked + 1] = opts
+      return nil, { status = 200, body = "{}", peer = { cn = "a" } }
+    end
+    g.stats = function() return { count = 500 } end
+    for _, id in ipairs { "a", "b", "c" } do g.fns.event(nil, "returned", see(id)) end
+    g.fns.event(nil, "differs", see("a"))
+    async.sleep(5)
+    assert.equal(1, #asked)
+    now = now + 2499
+    g.fns.event(nil, "returned", see("a"))
+    now = now + 1
+    g.fns.event(nil, "differs", see("b"))
+    async.sleep(5)
+    assert.equal(2, #asked)
   end))
 
   it("serves a step of an exchange", started(nil, function(g)

@@ -28,6 +28,7 @@ local EXCHANGE_MS = 5000
 local PIECE = 12 * 1024
 local PIECES_MAX = 4096       -- 48 MiB: no state is that large
 local EXCHANGES_MAX = 4       -- at once
+local EXCHANGE_GAP_MS = 2000  -- between those that gossip asks for, and a ms for each member that has to be told
 local ROLES = { m = "manager", w = "worker" }
 
 local g                       -- the driver; nil: not started
@@ -36,7 +37,7 @@ local announced               -- address and metadata that the others were told 
 local known = {}              -- the ids of the nodes whose keys the driver has
 local ring = { highest = 0, use = 0 }
 local listeners = {}
-local exchanging, exchanges = {}, 0
+local exchanging, exchanges, exchange_from = {}, 0, 0
 local lost = limiter.new(5, 120, 4096)  -- of probes that only the remote port has answered; more are told,
 local told = limiter.new(1, 3600, 4096) -- and each node once an hour
 
@@ -309,6 +310,14 @@ end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
 
+-- After a partition everybody returns at once, and one exchange tells of all of them.
+local function exchange_is_due()
+  local now = sys.mono_ms()
+  if now < exchange_from then return false end
+  exchange_from = now + EXCHANGE_GAP_MS + ((M.stats() or {}).count or 0)
+  return true
+end
+
 local on_event
 
 function on_event(_, what, member)
@@ -318,7 +327,7 @@ function on_event(_, what, member)
     return
   end
   decorate(member)
-  if what == "returned" or what == "differs" then
+  if (what == "returned" or what == "differs") and exchange_is_due() then
     async.spawn(M.exchange, member)
   elseif what == "double" then
     log.warn(("gossip: somebody else speaks as %s: was a folder copied?"):format(member.node_id))
