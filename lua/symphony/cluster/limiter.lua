@@ -5,6 +5,8 @@
 -- cell rate algorithm of ATM (ITU-T I.371): with thousands of names a table for each would be most of the memory.
 local cidr = require "symphony.cluster.cidr"
 
+local ROUNDING = 1e-3 -- of one, which comes that much too early
+
 local M = {}
 M.__index = M
 
@@ -18,9 +20,10 @@ local function lacks(full, now)
   return full and full > now and full - now or 0
 end
 
--- Is there one more in a bucket that is full at @full?
+-- Is there one more in a bucket that is full at @full? A burst adds up as many roundings: the last of it must not fail
+-- for them.
 local function has_one(self, full, now)
-  return lacks(full, now) <= (self.burst - 1) * self.every
+  return lacks(full, now) <= (self.burst - 1 + ROUNDING) * self.every
 end
 
 -- Drops the buckets that are full again; all of them if that makes no room.
