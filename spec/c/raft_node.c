@@ -390,13 +390,40 @@ static void a_quiet_log_is_tidied(void **state)
     cluster_open(&c);
     form(&c, 1);
     struct manager *m = leader_of(&c);
-    write_much(m, 8, 1 << 20);
+    write_much(m, 24, 1 << 18);
     status(m, &st);
-    assert_true(st.log_bytes > 8 << 20 && st.snapshot_index == 0);
+    assert_true(st.log_bytes > 6 << 20 && st.snapshot_index == 0);
     run_until(&c, 15000, snapshot_of(m) == applied_of(m));
     status(m, &st);
     print_message("%u bytes of log are left\n", (unsigned)st.log_bytes);
-    assert_true(st.log_bytes < NODE_TRAILING_BYTES + (2 << 20));
+    assert_true(st.log_bytes < NODE_QUIET_TRAILING_BYTES + (1 << 20));
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* But not as much of it when somebody is away, who would else need the whole state. */
+static void a_quiet_log_waits_for_who_is_away(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    struct rnode_stats stats;
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *m = leader_of(&c), *away = &c.managers[2];
+    assert_true(m != away);
+    put_ok(m, "a", "1");
+    run_until(&c, 5000, applied_of(away) == applied_of(m));
+    manager_stop(away);
+    write_much(m, 8, 1 << 18);
+    unsigned written = 2 << 20;
+    run_until(&c, 15000, snapshot_of(m) == applied_of(m));
+    status(m, &st);
+    assert_true(st.log_bytes >= written);
+    manager_start(away);
+    run_until(&c, 10000, applied_of(away) == applied_of(m));
+    rnode_stats(away->node, &stats);
+    assert_int_equal(stats.disk.installed, 0); /* the log was enough */
     stop_all(&c);
     cluster_close(&c);
 }
@@ -1050,6 +1077,7 @@ int main(void)
         cmocka_unit_test(log_for_a_member_that_lags_is_bounded),
         cmocka_unit_test(snapshots_of_a_large_state),
         cmocka_unit_test(a_quiet_log_is_tidied),
+        cmocka_unit_test(a_quiet_log_waits_for_who_is_away),
         cmocka_unit_test(log_in_memory_is_bounded),
         cmocka_unit_test(told_for_what_it_waited),
         cmocka_unit_test(no_write_before_the_terms_own_entry),

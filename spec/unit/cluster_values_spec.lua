@@ -276,6 +276,18 @@ describe("limiter", function()
     assert.is_false(l:allow("a", 19.6))
   end)
 
+  it("lets all of a burst through, however little each takes and whatever the time is", function()
+    for _, now in ipairs { 0, 1000.1, 123456.789, 1.5e9 + 1 / 3 } do
+      for _, every in ipairs { 0.05, 0.2, 1 / 3, 3, 3600 } do
+        local l = limiter.new(200, every, 100)
+        for _ = 1, 200 do assert.is_true(l:allow("a", now)) end
+        assert.is_false(l:allow("a", now))
+        assert.is_false(l:allow("a", now + 0.9 * every))
+        assert.is_true(l:allow("a", now + 1.1 * every))
+      end
+    end
+  end)
+
   it("in two steps lets the next wait for as long as it was too often, within bounds", function()
     local l = limiter.new(3, 10, 100)
     for _ = 1, 3 do

@@ -24,9 +24,10 @@ enum {
     NODE_SNAPSHOT_BYTES = 16 << 20, /* or as much as the state has, up to the most */
     NODE_SNAPSHOT_BYTES_MOST = 64 << 20,
     /* When nothing was applied for so long a snapshot holds nobody up, and frees the log's memory: for so many bytes
-     * of it, or an eighth of the state. */
+     * of it, or an eighth of the state. So many of them stay, unless somebody is away, who may come back for more. */
     NODE_QUIET_MS = 2000,
-    NODE_QUIET_BYTES = 4 << 20,
+    NODE_QUIET_BYTES = 1 << 20,
+    NODE_QUIET_TRAILING_BYTES = 1 << 20,
     NODE_TRAILING_ENTRIES = 8192,
     NODE_TRAILING_BYTES = 4 << 20,
     NODE_LACKING_BYTES = 48 << 20,  /* what a member that is there has yet to get stays up to here */
