@@ -12,6 +12,7 @@ local M = {}
 local SOCKET_HINT = "start a daemon with `symphonyd manager|block --config-dir DIR`, or name its socket with --socket "
   .. "DIR/control.sock or $SYMPHONY_SOCKET"
 local GONE_HINT = "its log may say why; look at the state before saying it again"
+local OWN_MS = 1000  -- for the daemon to say which commands only it knows
 local PATIENCE_S = 1 -- the daemon keeps --timeout itself; this is for one that does not
 
 -- Output --------------------------------------------------------------------------------------------------------------
@@ -256,6 +257,11 @@ local function here(argv, found, socket)
       return false
     end
     function ctx.on_cancel() end
+    --- In a task: the commands that only the daemon knows; nil when it cannot be asked.
+    function ctx.own()
+      local list = ctx.call("GET", "/v1/commands", nil, { timeout_ms = OWN_MS })
+      return type(list) == "table" and list or nil
+    end
     finish(require("symphony.cli.execute").command(argv, ctx, function(err)
       return err
     end))
@@ -268,7 +274,14 @@ function M.main(...)
   local found = commands.scan(argv)
   found.terminal = terminal()
   local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
-  if found.help or not found.words[1] or commands.is_local(found.words) then
+  local word, about = found.words[1], found.words[2]
+  if word == "help" and about and not commands.has(about) then
+    -- The daemon may know more commands.
+    argv = table.move(found.words, 2, #found.words, 1, {})
+    table.move({ "--help", found.json and "--json" or nil }, 1, 2, #argv + 1, argv)
+    return remote(argv, found, socket)
+  end
+  if not word or (found.help and commands.has(word)) or commands.is_local(found.words) then
     return here(argv, found, socket)
   end
   remote(argv, found, socket)
