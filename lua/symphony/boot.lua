@@ -6,6 +6,7 @@ local everywhere = {
   "symphony.api.routes_gossip",
   "symphony.api.routes_here",
   "symphony.api.routes_metrics",
+  "symphony.api.routes_service",
   "symphony.cli.runner",
   "symphony.repl.server",
 }

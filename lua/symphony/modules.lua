@@ -250,6 +250,9 @@ end
 --- At the daemon's start.
 function M.start()
   if #dirs() > 0 then M.reload() end
+  if require("symphony.cluster.identity").role() == "worker" then
+    M.on_reload(function() require("symphony.services.worker").reloaded() end)
+  end
 end
 
 return M

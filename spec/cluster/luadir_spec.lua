@@ -88,7 +88,7 @@ describe("--lua-dir", function()
     assert.equal("conflict", m:fails("tally", "refuse").code)
     err = m:fails("tally", "fail")
     assert.equal("internal", err.code)
-    assert.truthy(err.message:find("tally.lua:7:", 1, true), err.message)
+    assert.truthy(err.message:find("tally.lua:6:", 1, true), err.message)
     assert.truthy(err.hint:find(dir .. "/commands/tally.lua", 1, true), err.hint)
     -- What could not be taken in is in the log, and in what reload says.
     local again = m:cli("--json", "reload")

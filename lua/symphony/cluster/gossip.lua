@@ -63,11 +63,17 @@ function M.decode_meta(text)
     version = doc[7] }
 end
 
+-- The services of this worker.
+local function service_names()
+  if #(sys.options().lua_dirs or {}) == 0 then return { identity.word() } end
+  return require("symphony.services.worker").names()
+end
+
 local function own_meta()
   local me = identity.me
   local _, remote_port = address.parse(me.advertise.remote)
   return M.encode_meta { remote_port = remote_port, role = me.role, services = me.role == "worker" and
-    { identity.word() } or nil, ring = ring.highest, ring_use = ring.use, version = sys.version }
+    service_names() or nil, ring = ring.highest, ring_use = ring.use, version = sys.version }
 end
 
 -- The numeric "ip:port" that "host:port" @text means now, of the family at which we listen. In a task. nil, err.
