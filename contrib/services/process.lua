@@ -141,7 +141,7 @@ end
 -- It counts as running once it has been there for spec.ready_s.
 local function await_running(p)
   p.state = (p.quick or 0) >= FAILED_AFTER and "failed" or "starting" -- until it has been running again
-  local left = (p.began or sys.now()) + p.spec.ready_s - sys.now()
+  local left = math.min(p.spec.ready_s, (p.began or 0) + p.spec.ready_s - sys.now())
   local function ready()
     p.timer = nil
     if p.pid then p.state = "running" end
@@ -177,7 +177,7 @@ local function log_path(p) return p.dir .. "/log" end
 -- Starts it. true; nil, err.
 local function start(ctx, p)
   p.due, p.stopping = nil, nil
-  p.mark, p.boot, p.began = crypto.hex(crypto.random(16)), boot, math.floor(sys.now())
+  p.mark, p.boot, p.began = crypto.hex(crypto.random(16)), boot, sys.now()
   local ok, err = save(p) -- with the mark: it is found by that if we die now
   if not ok then return nil, err end
   local who = {}
@@ -359,7 +359,8 @@ local function status_of(p)
     message = p.last_end
   end
   return { state = p.state or "starting", message = message,
-    detail = { pid = p.pid, restarts = p.restarts or 0, last_end = p.last_end, started = p.pid and p.began or nil } }
+    detail = { pid = p.pid, restarts = p.restarts or 0, last_end = p.last_end,
+      started = p.pid and math.floor(p.began) or nil } }
 end
 
 local function begin(ctx, p)

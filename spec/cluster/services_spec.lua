@@ -96,4 +96,306 @@ describe("the service process", function()
     end)
     assert.equal("not_found", m:fails("process", "inspect", "web").code)
   end))
+
+  it("goes on while the worker's daemon is gone, and is taken over by the next", cluster.scenario(function(t)
+    local m, w, dir = make(t, 1)
+    local path = program(t, "lives", LIVES)
+    local row = m:json("process", "run", "web", "--ready", "0", "--wait", "--", path, "one")
+    local pid = row.nodes[1].detail.pid
+    local function taken_over(how)
+      w[1]:start("--lua-dir", dir)
+      t:wait_status(w, "ready", m)
+      cluster.wait_for("the log to say so", 10, function()
+        return w[1]:log():find(("taken over as pid %d"):format(pid), 1, true)
+      end)
+      row = inspect(m, "web")
+      assert.same({ pid, 0, "running" }, { row.nodes[1].detail.pid, row.nodes[1].detail.restarts, row.nodes[1].state },
+        how)
+      proc.write_file(w[1].log_path, "")
+    end
+    w[1]:crash()
+    assert.is_true(is_alive(pid))
+    taken_over("kill -9")
+    assert.equal(0, w[1]:stop())
+    assert.is_true(is_alive(pid))
+    taken_over("SIGTERM")
+    -- It died before it had written down which pid it is.
+    w[1]:crash()
+    local file = w[1].dir .. "/services/process/web/record.json"
+    local record = json.decode(proc.read_file(file))
+    assert.equal(pid, record.pid)
+    record.pid, record.start = nil, nil
+    proc.write_file(file, json.encode(record))
+    taken_over("no pid")
+    -- One that was taken over is restarted when it ends, as any other.
+    assert(uv.kill(pid, "sigkill"))
+    row = wait_row(m, "web", "a restart", function(r) return r.running == 1 and r.nodes[1].detail.pid ~= pid end)
+    -- It ended while nobody looked.
+    pid = row.nodes[1].detail.pid
+    w[1]:crash()
+    assert(uv.kill(pid, "sigkill"))
+    cluster.wait_for("its end", 5, function() return not is_alive(pid) end)
+    -- And its pid is somebody else's now, who is not ours to touch.
+    local other = proc.begin { "sleep", "300" }
+    record = json.decode(proc.read_file(file))
+    record.pid = other.process.pid
+    proc.write_file(file, json.encode(record))
+    w[1]:start("--lua-dir", dir)
+    row = wait_row(m, "web", "a new start", function(r)
+      return r.running == 1 and r.nodes[1].detail.pid ~= pid and r.nodes[1].detail.pid ~= other.process.pid
+    end)
+    -- Nothing that the daemon has open is open in the program.
+    local function opened(pid)
+      local out = {}
+      for name in proc.run({ "ls", ("/proc/%d/fd"):format(pid) }).out:gmatch("%d+") do
+        out[#out + 1] = uv.fs_readlink(("/proc/%d/fd/%s"):format(pid, name))
+      end
+      return out
+    end
+    local ours = { ["/dev/null"] = true, [path] = true }
+    for _, target in ipairs(opened(uv.os_getpid())) do ours[target] = true end -- what the daemon was given itself
+    for _, target in ipairs(opened(row.nodes[1].detail.pid)) do
+      assert.truthy(ours[target] or target:find("/services/process/web/log", 1, true), target)
+    end
+    m:json("process", "rm", "web")
+    cluster.wait_for("its end", 10, function() return not is_alive(row.nodes[1].detail.pid) end)
+    assert.is_true(is_alive(other.process.pid))
+    other.process:kill("sigkill")
+  end))
+
+  it("ends what it has left behind, also what ignores SIGTERM", cluster.scenario(function(t)
+    local m = make(t, 1)
+    local pids = t.root .. "/pids"
+    local path = program(t, "stubborn", ([[
+trap "" TERM
+setsid sh -c 'trap "" TERM; echo $$ >>%s; while :; do sleep 0.1; done' &
+sh -c 'trap "" TERM; echo $$ >>%s; while :; do sleep 0.1; done' &
+echo $$ >>%s
+while :; do sleep 0.1; done
+]]):format(pids, pids, pids))
+    m:json("process", "run", "web", "--ready", "0", "--grace", "1", "--wait", "--", path)
+    local list = cluster.wait_for("three processes", 10, function()
+      local out = {}
+      for pid in (proc.read_file(pids) or ""):gmatch("%d+") do out[#out + 1] = tonumber(pid) end
+      return #out == 3 and out
+    end)
+    m:json("process", "rm", "web")
+    cluster.wait_for("the end of all", 15, function()
+      for _, pid in ipairs(list) do
+        if is_alive(pid) then return false, pid end
+      end
+      return true
+    end)
+  end))
+
+  it("ends when what it was assigned for is gone while the daemon was down, or the node leaves", cluster.scenario(
+    function(t)
+      local m, w, dir = make(t, 2)
+      local path = program(t, "lives", LIVES)
+      for _, name in ipairs { "one", "two" } do
+        m:json("process", "run", name, "--replicas", "2", "--ready", "0", "--wait", "--", path)
+      end
+      local one, two = inspect(m, "one"), inspect(m, "two")
+      w[1]:crash()
+      m:json("process", "rm", "one")
+      w[1]:start("--lua-dir", dir)
+      cluster.wait_for("its end", 15, function() return not is_alive(on(one, w[1]).detail.pid) end)
+      assert.is_true(is_alive(on(two, w[1]).detail.pid))
+      -- A node that leaves takes nothing along.
+      w[1]:json("block", "leave", "--force")
+      cluster.wait_for("its end", 15, function() return not is_alive(on(two, w[1]).detail.pid) end)
+      wait_row(m, "two", "one node less", function(r) return #r.nodes == 1 and r.missing == 1 end)
+      -- Nor does one that is thrown out while its daemon is down.
+      w[2]:crash()
+      t:wait_status({ w[2] }, "down", m, 30)
+      m:json("node", "rm", w[2].node_id, "--force")
+      assert.is_true(is_alive(on(two, w[2]).detail.pid))
+      w[2]:start("--lua-dir", dir)
+      cluster.wait_for("its end", 15, function() return not is_alive(on(two, w[2]).detail.pid) end)
+    end))
+
+  it("goes elsewhere from nodes that are drained or down, and not to those on pause", cluster.scenario(function(t)
+    local m, w, dir = make(t, 3)
+    local path = program(t, "lives", LIVES)
+    m:json("node", "update", w[3].node_id, "--availability", "pause")
+    local row = m:json("process", "run", "web", "--replicas", "2", "--ready", "0", "--move-after", "1", "--wait", "--",
+      path)
+    assert.truthy(on(row, w[1]) and on(row, w[2]))
+    local plan = m:json("process", "run", "more", "--replicas", "3", "--plan", "--", path)
+    assert.same({ true, 2, 1, "of the other workers 1 is on pause" }, { plan.plan, #plan.nodes, plan.missing, plan.why })
+    assert.equal(1, #m:json("process", "ls"))
+    -- Drained: first it runs elsewhere.
+    m:json("node", "update", w[3].node_id, "--availability", "active")
+    assert.equal(2, #inspect(m, "web").nodes)
+    local old = on(row, w[1]).detail.pid
+    m:json("node", "update", w[1].node_id, "--availability", "drain")
+    row = wait_row(m, "web", "the move", function(r) return all_running(2)(r) and not on(r, w[1]) end)
+    assert.truthy(on(row, w[3]))
+    cluster.wait_for("the end of the old one", 10, function() return not is_alive(old) end)
+    -- Drained, and nowhere to go: it stays.
+    m:json("node", "update", w[2].node_id, "--availability", "drain")
+    row = wait_row(m, "web", "a lack", function(r) return r.missing == 0 and #r.nodes == 2 end)
+    assert.truthy(on(row, w[2]) and on(row, w[3]))
+    m:json("node", "update", w[1].node_id, "--availability", "active")
+    row = wait_row(m, "web", "the move", function(r) return all_running(2)(r) and not on(r, w[2]) end)
+    assert.truthy(on(row, w[1]) and on(row, w[3]))
+    -- Down for longer than it is waited for.
+    m:json("node", "update", w[2].node_id, "--availability", "active")
+    local orphan = on(row, w[3]).detail.pid
+    w[3]:crash()
+    row = wait_row(m, "web", "the move", function(r) return all_running(2)(r) and not on(r, w[3]) end)
+    assert.truthy(on(row, w[1]) and on(row, w[2]))
+    -- When it is back it finds that this is no longer its task.
+    assert.is_true(is_alive(orphan))
+    w[3]:start("--lua-dir", dir)
+    cluster.wait_for("the end of the old one", 15, function() return not is_alive(orphan) end)
+    local kinds = {}
+    for _, e in ipairs(m:json("events", "--kind", "resource")) do kinds[e.kind] = (kinds[e.kind] or 0) + 1 end
+    assert.equal(1, kinds["resource.created"])
+    assert.is_true(kinds["resource.moved"] >= 3)
+  end))
+
+  it("goes where its labels say, and grows and shrinks", cluster.scenario(function(t)
+    local m, w = make(t, 3)
+    local path = program(t, "lives", LIVES)
+    m:json("node", "update", w[1].node_id, "--label-add", "zone=a")
+    local row = m:json("process", "run", "web", "--replicas", "2", "--label", "zone=a", "--ready", "0", "--", path)
+    assert.same({ 1, 1 }, { #row.nodes, row.missing })
+    assert.truthy(on(row, w[1]))
+    assert.truthy(row.why:find("2 is not zone=a", 1, true), row.why)
+    row = wait_row(m, "web", "one that runs", function(r) return r.running == 1 end)
+    local first = on(row, w[1]).detail.pid
+    -- A node that fits comes.
+    m:json("node", "update", w[2].node_id, "--label-add", "zone=a")
+    wait_row(m, "web", "the other", all_running(2))
+    -- The labels of a node go, and so does it.
+    m:json("node", "update", w[3].node_id, "--label-add", "zone=a")
+    m:json("node", "update", w[2].node_id, "--label-rm", "zone")
+    row = wait_row(m, "web", "a move", function(r) return all_running(2)(r) and not on(r, w[2]) end)
+    assert.equal(first, on(row, w[1]).detail.pid)
+    row = m:json("process", "scale", "web", "1", "--wait")
+    assert.equal(1, #row.nodes)
+    assert.equal(1, row.generation) -- that restarts nobody
+    assert.same({ "replicas" }, row.changes)
+    assert.same({}, m:json("process", "scale", "web", "1").changes)
+    assert.equal(0, #m:json("process", "scale", "web", "0", "--wait").nodes)
+    assert.truthy(m:cli("process", "ls").out:find("web +0/0 running"))
+    assert.equal("invalid", m:fails("process", "scale", "web", "33").code)
+    assert.equal("not_found", m:fails("process", "scale", "none", "1").code)
+    assert.equal("exists", m:fails("process", "run", "web", "--", path).code)
+    assert.equal("invalid", m:fails("process", "run", "bad/name", "--", path).code)
+    assert.equal("invalid", m:fails("process", "run", "relative", "--", "sleep").code)
+    assert.equal("usage", m:fails("process", "update", "web").code)
+  end))
+
+  it("is updated one node after the other, and a bad version stops at the first", cluster.scenario(function(t)
+    local m, w = make(t, 3)
+    local log = t.root .. "/starts"
+    local path = program(t, "versions", ([[
+echo "$1" >>%s
+[ "$1" = bad ] && exit 3
+echo "version $1"
+while :; do sleep 0.1; done
+]]):format(log))
+    m:json("process", "run", "web", "--replicas", "3", "--ready", "0.3", "--grace", "1", "--wait", "--", path, "one")
+    assert.equal("one\none\none\n", proc.read_file(log))
+    -- While it goes from node to node, two of three run all the time.
+    local changed = m:json("process", "update", "web", "--", path, "two")
+    assert.same({ "spec" }, changed.changes)
+    local least, generations = 3, {}
+    local row = wait_row(m, "web", "the rollout", function(r)
+      local up = 0
+      for _, n in ipairs(r.nodes) do up = up + ((n.detail or {}).pid and 1 or 0) end
+      least = math.min(least, up)
+      local new = 0
+      for _, n in ipairs(r.nodes) do new = new + (n.generation == 2 and n.state ~= "stopping" and 1 or 0) end
+      generations[new] = true
+      return r.rollout.state == "done" and all_running(3)(r)
+    end)
+    assert.is_true(least >= 2, least)
+    assert.is_true(generations[1] or generations[2], json.encode(generations))
+    assert.equal(2, row.generation)
+    assert.equal("one\none\none\ntwo\ntwo\ntwo\n", proc.read_file(log))
+    -- One that does not live.
+    local err = m:fails("process", "update", "web", "--wait", "--", path, "bad")
+    assert.equal("conflict", err.code)
+    assert.truthy(err.message:find("rollout was stopped on worker", 1, true) or err.message:find("exit status 3", 1, true),
+      err.message)
+    row = wait_row(m, "web", "the stop", function(r) return r.rollout.state == "stopped" end)
+    local by = { [2] = 0, [3] = 0 }
+    for _, n in ipairs(row.nodes) do by[n.generation] = by[n.generation] + 1 end
+    assert.same({ [2] = 2, [3] = 1 }, by)
+    assert.equal(2, row.running)
+    assert.truthy(row.rollout.reason:find("exit status 3", 1, true), row.rollout.reason)
+    assert.truthy(m:cli("process", "ls").out:find("rollout stopped", 1, true))
+    -- Who comes new meanwhile gets what was good.
+    for _, n in ipairs(row.nodes) do
+      if n.generation == 3 then m:json("node", "update", n.node_id, "--label-add", "bad=yes") end
+    end
+    m:json("process", "scale", "web", "2")
+    row = wait_row(m, "web", "two", function(r) return #r.nodes == 2 end)
+    for _, n in ipairs(row.nodes) do assert.equal(2, n.generation) end
+    row = m:json("process", "scale", "web", "3")
+    row = wait_row(m, "web", "three", all_running(3))
+    for _, n in ipairs(row.nodes) do assert.equal(2, n.generation) end
+    -- Mended, it goes on.
+    row = m:json("process", "update", "web", "--wait", "--", path, "four")
+    assert.same({ "done", 4, 3 }, { row.rollout.state, row.generation, row.running })
+    local kinds = {}
+    for _, e in ipairs(m:json("events", "--kind", "rollout")) do kinds[#kinds + 1] = e.kind end
+    assert.same({ "rollout.done", "rollout.stopped", "rollout.done" }, kinds)
+    assert.is_true(#w == 3)
+  end))
+
+  it("keeps the end of what it writes, and lets it be followed", cluster.scenario(function(t)
+    local m, w = make(t, 1)
+    local path = program(t, "writes", [[
+i=0
+while [ $i -lt 3000 ]; do i=$((i + 1)); echo "line $i of many, to fill the log"; done
+echo "whole"
+while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
+]])
+    local more = t.root .. "/more"
+    m:json("process", "run", "web", "--ready", "0", "--log-bytes", "20000", "--wait", "--", path, more)
+    local text = cluster.wait_for("the log to be short", 20, function()
+      local out = m:cli("process", "logs", "web").out
+      return out:find("whole\n", 1, true) and #out <= 21000 and out, #out
+    end)
+    assert.truthy(text:find("line 3000 of many", 1, true))
+    assert.is_nil(text:find("line 1 of", 1, true))
+    local follow = proc.begin { cluster.symphony, "--socket", m.socket, "process", "logs", "web", "--follow", "--lines",
+      "1" }
+    cluster.wait_for("what there is", 10, function() return follow.out == "whole\n", follow.out .. follow.err end)
+    proc.write_file(more .. ".new", "and more\n")
+    assert(os.rename(more .. ".new", more))
+    cluster.wait_for("what is new", 10, function()
+      return follow.out == "whole\nand more\n", follow.out .. follow.err
+    end)
+    follow.process:kill("sigint")
+    assert.equal(130, (follow.process:wait(10)))
+    assert.equal("whole\nand more\n", w[1]:cli("process", "logs", "web", "--lines", "2").out)
+    assert.equal("not_found", m:fails("process", "logs", "none").code)
+    assert.equal("not_found", m:fails("process", "logs", "web", "--node", "none").code)
+    assert.equal("not_found", w[1]:fails("process", "logs", "none").code)
+  end))
+
+  it("has its restarts as it is told", cluster.scenario(function(t)
+    local m = make(t, 1)
+    local path = program(t, "ends", 'echo "$SYMPHONY_NAME $COLOR $(pwd)"\nexit $1\n')
+    local row = m:json("process", "run", "good", "--restart", "on-failure", "--env", "COLOR=red", "--cwd", "/tmp",
+      "--wait", "--", path, "0")
+    assert.same({ "exited", "exit status 0" }, { row.nodes[1].state, row.nodes[1].detail.last_end })
+    assert.equal("good red /tmp\n", m:cli("process", "logs", "good").out)
+    m:json("process", "run", "never", "--restart", "never", "--", path, "4")
+    row = wait_row(m, "never", "the failure", function(r) return r.nodes[1].state == "failed" end)
+    assert.equal(1, row.nodes[1].detail.restarts)
+    local err = m:fails("process", "run", "bad", "--wait", "--", path, "7")
+    assert.truthy(err.message:find("bad has failed on .*exit status 7"), err.message)
+    err = m:fails("process", "run", "none", "--wait", "--", "/nonexistent/program")
+    assert.truthy(err.message:find("cannot start /nonexistent/program", 1, true), err.message)
+    row = inspect(m, "bad")
+    assert.is_true(row.nodes[1].detail.restarts >= 3)
+    assert.equal(4, #m:json("events", "--kind", "resource.created"))
+    assert.is_true(#m:json("events", "--kind", "resource.failed") >= 3)
+  end))
 end)

@@ -15,6 +15,8 @@ local function freshness(req) return { stale = req:param("stale") == "ok" } end
 
 local function pause() async.sleep(0) end
 
+local function asker(req, who) return require("symphony.services.seam").asker(req, who) end
+
 local function opts_of(req)
   return { plan = req:param("plan") == "true" }
 end
@@ -42,15 +44,15 @@ function M.routes(router)
   end)
 
   router.route("POST", "/v1/res/{kind}", write, function(req, params, who)
-    return 200, resources.serve_create(params.kind, router.json(req), who, opts_of(req))
+    return 200, resources.serve_create(params.kind, router.json(req), asker(req, who), opts_of(req))
   end)
 
   router.route("PATCH", "/v1/res/{kind}/{id}", write, function(req, params, who)
-    return 200, resources.serve_update(params.kind, params.id, router.json(req), who, opts_of(req))
+    return 200, resources.serve_update(params.kind, params.id, router.json(req), asker(req, who), opts_of(req))
   end)
 
   router.route("DELETE", "/v1/res/{kind}/{id}", write, function(req, params, who)
-    return 200, resources.serve_remove(params.kind, params.id, who, opts_of(req))
+    return 200, resources.serve_remove(params.kind, params.id, asker(req, who), opts_of(req))
   end)
 end
 

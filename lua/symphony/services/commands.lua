@@ -50,21 +50,27 @@ function M.state_of(row)
   return table.concat(words, ", ")
 end
 
-local function trace_lines(row, lines)
-  for _, step in ipairs(row.trace or {}) do
+-- Which policies said what; true when one of them refuses it.
+local function refused(row, lines)
+  for _, step in ipairs(row.policies or {}) do
     local decision = type(step.decision) == "table" and step.decision or {}
-    lines[#lines + 1] = ("policy %s: %s%s"):format(step.policy or "?", step.said or "?", decision.refuse
-      and (" (%s)"):format(decision.refuse) or step.error and (" (%s)"):format(tostring(step.error)) or "")
+    local why = decision.refuse or step.error
+    lines[#lines + 1] = ("policy %s: %s%s"):format(step.policy or "?", step.said or "?", why
+      and (" (%s)"):format(tostring(why)) or "")
   end
+  if row.allow == false then table.insert(lines, 1, "This would be refused: " .. tostring(row.refuse)) end
+  return row.allow == false
 end
 
 local function plan_text(row)
-  local lines = { ("%s %s would be on: %s"):format(row.kind, row.id, #row.nodes > 0 and nodes_text(row) or "no node") }
+  local lines = {}
+  if refused(row, lines) then return table.concat(lines, "\n") end
+  lines = { ("%s %s would be on: %s"):format(row.kind, row.id, #row.nodes > 0 and nodes_text(row) or "no node") }
   if row.missing and row.missing > 0 then
     lines[#lines + 1] = ("%d would lack a node%s"):format(row.missing, row.why and ": " .. row.why or "")
   end
   for _, change in ipairs(row.changes or {}) do lines[#lines + 1] = "would change: " .. change end
-  trace_lines(row, lines)
+  refused(row, lines)
   return table.concat(lines, "\n")
 end
 
@@ -145,9 +151,9 @@ function M.remove(ctx, kind, id)
   local answer, err = require("symphony.cluster.leader").call("DELETE", path(kind, id) .. how(ctx))
   if not answer then return nil, err end
   return answer, { text = function(data)
-    local lines = { ("%s %s is removed."):format(kind, id) }
-    if data.plan then lines = { ("%s %s would be removed."):format(kind, id) } end
-    if data.plan then trace_lines(data, lines) end
+    if not data.plan then return ("%s %s is removed."):format(kind, id) end
+    local lines = {}
+    if not refused(data, lines) then table.insert(lines, 1, ("%s %s would be removed."):format(kind, id)) end
     return table.concat(lines, "\n")
   end }
 end

@@ -108,9 +108,9 @@ local function surplus(staying, count, states, nodes)
 end
 
 --- The next step with @doc. @nodes: by id; @states: id -> what the owner says ("running", ...; only of the resource
---- that is there now); @now: unix seconds; choose(candidates, want): the same, best first; suspended: nothing is taken from
---- nodes that are down. Returns {add = {ids}, drop = {ids}, missing = how many nodes it lacks, why =, again = seconds,
---- after which to look again, or nil}.
+--- that is there now); @now: unix seconds; choose(candidates, want): the same, best first; suspended: nothing is taken
+--- from nodes that are down. Returns {add = {ids}, drop = {ids}, missing = how many nodes it lacks, why =, again =
+--- seconds, after which to look again, or nil}.
 function M.plan(doc, nodes, states, now, choose, suspended)
   local want = doc.replicas or 1
   local groups = { stay = {}, wait = {}, leave = {}, lost = {}, gone = {} }

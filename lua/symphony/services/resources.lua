@@ -120,29 +120,45 @@ local function is_placed(kind)
   return registry.field(kind, "placed") ~= false
 end
 
-local function who_is(who)
-  return { kind = who.kind == "control" and "control" or "certificate", name = who.id
-    or (who.node and who.node.name), role = who.kind }
-end
-
--- The document that policies make of @doc; they may change what people may set, and no more. Raises.
-local function admit(kind, action, doc, old, kv, who)
-  local admitted, compares, trace = seam.admit { kind = kind, key = (doc or old).id, action = action, old = old,
-    new = doc, old_revision = kv and kv.mod_revision or 0, who = who_is(who) }
-  if not doc then return nil, compares, trace end
-  local out = {}
+-- @doc as policies amend it; they may change what people may set, and no more. @old: before, or nil. Raises.
+local function admit(admission, action, doc, old, kv, who)
+  admission:begin()
+  local input = admission:decide("admit.change", { kind = (doc or old).kind, key = (doc or old).id, action = action,
+    old = old, new = doc and json.decode(json.encode(doc)), old_revision = kv and kv.mod_revision or 0, who = who })
+  if not doc then return nil end
+  local new = input.new
+  if type(new) ~= "table" then
+    errors.raise("policy_failed", "a policy made something else of the resource than a document")
+  end
+  local out, given = {}, {}
   for k, v in pairs(doc) do out[k] = v end
-  for name in pairs(FIELDS) do out[name] = admitted[name] end
-  local given = {}
-  for name in pairs(FIELDS) do given[name] = out[name] end
+  for name in pairs(FIELDS) do given[name] = new[name] == nil and json.null or new[name] end
   set_fields(out, given)
-  out.spec = check_spec(kind, admitted.spec, old and old.spec)
+  out.spec = check_spec(doc.kind, new.spec, old and old.spec)
   check_size(out)
-  return out, compares, trace
+  return out
 end
 
-local function add_all(to, list)
-  return table.move(list, 1, #list, #to + 1, to)
+-- state.update, which tells when a policy has refused @what. Raises.
+local function carry_out(build, what)
+  local answer, err = state.update(build)
+  if answer then return answer end
+  seam.note_refusal(err, what)
+  error(err, 0)
+end
+
+-- What a change would be: the row that show() makes, or who refuses it. @build as for state.update.
+local function plan_of(admission, build, show)
+  assert(state.read())
+  local ok, _, answer = pcall(build)
+  if not ok then
+    if not errors.is(_) or _.code == "internal" then error(_, 0) end
+    return { plan = true, allow = false, refuse = _.message, code = _.code, policy = _.policy,
+      policies = admission.trace }
+  end
+  local row = show(answer)
+  row.plan, row.allow, row.policies = true, true, admission.trace
+  return row
 end
 
 -- Placing ------------------------------------------------------------------------------------------------------------
@@ -201,7 +217,7 @@ local function new_doc(kind, body, who)
   local service = service_of(kind)
   local now = math.floor(sys.now())
   local doc = { kind = kind, id = M.check_id(body.id), uid = crypto.hex(crypto.random(8)), service = service.kind,
-    generation = 1, nodes = json.array {}, created = now, updated = now, by = who_is(who).name,
+    generation = 1, nodes = json.array {}, created = now, updated = now, by = who.name,
     update = registry.field(kind, "rollout") or "all", move = registry.field(kind, "move") or "stop-first" }
   if is_placed(kind) then doc.replicas, doc.constraints = 1, {} end
   set_fields(doc, body)
@@ -210,43 +226,48 @@ local function new_doc(kind, body, who)
   return doc
 end
 
+-- The txn that makes @wanted, and what it does.
+local function create_txn(admission, wanted, nodes, who)
+  local kind, key = wanted.kind, M.key(wanted.kind, wanted.id)
+  if state.text(key) then
+    errors.raise("exists", ("there is a %s already"):format(title(wanted)), "choose another name, or update it")
+  end
+  local doc = admit(admission, "put", wanted, nil, nil, who)
+  doc.nodes = json.array {}
+  local txn, missing, why = { compare = { state.absent(key) }, ops = {} }, 0, nil
+  if is_placed(kind) then
+    local plan = placement.plan(doc, nodes, {}, sys.now(), M.chooser(doc, nodes))
+    for i, id in ipairs(plan.add) do
+      doc.nodes[i] = id
+      M.assign(txn, doc, id, doc.spec, doc.generation, doc.created)
+    end
+    missing, why = plan.missing, plan.why
+  end
+  table.insert(txn.ops, state.put(key, doc))
+  event(txn, "resource.created", doc, title(doc) .. " is made" .. admission:amendments(),
+    { policies = admission:policies() })
+  admission:bind(txn)
+  return txn, { doc = doc, missing = missing, why = why }
+end
+
 --- On the leader: makes a resource of @kind. @body, from outside: {id, spec, replicas, constraints, move, move_after,
---- rollout_s}; @opts: plan (only says what would happen). Returns it as get() does, with trace. Raises.
+--- rollout_s}; @opts: plan (only says what would happen). Returns it as get() does. Raises.
 function M.serve_create(kind, body, who, opts)
   local wanted = new_doc(kind, body, who)
-  local nodes = assert(world.load())
-  local trace
-  local answer = assert(state.update(function()
-    local key = M.key(kind, wanted.id)
-    if state.text(key) then
-      errors.raise("exists", ("there is a %s already"):format(title(wanted)), "choose another name, or update it")
-    end
-    local doc, compares
-    doc, compares, trace = admit(kind, "put", wanted, nil, nil, who)
-    doc.nodes = json.array {}
-    local txn = { compare = { state.absent(key) }, ops = {} }
-    add_all(txn.compare, compares)
-    local missing, why = 0, nil
-    if is_placed(kind) then
-      local plan = placement.plan(doc, nodes, {}, sys.now(), M.chooser(doc, nodes))
-      for i, id in ipairs(plan.add) do
-        doc.nodes[i] = id
-        M.assign(txn, doc, id, doc.spec, doc.generation, doc.created)
-      end
-      missing, why = plan.missing, plan.why
-    end
-    if opts and opts.plan then return nil, { plan = true, doc = doc, missing = missing, why = why } end
-    table.insert(txn.ops, state.put(key, doc))
-    event(txn, "resource.created", doc, title(doc) .. " is made")
-    return txn, { doc = doc }
-  end))
-  if answer.plan then
-    local row = M.row(answer.doc, {}, nodes)
-    row.plan, row.missing, row.why, row.trace = true, answer.missing, answer.why, trace
-    return row
+  local nodes, admission = assert(world.load()), seam.admission()
+  local function build() return create_txn(admission, wanted, nodes, who) end
+  if opts and opts.plan then
+    return plan_of(admission, build, function(answer)
+      local row = M.row(answer.doc, {}, nodes)
+      row.missing, row.why = answer.missing, answer.why
+      return row
+    end)
   end
+  local answer = carry_out(build, title(wanted))
   log.info(("services: %s is made"):format(title(answer.doc)))
-  return M.get(kind, wanted.id)
+  local row = M.get(kind, wanted.id)
+  row.why, row.policies = answer.missing > 0 and answer.why or nil, admission:policies()
+  return row
 end
 
 local function changed_fields(old, new)
@@ -259,20 +280,20 @@ local function changed_fields(old, new)
   return list
 end
 
--- What @body makes of @old: the new document, and what is another than before, in words.
-local function changed(kind, old, body, who, kv)
+-- What @body makes of @old: the new document, what is another than before, in words, and whether the spec is.
+local function changed(admission, old, body, who, kv)
   local doc = {}
   for k, v in pairs(old) do doc[k] = v end
   set_fields(doc, body)
   if body.spec ~= nil then
     if type(body.spec) ~= "table" then errors.raise("invalid", "spec is an object") end
-    doc.spec = check_spec(kind, schema.patch(old.spec, body.spec), old.spec)
+    doc.spec = check_spec(old.kind, schema.patch(old.spec, body.spec), old.spec)
   end
-  local admitted, compares, trace = admit(kind, "put", doc, old, kv, who)
+  local admitted = admit(admission, "put", doc, old, kv, who)
   local list = changed_fields(old, admitted)
   local same_spec = json.encode(old.spec) == json.encode(admitted.spec)
   if not same_spec then table.insert(list, 1, "spec") end
-  return admitted, list, not same_spec, compares, trace
+  return admitted, list, not same_spec
 end
 
 -- The txn of a changed document. A new spec goes to all nodes in it, or from one to the next by and by (loop.lua).
@@ -308,47 +329,50 @@ end
 --- (null: its default); generation: only if that is still the one. @opts: plan. Returns it, with changes. Raises.
 function M.serve_update(kind, id, body, who, opts)
   service_of(kind)
-  local trace
-  local answer = assert(state.update(function()
+  local admission = seam.admission()
+  local function build()
     local old, kv = existing(kind, id)
     if body.generation ~= nil and body.generation ~= old.generation then
       errors.raise("conflict", ("%s is of generation %d"):format(title(old), old.generation), "look at it again")
     end
-    local doc, list, new_spec, compares
-    doc, list, new_spec, compares, trace = changed(kind, old, body, who, kv)
-    if #list == 0 or (opts and opts.plan) then return nil, { changes = list, doc = doc } end
+    local doc, list, new_spec = changed(admission, old, body, who, kv)
+    if #list == 0 then return nil, { changes = list, doc = old } end
     local txn = update_txn(kv, old, doc, new_spec, math.floor(sys.now()))
-    add_all(txn.compare, compares)
-    event(txn, "resource.updated", doc, ("%s: %s"):format(title(doc), table.concat(list, ", ")))
+    event(txn, "resource.updated", doc, ("%s: %s%s"):format(title(doc), table.concat(list, ", "),
+      admission:amendments()), { policies = admission:policies() })
+    admission:bind(txn)
     return txn, { changes = list, doc = doc }
-  end))
-  local row
-  if opts and opts.plan then
-    row = M.row(answer.doc, {}, assert(world.load()))
-    row.plan, row.trace = true, trace
-  else
-    row = M.get(kind, id)
   end
-  row.changes = json.array(answer.changes)
+  if opts and opts.plan then
+    local nodes = assert(world.load())
+    return plan_of(admission, build, function(answer)
+      local row = M.row(answer.doc, M.states(answer.doc), nodes)
+      row.changes = json.array(answer.changes)
+      return row
+    end)
+  end
+  local answer = carry_out(build, ("%s %s"):format(kind, id))
+  local row = M.get(kind, id)
+  row.changes, row.policies = json.array(answer.changes), #answer.changes > 0 and admission:policies() or nil
   return row
 end
 
 --- On the leader: takes a resource out, with all that nodes have to do for it. Returns {kind, id, uid}. Raises.
 function M.serve_remove(kind, id, who, opts)
-  local trace
-  local answer = assert(state.update(function()
+  local admission = seam.admission()
+  local function build()
     local doc, kv = existing(kind, id)
-    local _, compares
-    _, compares, trace = admit(kind, "delete", nil, doc, kv, who)
-    if opts and opts.plan then return nil, { kind = kind, id = id, uid = doc.uid, plan = true } end
+    admit(admission, "delete", nil, doc, kv, who)
     local txn = { compare = { state.unchanged(kv) }, ops = { state.delete(kv.key) } }
-    add_all(txn.compare, compares)
     for _, node in ipairs(doc.nodes) do table.insert(txn.ops, state.delete(M.assign_key(node, kind, id))) end
-    event(txn, "resource.removed", doc, title(doc) .. " is removed")
+    event(txn, "resource.removed", doc, title(doc) .. " is removed", { policies = admission:policies() })
+    admission:bind(txn)
     return txn, { kind = kind, id = id, uid = doc.uid }
-  end))
-  answer.trace = trace
-  if not answer.plan then log.info(("services: %s %s is removed"):format(kind, id)) end
+  end
+  if opts and opts.plan then return plan_of(admission, build, function(answer) return answer end) end
+  local answer = carry_out(build, ("the removal of %s %s"):format(kind, id))
+  answer.policies = admission:policies()
+  log.info(("services: %s %s is removed"):format(kind, id))
   return answer
 end
 

@@ -13,7 +13,8 @@ function M.is_good(state)
 end
 
 --- The next step. @doc: generation, nodes, rollout ({state, ...}), rollout_s; @assigned: node id -> {generation,
---- since}; @states: node id -> {generation, state, message}; @is_ready(id): the node is there; @now: unix seconds. One of
+--- since}; @states: node id -> {generation, state, message}; @is_ready(id): the node is there; @now: unix seconds. One
+--- of
 ---   nil                               nothing to do
 ---   {wait = seconds}                  one node has not got there yet
 ---   {advance = {ids}}                 these get the new generation: one, or those that are not there
