@@ -1,4 +1,5 @@
--- Services of the operator's own: resources, placement, reconciliation, and contrib/services/process.lua as people use it.
+-- Services of the operator's own: resources, placement, reconciliation; and contrib/services/process.lua as people use
+-- it.
 local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
 local json = require "spec.support.json"
@@ -10,7 +11,9 @@ local PROCESS = proc.read_file("contrib/services/process.lua")
 local function lua_dir(t, name, files)
   local dir = t:folder(name or "own")
   for _, sub in ipairs { "commands", "services" } do assert(uv.fs_mkdir(dir .. "/" .. sub, 448)) end
-  for path, text in pairs(files or { ["services/process.lua"] = PROCESS }) do proc.write_file(dir .. "/" .. path, text) end
+  for path, text in pairs(files or { ["services/process.lua"] = PROCESS }) do
+    proc.write_file(dir .. "/" .. path, text)
+  end
   return dir
 end
 
@@ -145,10 +148,10 @@ describe("the service process", function()
       return r.running == 1 and r.nodes[1].detail.pid ~= pid and r.nodes[1].detail.pid ~= other.process.pid
     end)
     -- Nothing that the daemon has open is open in the program.
-    local function opened(pid)
+    local function opened(whose)
       local out = {}
-      for name in proc.run({ "ls", ("/proc/%d/fd"):format(pid) }).out:gmatch("%d+") do
-        out[#out + 1] = uv.fs_readlink(("/proc/%d/fd/%s"):format(pid, name))
+      for name in proc.run({ "ls", ("/proc/%d/fd"):format(whose) }).out:gmatch("%d+") do
+        out[#out + 1] = uv.fs_readlink(("/proc/%d/fd/%s"):format(whose, name))
       end
       return out
     end
@@ -222,7 +225,8 @@ while :; do sleep 0.1; done
       path)
     assert.truthy(on(row, w[1]) and on(row, w[2]))
     local plan = m:json("process", "run", "more", "--replicas", "3", "--plan", "--", path)
-    assert.same({ true, 2, 1, "of the other workers 1 is on pause" }, { plan.plan, #plan.nodes, plan.missing, plan.why })
+    assert.same({ true, 2, 1, "of the other workers 1 is on pause" }, { plan.plan, #plan.nodes, plan.missing,
+      plan.why })
     assert.equal(1, #m:json("process", "ls"))
     -- Drained: first it runs elsewhere.
     m:json("node", "update", w[3].node_id, "--availability", "active")
@@ -319,8 +323,7 @@ while :; do sleep 0.1; done
     -- One that does not live.
     local err = m:fails("process", "update", "web", "--wait", "--", path, "bad")
     assert.equal("conflict", err.code)
-    assert.truthy(err.message:find("rollout was stopped on worker", 1, true) or err.message:find("exit status 3", 1, true),
-      err.message)
+    assert.truthy(err.message:find("exit status 3", 1, true), err.message)
     row = wait_row(m, "web", "the stop", function(r) return r.rollout.state == "stopped" end)
     local by = { [2] = 0, [3] = 0 }
     for _, n in ipairs(row.nodes) do by[n.generation] = by[n.generation] + 1 end
@@ -335,7 +338,7 @@ while :; do sleep 0.1; done
     m:json("process", "scale", "web", "2")
     row = wait_row(m, "web", "two", function(r) return #r.nodes == 2 end)
     for _, n in ipairs(row.nodes) do assert.equal(2, n.generation) end
-    row = m:json("process", "scale", "web", "3")
+    m:json("process", "scale", "web", "3")
     row = wait_row(m, "web", "three", all_running(3))
     for _, n in ipairs(row.nodes) do assert.equal(2, n.generation) end
     -- Mended, it goes on.
@@ -397,5 +400,304 @@ while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
     assert.is_true(row.nodes[1].detail.restarts >= 3)
     assert.equal(4, #m:json("events", "--kind", "resource.created"))
     assert.is_true(#m:json("events", "--kind", "resource.failed") >= 3)
+  end))
+end)
+
+-- A service of files: "jar" is one on each of its nodes, "label" a record that is nobody's work.
+local JAR = [[
+local errors = require "symphony.errors"
+local uv = require "luv"
+local commands = require "symphony.services.commands"
+
+local function path(ctx, id) return ctx.dir .. "/" .. id end
+
+return {
+  kind = "pantry",
+  summary = "Jars",
+  resources = {
+    jar = {
+      schema = {
+        size = { type = "integer", min = 1, max = 100, required = true },
+        colour = { type = "string", one_of = { "red", "green" }, default = "green" },
+      },
+      validate = function(spec, old)
+        if old and spec.size < old.size then return nil, "a jar does not shrink" end
+        return true
+      end,
+    },
+    label = { schema = { text = { type = "string" } }, placed = false },
+  },
+  -- Those with the longest names.
+  place = function(resource, candidates)
+    if resource.spec.colour == "red" then error("red ones go nowhere in particular") end
+    table.sort(candidates, function(a, b) return a.name > b.name end)
+    local ids = {}
+    for i, c in ipairs(candidates) do ids[i] = c.node_id end
+    return ids
+  end,
+  reconcile = function(ctx, desired, actual)
+    local broken = uv.fs_stat(ctx.dir .. "/../broken")
+    ctx.memory.tries = (ctx.memory.tries or 0) + 1
+    if broken then return nil, errors.new("io", "the shelf is broken") end
+    if not desired then
+      assert(os.remove(path(ctx, ctx.id)))
+      return true
+    end
+    if not actual or actual.size ~= desired.spec.size then
+      local f = assert(io.open(path(ctx, ctx.id), "w"))
+      f:write(desired.spec.size)
+      f:close()
+    end
+    return { state = "running", detail = { size = desired.spec.size, where = ctx.node.name } }
+  end,
+  actual = function(ctx)
+    local out, scan = {}, uv.fs_scandir(ctx.dir)
+    while scan do
+      local name = uv.fs_scandir_next(scan)
+      if not name then break end
+      local f = io.open(path(ctx, name))
+      out[name] = { size = tonumber(f:read("a")) }
+      f:close()
+    end
+    return out
+  end,
+  calls = {
+    tries = function(ctx, body)
+      if body.fail then return nil, errors.new("conflict", "as you wish") end
+      return { tries = ctx.memory.tries, generation = "GENERATION" }
+    end,
+  },
+  status = function(row) return "holds " .. row.spec.size end,
+  commands = {
+    { name = "put", summary = "A new jar", args = function(p)
+        p:argument("name")
+        p:argument("size"):convert(tonumber)
+        p:option("--replicas"):convert(tonumber)
+        commands.write_options(p)
+      end,
+      run = function(ctx)
+        return commands.create(ctx, "jar", { id = ctx.args.name, replicas = ctx.args.replicas and
+          math.tointeger(ctx.args.replicas), spec = { size = math.tointeger(ctx.args.size) } })
+      end },
+    { name = "tries", summary = "How often it was tried on a node", args = function(p)
+        p:argument("node")
+        p:flag("--fail")
+      end,
+      run = function(ctx)
+        return require("symphony.services.ask").call(ctx.args.node, "pantry", "tries", { fail = ctx.args.fail })
+      end },
+    commands.ls("jar", { columns = { "COLOUR" }, row = function(r) return { r.spec.colour } end }),
+    commands.inspect("jar"), commands.rm("jar"),
+  },
+}]]
+
+local function ask(m, who, method, path, body)
+  local answer = assert(clients.secure(m, who, method, path, body and json.encode(body)))
+  return answer.status, answer.json, answer
+end
+
+describe("a service", function()
+  it("has resources that are made, changed and removed by whoever may", cluster.scenario(function(t)
+    local dir = lua_dir(t, nil, { ["services/pantry.lua"] = JAR })
+    local managers = t:cluster(3, { flags = { "--lua-dir", dir } })
+    local w = t:join_workers(2, managers[1], { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", managers[1])
+    local leader, others = t:leader()
+    local m = others[1] -- a follower takes it all, too
+    local operator = clients.certificate(t, leader, { cn = "olga", ou = "operator" })
+    local reader = clients.certificate(t, leader, { cn = "rita", ou = "reader" })
+
+    local row = m:json("pantry", "put", "figs", "7", "--wait")
+    assert.same({ 1, "vm-5" }, { #row.nodes, row.nodes[1].name }) -- as the service's place says
+    assert.same({ size = 7, colour = "green" }, row.spec)
+    assert.same({ size = 7, where = row.nodes[1].name }, row.nodes[1].detail)
+    assert.truthy(m:cli("pantry", "ls").out:find("NAME +COLOUR +STATE.*\nfigs +green +holds 7 +1 +vm%-5\n"))
+    local services = {}
+    for _, n in ipairs(m:json("node", "ls")) do services[n.name] = n.services end
+    assert.same({ "block", "pantry" }, services[row.nodes[1].name])
+
+    -- Over the API.
+    local status, doc = ask(leader, operator, "POST", "/v1/res/jar", { id = "jam", replicas = 2, spec = { size = 3,
+      colour = "red" } })
+    assert.equal(200, status, json.encode(doc))
+    assert.same({ "olga", 2 }, { doc.by, #doc.nodes }) -- and a place that fails is none
+    assert.truthy(leader:log():find("red ones go nowhere", 1, true) or m:log():find("red ones", 1, true))
+    for _, case in ipairs {
+      { "POST", "/v1/res/jar", { id = "x", spec = {} }, 400, "size is missing" },
+      { "POST", "/v1/res/jar", { id = "x", spec = { size = 0 } }, 400, "at least 1" },
+      { "POST", "/v1/res/jar", { id = "x", spec = { size = 1.5 } }, 400, "whole number" },
+      { "POST", "/v1/res/jar", { id = "x", spec = { size = 1, lid = 2 } }, 400, "no field \"lid\"" },
+      { "POST", "/v1/res/jar", { id = "x", spec = { size = 1, colour = "blue" } }, 400, "one of red, green" },
+      { "POST", "/v1/res/jar", { id = "x", spec = { size = 1 }, nodes = {} }, 400, "no field \"nodes\"" },
+      { "POST", "/v1/res/jar", { id = "x", spec = { size = 1 }, replicas = -1 }, 400, "replicas" },
+      { "POST", "/v1/res/jar", { id = "../x", spec = { size = 1 } }, 400, "name" },
+      { "POST", "/v1/res/jar", { spec = { size = 1 } }, 400, "name" },
+      { "POST", "/v1/res/jar", { id = "figs", spec = { size = 1 } }, 409, "there is a jar figs already" },
+      { "POST", "/v1/res/tin", { id = "x", spec = {} }, 404, "no service here" },
+      { "PATCH", "/v1/res/jar/figs", { spec = { size = 6 } }, 400, "does not shrink" },
+      { "PATCH", "/v1/res/jar/figs", { generation = 9, spec = { size = 8 } }, 409, "is of generation 1" },
+      { "PATCH", "/v1/res/jar/none", { spec = { size = 8 } }, 404, "there is no jar none" },
+      { "DELETE", "/v1/res/jar/none", nil, 404, "there is no jar none" },
+      { "GET", "/v1/res/jar/none", nil, 404, "there is no jar none" },
+      { "GET", "/v1/res/tin", nil, 404, "no service here" },
+    } do
+      status, doc = ask(m, operator, case[1], case[2], case[3])
+      assert.equal(case[4], status, json.encode(doc))
+      assert.truthy(doc.error.message:find(case[5], 1, true), doc.error.message)
+    end
+    -- A reader reads.
+    status, doc = ask(m, reader, "GET", "/v1/res/jar")
+    assert.same({ 200, 2, "figs" }, { status, #doc, doc[1].id })
+    assert.equal(200, (ask(m, reader, "GET", "/v1/res/jar/jam")))
+    status, doc = ask(m, reader, "GET", "/v1/res")
+    assert.same({ 200, "jar", "label" }, { status, doc[1].kind, doc[2].kind })
+    for method, path in pairs { POST = "/v1/res/jar", PATCH = "/v1/res/jar/jam", DELETE = "/v1/res/jar/jam" } do
+      assert.equal(403, (ask(m, reader, method, path, {})))
+    end
+    -- A new spec goes to all at once.
+    status, doc = ask(leader, operator, "PATCH", "/v1/res/jar/jam", { generation = 1, spec = { size = 9 } })
+    assert.same({ 200, 2, 9 }, { status, doc.generation, doc.spec.size })
+    cluster.wait_for("both jars to be larger", 10, function()
+      doc = select(2, ask(m, reader, "GET", "/v1/res/jar/jam"))
+      for _, n in ipairs(doc.nodes) do
+        if n.generation ~= 2 or n.detail.size ~= 9 then return false, json.encode(doc) end
+      end
+      return doc.running == 2
+    end)
+    -- Records are nobody's work.
+    status, doc = ask(m, operator, "POST", "/v1/res/label", { id = "note", spec = { text = "figs of 2026" } })
+    assert.same({ 200, 0 }, { status, #doc.nodes })
+    status, doc = ask(m, operator, "PATCH", "/v1/res/label/note", { spec = { text = json.null } })
+    assert.same({ 200, 2 }, { status, doc.generation })
+    assert.equal(200, (ask(m, operator, "DELETE", "/v1/res/label/note")))
+    assert.equal(200, (ask(m, operator, "DELETE", "/v1/res/jar/jam")))
+    cluster.wait_for("the files to go", 10, function()
+      for _, one in ipairs(w) do
+        if uv.fs_stat(one.dir .. "/services/pantry/jam") then return false end
+      end
+      return true
+    end)
+    -- What nodes have to do is shown where nodes are.
+    local shown = m:json("node", "inspect", row.nodes[1].node_id)[1]
+    assert.same({ 1, { "jar/figs" } }, { shown.assignments, shown.work })
+    -- Whoever leads next goes on.
+    leader:crash()
+    local next_leader = t:leader()
+    next_leader:json("pantry", "put", "nuts", "5", "--replicas", "2", "--wait")
+    next_leader:json("node", "update", row.nodes[1].node_id, "--availability", "drain")
+    cluster.wait_for("the move", 15, function()
+      local moved = next_leader:json("pantry", "inspect", "figs")[1]
+      return moved.running == 1 and moved.nodes[1].node_id ~= row.nodes[1].node_id, json.encode(moved)
+    end)
+  end))
+
+  it("is tried again when it fails, and taken anew by a reload", cluster.scenario(function(t)
+    local dir = lua_dir(t, nil, { ["services/pantry.lua"] = JAR })
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local w = t:join_workers(1, m, { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", m)
+    assert(uv.fs_mkdir(w[1].dir .. "/services", 448) or true)
+    proc.write_file(w[1].dir .. "/services/broken", "")
+    m:json("pantry", "put", "figs", "7")
+    local row = cluster.wait_for("it to have failed", 20, function()
+      local r = m:json("pantry", "inspect", "figs")[1]
+      return r.nodes[1].state == "failed" and r, json.encode(r)
+    end)
+    assert.equal("the shelf is broken", row.nodes[1].message)
+    local tries = m:json("pantry", "tries", w[1].name).tries
+    assert.is_true(tries >= 3 and tries < 30, tries)
+    assert(uv.fs_unlink(w[1].dir .. "/services/broken"))
+    cluster.wait_for("it to work", 35, function()
+      local r = m:json("pantry", "inspect", "figs")[1]
+      return r.nodes[1].state == "running", json.encode(r)
+    end)
+    assert.equal("7", proc.read_file(w[1].dir .. "/services/pantry/figs"))
+    -- What somebody takes away is there again, by and by: when it is looked at.
+    assert(uv.fs_unlink(w[1].dir .. "/services/pantry/figs"))
+    assert.equal("GENERATION", m:json("pantry", "tries", w[1].name).generation)
+    local err = m:fails("pantry", "tries", w[1].name, "--fail")
+    assert.same({ "conflict", w[1].name .. ": as you wish" }, { err.code, err.message })
+    -- Another version; what it keeps in ctx.memory stays.
+    tries = m:json("pantry", "tries", w[1].name).tries
+    proc.write_file(dir .. "/services/pantry.lua", (JAR:gsub("GENERATION", "another")))
+    assert.equal(0, #w[1]:json("reload").failed)
+    local answer = m:json("pantry", "tries", w[1].name)
+    assert.equal("another", answer.generation)
+    assert.is_true(answer.tries >= tries)
+    cluster.wait_for("the jar", 10, function() return uv.fs_stat(w[1].dir .. "/services/pantry/figs") end)
+    proc.write_file(dir .. "/services/pantry.lua", "return { kind = 'pantry', resources = {} }")
+    local list = w[1]:cli("--json", "reload").json
+    assert.same({ true, "it has no resources" }, { list.failed[1].kept, list.failed[1].message })
+    assert.same({ "jar", "label" }, list.services[1].resources)
+    assert.equal("another", m:json("pantry", "tries", w[1].name).generation)
+    -- A bad object does not keep the others from being looked at.
+    clients.evaluate(m, [[
+      local state = require "symphony.cluster.state"
+      assert(state.submit { ops = { { put = "/res/jar/aaa", value = "{" }, { put = "/res/jar/bad", value =
+        '{"kind": "jar", "id": "bad", "nodes": 7, "replicas": 2}' } } })
+      return true]])
+    m:json("pantry", "put", "nuts", "5", "--wait", "--replicas", "1")
+    cluster.wait_for("the log to tell", 10, function() return m:log():find("services: jar/aaa: ", 1, true) end)
+  end))
+
+  it("hears of each node what is its own, and nothing else", cluster.scenario(function(t)
+    local dir = lua_dir(t, nil, { ["services/pantry.lua"] = JAR })
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local w = t:join_workers(1, m, { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", m)
+    local row = m:json("pantry", "put", "figs", "7", "--wait")
+    local id, forger = clients.worker(t, m, "forger")
+    local function item(more)
+      local out = { kind = "jar", id = "figs", uid = row.uid, generation = 1, state = "failed", message = "forged" }
+      for k, v in pairs(more or {}) do out[k] = v end
+      return out
+    end
+    local headers = ("symphony-forwarded: 1\r\nsymphony-node: %s"):format(w[1].node_id)
+    for _, words in ipairs { "", headers } do
+      local answer = assert(clients.secure(m, forger, "POST", "/v1/agent/status", json.encode { status = { item() } },
+        words))
+      assert.equal(200, answer.status, answer.body)
+      assert.same({ "jar/figs" }, answer.json.gone)
+    end
+    assert.equal("running", m:json("pantry", "inspect", "figs")[1].nodes[1].state)
+    local own = clients.own(w[1])
+    for _, bad in ipairs { { status = {} }, { status = { 7 } }, { status = "x" },
+      { status = { item { kind = "../a" } } }, { status = { item { id = "a/b" } } }, { status = { item { uid = 7 } } },
+      { status = { item { generation = -1 } } },
+      { status = { item { generation = 2 } } }, { status = { item { state = "\27[31m" } } },
+      { status = { item { state = ("x"):rep(33) } } }, { status = { item { message = ("x"):rep(501) } } },
+      { status = { item { detail = { 1 } } } }, { status = { item { detail = { a = { b = 1 } } } } },
+      { status = { item { detail = { A = 1 } } } }, { status = { item { detail = { a = ("x"):rep(257) } } } } } do
+      local answer = assert(clients.secure(m, own, "POST", "/v1/agent/status", json.encode(bad)))
+      clients.refused(answer, 400, "invalid")
+    end
+    local many = {}
+    for i = 1, 33 do many[i] = item() end
+    clients.refused(clients.secure(m, own, "POST", "/v1/agent/status", json.encode { status = many }), 400, "invalid")
+    clients.refused(clients.secure(m, own, "POST", "/v1/agent/status", ("x"):rep(70000)), 413, "too_big")
+    -- Of a resource of the same name before it, it is not taken; of its own it is.
+    local answer = assert(clients.secure(m, own, "POST", "/v1/agent/status", json.encode { status = {
+      item { uid = "other" } } }))
+    assert.same({ "jar/figs" }, answer.json.gone)
+    answer = assert(clients.secure(m, own, "POST", "/v1/agent/status", json.encode { status = {
+      item { message = "odd", detail = { size = 1 } } } }))
+    assert.same({ 200, {} }, { answer.status, answer.json.gone })
+    local said = m:json("pantry", "inspect", "figs")[1].nodes[1]
+    assert.same({ "failed", "odd" }, { said.state, said.message })
+    -- A worker may not ask another for what its services do; a manager may.
+    assert.equal(403, clients.secure(w[1], forger, "POST", "/v1/service/pantry/tries", "{}").status)
+    assert.equal(200, clients.secure(w[1], clients.own(m), "POST", "/v1/service/pantry/tries", "{}").status)
+    assert.equal(404, clients.secure(w[1], clients.own(m), "POST", "/v1/service/pantry/none", "{}").status)
+    -- A flood of news is held back, and the cluster goes on.
+    local last
+    for i = 1, 60 do
+      local list = {}
+      for j = 1, 10 do list[j] = item { message = ("%d %d"):format(i, j), state = "running" } end
+      last = assert(clients.secure(m, own, "POST", "/v1/agent/status", json.encode { status = list }))
+      if last.status ~= 200 then break end
+    end
+    clients.refused(last, 503, "busy")
+    m:json("kv", "put", "a", "b")
+    assert.is_true(#id == 26)
   end))
 end)

@@ -65,7 +65,7 @@ function M.routes(router)
     return 200, assert(require("symphony.cluster.status").report(asker(req, who), router.json(req)))
   end)
 
-  router.route("POST", "/v1/agent/status", { auth = WORKERS, leader_only = true, guard = function(req, who)
+  router.route("POST", "/v1/agent/status", { auth = NODES, leader_only = true, guard = function(req, who)
     check_rate(statuses, leader.on_behalf(req, who) or who.id)
   end }, function(req, _, who)
     if #(req.body or "") > STATUS_MAX then errors.raise("too_big", "a report of more than 64 KiB") end

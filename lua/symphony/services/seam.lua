@@ -20,8 +20,8 @@ local Open = {
 Open.__index = Open
 
 --- The way of one change past the policies: begin() before each try; decide(hook, input) returns the input as they
---- amend it, or raises; bind(txn) makes the txn hold only if what they saw is as it was; trace, policies(), amendments() tell
---- who said what. See symphony/policy/engine.lua.
+--- amend it, or raises; bind(txn) makes the txn hold only if what they saw is as it was; trace, policies() and
+--- amendments() tell who said what. See symphony/policy/engine.lua.
 function M.admission()
   local found = engine()
   return found and found.admission() or setmetatable({ trace = json.array {} }, Open)
