@@ -70,7 +70,9 @@ local function check(service)
     check_functions(resource, OF_RESOURCE, name)
     check_choices(resource, name)
     local function has(what) return resource[what] or service[what] end
-    if has "placed" ~= false and not (has "reconcile" and has "actual") then
+    local placed = resource.placed
+    if placed == nil then placed = service.placed end
+    if placed ~= false and not (has "reconcile" and has "actual") then
       error(name .. ": it has no reconcile and actual", 0)
     end
   end
