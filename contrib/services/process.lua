@@ -516,6 +516,7 @@ end
 local run = {
   name = "run",
   summary = "Run a program on N workers",
+  complete = { name = {}, command = "files" },
   description = [[
 Has a program run, under supervision, on as many workers as --replicas says, that have the labels
 asked for. It is given with its whole path; what follows -- is its command line.
@@ -654,6 +655,7 @@ return {
   actual = actual,
   leave = leave,
   calls = { logs = logs },
+  complete = { name = "process" },
   commands = { run, commands.ls("process"), commands.inspect("process"), update, scale, commands.rm("process"),
     logs_command },
 }

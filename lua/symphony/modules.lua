@@ -130,7 +130,7 @@ local function command_in(entry)
   local module = entry.module
   if entry.kind == "command" then return module end
   return module.commands and { name = module.kind, summary = module.summary or "", description = module.description,
-    commands = module.commands }
+    commands = module.commands, complete = module.complete }
 end
 
 -- Gives out names, the first come first: {commands, services}, and what had to be left out, as failures.

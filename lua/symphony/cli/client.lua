@@ -13,6 +13,7 @@ local SOCKET_HINT = "start a daemon with `symphonyd manager|block --config-dir D
   .. "DIR/control.sock or $SYMPHONY_SOCKET"
 local GONE_HINT = "its log may say why; look at the state before saying it again"
 local OWN_MS = 1000  -- for the daemon to say which commands only it knows
+local COMPLETE_MS = 500 -- for its answer to somebody who has pressed a key
 local PATIENCE_S = 1 -- the daemon keeps --timeout itself; this is for one that does not
 
 -- Output --------------------------------------------------------------------------------------------------------------
@@ -268,9 +269,32 @@ local function here(argv, found, socket)
   end)
 end
 
+-- What the completion of a shell asks: never a word but candidates. @typed: the words, the last of them being begun.
+local function complete(typed)
+  local found = commands.scan(typed)
+  local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
+  local function show(text)
+    io.stdout:write(text)
+    io.stdout:flush()
+    sys.exit(0)
+  end
+  local function alone()
+    local ok, text = pcall(function()
+      local module = require "symphony.cli.complete"
+      return module.text(module.candidates(typed))
+    end)
+    show(ok and text or "")
+  end
+  M.call(socket, "POST", "/v1/complete", { words = words(typed) }, { raw = true, timeout_ms = COMPLETE_MS,
+    idle_ms = COMPLETE_MS }, function(err, body)
+    if err or not body then alone() else show(body) end
+  end)
+end
+
 --- Called by the program with its arguments (without its name).
 function M.main(...)
   local argv = { ... }
+  if argv[1] == "__complete" then return complete(table.move(argv, 2, #argv, 1, {})) end
   local found = commands.scan(argv)
   found.terminal = terminal()
   local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"

@@ -208,6 +208,10 @@ function M.routes(router)
     end
     return 200, list
   end)
+  router.route("POST", "/v1/complete", { auth = ONLY_HERE }, function(req)
+    local words = check_argv(router.json(req).words)
+    return 200, require("symphony.cli.complete").answer(words), { ctype = "text/plain; charset=utf-8" }
+  end)
   router.route("POST", "/v1/reload", { auth = ONLY_HERE }, function()
     return 200, require("symphony.modules").reload()
   end)

@@ -19,6 +19,7 @@
 ---   stop         function(ctx): the daemon ends
 ---   calls        name -> function(ctx, body) -> answer | nil, err: what managers may ask of a worker, in a task
 ---   commands     as in a command's module: `symphony KIND ...`
+---   complete     as in a command's module, for all of them
 ---   status       function(resource) -> text: how it is, in a few words, for lists
 --- See docs/services.md.
 local schema = require "symphony.services.schema"

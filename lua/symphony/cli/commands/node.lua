@@ -253,6 +253,7 @@ is the machine you mean.
 
 Example:
   symphony node approve 3f2a90cc41 --fingerprint 3f2a90cc41d0...]],
+  complete = { id = "pending" },
   args = function(parser)
     parser:argument("id", "Id as `node pending` shows it."):argname("ID")
     parser:option("--fingerprint", "Of the joining node's key; at least its first 16 digits."):argname("HEX"):count(1)
@@ -286,6 +287,7 @@ Turns a request to join down; asking again with the same key does not help for a
 
 Example:
   symphony node reject 3f2a90cc41]],
+  complete = { id = "pending" },
   args = function(parser)
     parser:argument("id", "Id as `node pending` shows it."):argname("ID")
   end,
