@@ -325,12 +325,7 @@ local function logs(ctx, body)
   while body.follow and programs(ctx)[id] do
     async.sleep(200)
     text, at = tail(p, at, TAIL_MAX)
-    if text ~= "" then
-      ctx.write(text)
-    elseif sys.mono_ms() - (p.told or 0) > 10000 then
-      p.told = sys.mono_ms()
-      ctx.write("") -- so that the reader knows that we are there
-    end
+    if text ~= "" then ctx.write(text) end
   end
   return true
 end

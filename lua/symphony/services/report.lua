@@ -15,7 +15,7 @@ local MESSAGE_MAX, DETAIL_MAX, FIELD_MAX = 500, 16, 256
 local NUMBER_MAX = 1 << 52
 
 -- Of items that write, by the node: a burst, then some a second.
-local limit = limiter.new(200, 0.2, 8192)
+local limit = limiter.new(200, 0.05, 8192)
 
 local function invalid(message)
   errors.raise("invalid", message)
