@@ -1,5 +1,5 @@
 --- Errors as values: {code, message, hint}. The codes are those of src/base/err.h and part of the API. One with stale =
---- true comes from a state that may be behind.
+--- true comes from a state that may be behind; policy is the name of the policy that was the reason.
 local M = {}
 
 -- code -> HTTP status, as in src/base/err.h (spec/unit/errors_spec.lua compares them); the last two lines are Lua's.
@@ -8,6 +8,7 @@ local http = {
   unauthenticated = 401, no_quorum = 503, not_leader = 503, outcome_unknown = 503, state_unknown = 503,
   no_space = 507, too_big = 413, timeout = 504, closed = 503, busy = 503, compacted = 410, expired = 403,
   canceled = 499, in_use = 409, corrupt = 500, protocol = 502, unreachable = 502, io = 500,
+  policy_failed = 503, policy_timeout = 504, policy_died = 503,
   internal = 500, usage = 400, no_daemon = 503,
   no_cluster = 409, removed = 409,
 }
@@ -73,7 +74,7 @@ end
 function M.body(err)
   local clean = require("symphony.json").clean
   return { error = { code = err.code, message = clean(err.message), hint = err.hint and clean(err.hint),
-    stale = err.stale == true or nil } }
+    stale = err.stale == true or nil, policy = err.policy and clean(err.policy) or nil } }
 end
 
 return M

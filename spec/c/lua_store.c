@@ -236,6 +236,7 @@ static void txns(void **state)
         "1:a=0/v 2:b=3/ 3:c=4/ 4:d=0/ 5:/p=5/ 6:=0/ put:k=w");
     RUNS("return check {id = ('x'):rep(16)}", "id:1 since:1");
     RUNS("return check {id = ('x'):rep(16), since = 77}", "id:1 since:77");
+    RUNS("return check {id = ('x'):rep(16), seq = 3}", "id:1 since:1");
     RUNS("local t = {} for i = 1, 128 do t[i] = {delete = 'x'} end return #check {ops = t}", "1292");
     static const char *const misuse[] = {"check()", "check('x')", "check {ops = 1}", "check {ops = {1}}",
         "check {ops = {{}}}", "check {ops = {{put = 'k'}}}", "check {ops = {{put = 'k', value = 1}}}",
@@ -243,7 +244,9 @@ static void txns(void **state)
         "check {compare = {{prefix = 'k'}}}", "check {compare = {{key = 'k', mod_revision = 1.5}}}",
         "check {compare = {{key = 'k', mod_revision = -1}}}", "check {compare = {{key = 'k', value = {}}}}",
         "check {id = 'short'}", "check {id = ('x'):rep(16), since = 'x'}",
-        "local t = {} for i = 1, 129 do t[i] = {delete = 'x'} end check {ops = t}"};
+        "check {id = ('x'):rep(16), seq = -1}",
+        "local t = {} for i = 1, 129 do t[i] = {delete = 'x'} end check {ops = t}",
+        "local t = {} for i = 1, 193 do t[i] = {key = 'x', absent = true} end check {compare = t}"};
     for (unsigned i = 0; i < sizeof misuse / sizeof *misuse; i++) {
         if (strncmp(run(misuse[i]), "raised: ", 8) != 0) {
             fail_msg("%s does not raise", misuse[i]);

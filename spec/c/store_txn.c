@@ -134,7 +134,7 @@ static void limits(void **state)
     t->n_ops = TXN_OPS_MAX + 1;
     FAILS(SYM_ETOOBIG, txn_encode(t, &out));
     t->n_ops = 0;
-    t->n_cmps = TXN_OPS_MAX + 1;
+    t->n_cmps = TXN_CMPS_MAX + 1;
     FAILS(SYM_ETOOBIG, txn_encode(t, &out));
     t->n_cmps = 1;
     t->cmps[0] = cmp_number(CMP_ABSENT, "", 0);

@@ -229,6 +229,7 @@ end
 -- The state -----------------------------------------------------------------------------------------------------------
 
 M.kvs, M.revision = {}, 0
+M.results = {} -- of txns with an id
 local watches = {}
 
 --- A snapshot came: every watch ends, since its history is gone.
@@ -273,6 +274,7 @@ M.module("store", {
     return out, more
   end,
   revision = function() return M.revision end,
+  result = function(id, seq) return M.results[id .. "/" .. (seq or 0)] end,
   keys = function() return #sorted("") end,
   watch = function(prefix, _, fn)
     local w = { prefix = prefix, fn = fn }
@@ -300,7 +302,7 @@ end
 
 --- Applies a txn as the store does.
 function M.apply(txn)
-  assert(#(txn.ops or {}) <= 128 and #(txn.compare or {}) <= 128, "a txn that no store takes")
+  assert(#(txn.ops or {}) <= 128 and #(txn.compare or {}) <= 192, "a txn that no store takes")
   for i, c in ipairs(txn.compare or {}) do
     if not holds(c) then return { status = "conflict", failed = i, revision = M.revision } end
   end
@@ -364,7 +366,16 @@ M.module("raft", {
   submit = function(txn, _, cb)
     if M.submit_error then return cb(M.submit_error) end
     if M.before_submit then M.before_submit(txn) end
-    cb(nil, M.apply(txn))
+    local at = txn.id and txn.id .. "/" .. (txn.seq or 0)
+    local known = at and M.results[at]
+    if known then
+      local again = { repeated = true }
+      for k, v in pairs(known) do again[k] = v end
+      return cb(nil, again)
+    end
+    local result = M.apply(txn)
+    if at then M.results[at] = result end
+    cb(nil, result)
   end,
   add = change("add", function(id, address)
     table.insert(M.status.servers, { id = id, address = address, role = "spare", up = true })
@@ -413,6 +424,7 @@ M.module("node", {
   set_tls = function(c) M.tls = c return true end,
   drop_peer = function(id) M.dropped[#M.dropped + 1] = id end,
   on_quit = function(fn) M.hooks.quit = fn end,
+  kv_policies = function(revision) M.kv_policies = revision or "lua" end,
   quit = function(code) M.quits[#M.quits + 1] = code or 0 end,
 })
 
@@ -492,7 +504,7 @@ function M.reset()
     for k in pairs(t) do t[k] = nil end
   end
   for w in pairs(watches) do watches[w] = nil end
-  M.revision, M.status, M.started, M.answer = 0, nil, false, nil
+  M.revision, M.status, M.started, M.answer, M.results = 0, nil, false, nil, {}
   M.read_error, M.submit_error, M.start_error, M.change_error, M.before_submit, M.write_fails = nil, nil, nil, nil,
     nil, nil
   M.recovered, M.gossip, M.gossip_error, M.opened = nil, nil, nil, 0

@@ -31,7 +31,10 @@
     X(ECORRUPT, "corrupt", 500)                                                                              \
     X(EPROTO, "protocol", 502)                                                                               \
     X(ECONNECT, "unreachable", 502)                                                                          \
-    X(EIO, "io", 500)
+    X(EIO, "io", 500)                                                                                        \
+    X(EPOLICY, "policy_failed", 503)                                                                         \
+    X(EPOLICYTIME, "policy_timeout", 504)                                                                    \
+    X(EPOLICYDIED, "policy_died", 503)
 
 enum {
     SYM_OK_ = 0,

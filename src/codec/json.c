@@ -75,6 +75,34 @@ int json_string(struct buf *out, const uint8_t *data, size_t n)
     return buf_append(out, "\"", 1);
 }
 
+/* Bytes of the well-formed character at @p, or 0. */
+static size_t char_length(const char *p, size_t left)
+{
+    for (size_t n = 1; n <= 4 && n <= left; n++) {
+        if (utf8_valid((const uint8_t *)p, n)) {
+            return n;
+        }
+    }
+    return 0;
+}
+
+int json_lossy(struct buf *out, const char *text, size_t n)
+{
+    struct buf clean = {0};
+    int rv = 0;
+    if (utf8_valid((const uint8_t *)text, n)) {
+        return json_string(out, (const uint8_t *)text, n);
+    }
+    for (size_t i = 0; i < n && rv == 0;) {
+        size_t len = char_length(text + i, n - i);
+        rv = len > 0 ? buf_append(&clean, text + i, len) : buf_append(&clean, "\xef\xbf\xbd", 3);
+        i += len > 0 ? len : 1;
+    }
+    rv = rv != 0 ? rv : json_string(out, buf_data(&clean), clean.len);
+    buf_free(&clean);
+    return rv;
+}
+
 int json_bytes(struct buf *out, const char *name, const uint8_t *data, size_t n)
 {
     bool text = utf8_valid(data, n);

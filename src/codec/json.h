@@ -12,6 +12,9 @@ bool utf8_valid(const uint8_t *data, size_t n);
 /* Appends @data as a quoted JSON string; it must be valid UTF-8. 0 or SYM_ENOMEM. */
 int json_string(struct buf *out, const uint8_t *data, size_t n);
 
+/* json_string of any bytes: what is not UTF-8 becomes U+FFFD, one for each byte. For messages that quote. */
+int json_lossy(struct buf *out, const char *text, size_t n);
+
 /* Appends "name":"text", or "name_base64":"..." when @data is not UTF-8: bytes survive the way through JSON. */
 int json_bytes(struct buf *out, const char *name, const uint8_t *data, size_t n);
 

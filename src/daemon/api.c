@@ -24,6 +24,7 @@ enum {
 };
 
 static const uint8_t kv_folder[PREFIX_LEN] = {'/', 'k', 'v', '/'};
+static const char policy_folder[] = "/policy/";
 
 enum access { READ = 1, WRITE = 2, UNSURE = 4 };
 
@@ -34,6 +35,9 @@ struct call {
     TAILQ_ENTRY(call) link; /* watches only */
     enum { GET_KEY, LIST_KEYS, PUT_KEY, DELETE_KEY, WATCH_KEYS } kind;
     bool pending; /* an answer from raft is due */
+    /* Change: the first compare, from 0, that is not the client's. Where such a one fails, or has failed when the
+     * change was tried before, a policy has to be asked. */
+    unsigned undecided;
     bool stale_ok;
     struct watch *watch;
     bool synced;    /* watch: has been told that it has all there was when it began */
@@ -54,6 +58,8 @@ struct api {
     uint64_t
         told; /* the last revision up to which every watch that was not paused had been told everything */
     uv_timer_t heartbeat;
+    uint64_t policies;  /* none of those set up to this revision has a word in changes of keys */
+    bool lua_decides;   /* one has */
     struct buf scratch; /* answers are built here and copied out at once */
 };
 
@@ -514,12 +520,29 @@ static void on_read(void *arg, int status)
     }
 }
 
+/* Policies have been set of which this manager did not know: what to do with the change is decided in Lua. Those that
+ * came over the same connection meanwhile go the same way, side by side. */
+static void hand_over(struct call *c)
+{
+    struct daemon *d = c->api->d;
+    struct http_req *req = c->req;
+    req->data = NULL;
+    req->on_gone = NULL;
+    c->req = NULL;
+    call_release(c);
+    daemon_ask_lua(d, req);
+}
+
 static void on_changed(void *arg, int status, const struct txn_result *result)
 {
     struct call *c = arg;
     c->pending = false;
     if (c->req == NULL) {
         call_release(c);
+        return;
+    }
+    if (status == 0 && result->status == TXN_CONFLICT && result->failed >= c->undecided) {
+        hand_over(c);
         return;
     }
     if (status == SYM_ECANCELED) {
@@ -644,6 +667,12 @@ static int start_change(struct call *c)
         t.cmps[0].value = (struct slice){(const uint8_t *)"", 0};
         t.cmps[0].number = revision;
     }
+    /* The change is decided by nobody, as long as there is no policy that would want to. */
+    c->undecided = t.n_cmps;
+    t.cmps[t.n_cmps++] = (struct txn_cmp){.kind = CMP_PREFIX_REVISION,
+        .key = {(const uint8_t *)policy_folder, sizeof policy_folder - 1},
+        .value = {(const uint8_t *)"", 0},
+        .number = a->policies};
     const char *key = http_req_header(req, "idempotency-key");
     int rv = key == NULL ? 0 : idempotency(a, req, key, &t.id);
     buf_clear(&a->scratch);
@@ -785,6 +814,9 @@ bool api_handle(struct api *a, struct http_req *req)
         fail(req, SYM_ETOOBIG, NULL);
         return true;
     }
+    if (!get && a->lua_decides) {
+        return false;
+    }
     /* Most are for one key, and that is short. */
     struct call *c = malloc(sizeof *c + (one ? PREFIX_LEN + key_len : 2 * KEY_ROOM));
     if (c == NULL) {
@@ -810,6 +842,12 @@ bool api_handle(struct api *a, struct http_req *req)
         fail(req, rv, NULL);
     }
     return true;
+}
+
+void api_policies(struct api *a, bool lua_decides, uint64_t revision)
+{
+    a->lua_decides = lua_decides;
+    a->policies = revision;
 }
 
 int api_new(struct daemon *d, struct api **out)

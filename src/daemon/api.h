@@ -1,4 +1,5 @@
-/* The routes of the users' own keys, in C because a decision is nowhere in them and speed is everything:
+/* The routes of the users' own keys, in C because mostly a decision is nowhere in them and speed is everything; what
+ * a policy wants to decide is passed on to Lua:
  *
  *   GET|PUT|DELETE /v1/kv/<key>     GET /v1/kv?prefix=&after=&limit=
  *   GET /v1/watch?prefix=&from=     GET /healthz
@@ -30,6 +31,10 @@ bool api_knows(struct api *a, const struct tls_peer *peer);
 void api_told(struct api *a);
 /* Cuts the watches of those who may not watch any more. */
 void api_recheck(struct api *a);
+
+/* Who decides on changes of keys: Lua, or nobody as long as no policy has been set after @revision, which is compared
+ * when the change takes effect. At first it is nobody while there is no policy at all. */
+void api_policies(struct api *a, bool lua_decides, uint64_t revision);
 
 /* True if the request was one of the above: it has been, or will be, answered. */
 bool api_handle(struct api *a, struct http_req *req);

@@ -11,6 +11,8 @@
  * on_request(fn(err, req)), on_change(fn(err)), on_removed(fn(err, code, reason)), on_quit(fn(err)): err is nil
  * quit(code): orderly end of the daemon; the first time, on_quit's function is called instead, if there is one, and has
  *     a second to say it again
+ * kv_policies(revision or nil): nobody decides on changes of users' keys while no policy has been set after @revision;
+ *     nil: the routes in Lua do
  * quorum_hint: a text, what to do without a quorum
  */
 #include "base/err.h"
@@ -195,6 +197,15 @@ static int l_quit(lua_State *L)
     return 0;
 }
 
+static int l_kv_policies(lua_State *L)
+{
+    bool lua_decides = lua_isnoneornil(L, 1);
+    lua_Integer revision = luaL_optinteger(L, 1, 0);
+    luaL_argcheck(L, revision >= 0, 1, "a revision from 0");
+    api_policies(daemon_of(L)->api, lua_decides, (uint64_t)revision);
+    return 0;
+}
+
 int luaopen_sym_node(lua_State *L)
 {
     static const luaL_Reg functions[] = {
@@ -209,6 +220,7 @@ int luaopen_sym_node(lua_State *L)
         {"on_removed", l_on_removed},
         {"on_quit", l_on_quit},
         {"quit", l_quit},
+        {"kv_policies", l_kv_policies},
         {NULL, NULL},
     };
     luaL_newlib(L, functions);

@@ -38,9 +38,17 @@ char *daemon_path(const struct daemon *d, const char *name)
 /* --- requests
  * ----------------------------------------------------------------------------------------------------- */
 
+struct asked {
+    struct http_req *req;
+    bool taken; /* Lua has it, and answers */
+};
+
 static int push_request(lua_State *L, void *arg)
 {
-    return bind_http_push_req(L, arg);
+    struct asked *asked = arg;
+    int n = bind_http_push_req(L, asked->req);
+    asked->taken = true;
+    return n;
 }
 
 static bool is_trusted(void *arg, const struct tls_peer *peer)
@@ -49,19 +57,27 @@ static bool is_trusted(void *arg, const struct tls_peer *peer)
     return api_trusts(d->api, peer);
 }
 
-static void on_request(struct http_req *req, void *arg)
+void daemon_ask_lua(struct daemon *d, struct http_req *req)
 {
-    struct daemon *d = arg;
-    req->class = route_class(req);
-    if (api_handle(d->api, req)) {
-        return;
-    }
     if (d->on_request.L == NULL || d->stopping) {
         http_respond_error(
             req, SYM_ECLOSED, d->stopping ? "this node is shutting down" : "this node is starting", NULL);
         return;
     }
-    vm_cb_call(&d->on_request, 0, push_request, req);
+    struct asked asked = {.req = req};
+    vm_cb_call(&d->on_request, 0, push_request, &asked);
+    if (!asked.taken) {
+        http_respond_error(req, SYM_EIO, "the request was not answered", NULL);
+    }
+}
+
+static void on_request(struct http_req *req, void *arg)
+{
+    struct daemon *d = arg;
+    req->class = route_class(req);
+    if (!api_handle(d->api, req)) {
+        daemon_ask_lua(d, req);
+    }
 }
 
 /* --- watches
@@ -618,6 +634,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {"sym.gossip", luaopen_sym_gossip},
         {"sym.node", luaopen_sym_node},
         {"sym.metrics", luaopen_sym_metrics},
+        {"sym.policy", luaopen_sym_policy},
         {NULL, NULL},
     };
     struct vm_config vm = {.loop = loop, .lua_paths = lua_paths, .daemon = d, .modules = modules};

@@ -90,6 +90,9 @@ void daemon_pump(struct daemon *d);
 /* The same, and begins with it now. Not from a watch's callback. */
 void daemon_deliver(struct daemon *d);
 
+/* Hands @req, which nobody has taken, to Lua's routes. */
+void daemon_ask_lua(struct daemon *d, struct http_req *req);
+
 /* DIR/<name>, malloc'd; NULL without memory. */
 char *daemon_path(const struct daemon *d, const char *name);
 

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "daemon/daemon.h"
 #include "lua/paths.h"
+#include "sandbox/child.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -467,6 +468,9 @@ static void raise_descriptors(void)
 int main(int argc, char **argv)
 {
     struct daemon d = {0};
+    if (child_asked(argc, argv)) {
+        return child_main();
+    }
     /* Arenas for each pool thread would only spread out memory that one thread uses. */
     mallopt(M_ARENA_MAX, 2);
     /* A snapshot's bytes go back to the system as soon as they are freed. By itself malloc would, from the first

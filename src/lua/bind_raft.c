@@ -147,16 +147,7 @@ static void on_done(void *arg, int status)
 
 static int push_result(lua_State *L, void *arg)
 {
-    static const char *const names[] = {
-        [TXN_APPLIED] = "applied", [TXN_CONFLICT] = "conflict", [TXN_UNKNOWN] = "unknown"};
-    const struct txn_result *r = arg;
-    lua_createtable(L, 0, 4);
-    set_text(L, "status", names[r->status]);
-    set_integer(L, "revision", r->revision);
-    set_bool(L, "repeated", r->repeated);
-    if (r->status == TXN_CONFLICT) {
-        set_integer(L, "failed", (uint64_t)r->failed + 1);
-    }
+    bind_store_push_result(L, arg);
     return 1;
 }
 

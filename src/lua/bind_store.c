@@ -92,7 +92,7 @@ static void check_op(lua_State *L, struct txn_op *op)
 }
 
 /* Leaves the array field @name, or nil, on the top and returns its length. */
-static unsigned array_field(lua_State *L, int idx, const char *name)
+static unsigned array_field(lua_State *L, int idx, const char *name, unsigned most)
 {
     int type = lua_getfield(L, idx, name);
     if (type == LUA_TNIL) {
@@ -100,7 +100,7 @@ static unsigned array_field(lua_State *L, int idx, const char *name)
     }
     luaL_argcheck(L, type == LUA_TTABLE, idx, name);
     lua_Unsigned n = lua_rawlen(L, -1);
-    luaL_argcheck(L, n <= TXN_OPS_MAX, idx, "a txn has at most 128 compares and 128 ops");
+    luaL_argcheck(L, n <= most, idx, "a txn has at most 192 compares and 128 ops");
     return (unsigned)n;
 }
 
@@ -110,14 +110,14 @@ void bind_store_check_txn(lua_State *L, int idx, struct txn *out)
     luaL_checktype(L, idx, LUA_TTABLE);
     luaL_checkstack(L, 8, "txn");
     memset(&out->id, 0, sizeof out->id);
-    out->n_cmps = array_field(L, idx, "compare");
+    out->n_cmps = array_field(L, idx, "compare", TXN_CMPS_MAX);
     for (unsigned i = 0; i < out->n_cmps; i++) {
         luaL_argcheck(L, lua_rawgeti(L, -1, i + 1) == LUA_TTABLE, idx, "compare");
         check_compare(L, &out->cmps[i]);
         lua_pop(L, 1);
     }
     lua_pop(L, 1);
-    out->n_ops = array_field(L, idx, "ops");
+    out->n_ops = array_field(L, idx, "ops", TXN_OPS_MAX);
     for (unsigned i = 0; i < out->n_ops; i++) {
         luaL_argcheck(L, lua_rawgeti(L, -1, i + 1) == LUA_TTABLE, idx, "ops");
         check_op(L, &out->ops[i]);
@@ -130,11 +130,25 @@ void bind_store_check_txn(lua_State *L, int idx, struct txn *out)
         luaL_argcheck(L, id.n == sizeof out->id.bytes, idx, "an id has 16 bytes");
         memcpy(out->id.bytes, id.p, id.n);
         struct store *s = bind_store_of(L);
+        (void)number_field(L, "seq", &out->id.seq);
         if (!number_field(L, "since", &out->id.since)) {
             out->id.since = s == NULL ? 0 : store_revision(s);
         }
     }
     lua_pop(L, 1);
+}
+
+void bind_store_push_result(lua_State *L, const struct txn_result *r)
+{
+    static const char *const names[] = {
+        [TXN_APPLIED] = "applied", [TXN_CONFLICT] = "conflict", [TXN_UNKNOWN] = "unknown"};
+    lua_createtable(L, 0, 4);
+    set_text(L, "status", names[r->status]);
+    set_integer(L, "revision", r->revision);
+    set_bool(L, "repeated", r->repeated);
+    if (r->status == TXN_CONFLICT) {
+        set_integer(L, "failed", (uint64_t)r->failed + 1);
+    }
 }
 
 /* --- reading --- */
@@ -146,6 +160,28 @@ static void push_kv(lua_State *L, const struct kv *kv)
     set_bytes(L, "value", kv->value.p, kv->value.n);
     set_integer(L, "create_revision", kv->create_revision);
     set_integer(L, "mod_revision", kv->mod_revision);
+}
+
+/* result(id, seq or nil) -> {status, failed, revision}: what became of the txn with that id; nil: not remembered */
+static int l_result(lua_State *L)
+{
+    struct store *s = bind_store_of(L);
+    struct txn_id id = {.seq = (uint64_t)luaL_optinteger(L, 2, 0)};
+    size_t n;
+    const char *bytes = luaL_checklstring(L, 1, &n);
+    luaL_argcheck(L, n == sizeof id.bytes, 1, "an id has 16 bytes");
+    memcpy(id.bytes, bytes, n);
+    if (s == NULL) {
+        return bind_store_closed(L);
+    }
+    const struct txn_result *found = store_result(s, &id);
+    if (found == NULL) {
+        lua_pushnil(L);
+        return 1;
+    }
+    struct txn_result result = *found;
+    bind_store_push_result(L, &result);
+    return 1;
 }
 
 static int l_get(lua_State *L)
@@ -534,6 +570,7 @@ int luaopen_sym_store(lua_State *L)
 {
     static const luaL_Reg functions[] = {
         {"get", l_get},
+        {"result", l_result},
         {"list", l_list},
         {"revision", l_revision},
         {"applied", l_applied},

@@ -167,6 +167,31 @@ void vm_cb_fire(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *ar
     vm_cb_drop(&taken);
 }
 
+static int do_fire_raw(lua_State *L)
+{
+    const struct fire *fire = lua_touserdata(L, 1);
+    lua_rawgeti(L, LUA_REGISTRYINDEX, fire->ref);
+    lua_call(L, fire->push(L, fire->arg), 0);
+    return 0;
+}
+
+void vm_cb_fire_raw(struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg)
+{
+    struct vm_cb taken = *cb;
+    lua_State *L = taken.L;
+    struct fire fire = {taken.ref, 0, push, arg};
+    cb->L = NULL;
+    if (L == NULL) {
+        return;
+    }
+    if (lua_checkstack(L, 2)) {
+        lua_pushcfunction(L, do_fire_raw);
+        lua_pushlightuserdata(L, &fire);
+        vm_call(L, 1, 0);
+    }
+    vm_cb_drop(&taken);
+}
+
 void vm_cb_drop(struct vm_cb *cb)
 {
     if (cb->L != NULL) {

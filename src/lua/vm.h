@@ -63,6 +63,8 @@ void vm_cb_take(lua_State *L, int idx, struct vm_cb *out);
 void vm_cb_fire(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg);
 /* The same, but keeps it (events, streams). */
 void vm_cb_call(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg);
+/* As vm_cb_fire, but @push pushes all that it is called with. */
+void vm_cb_fire_raw(struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg);
 void vm_cb_drop(struct vm_cb *cb);
 
 /* Logs a text of several lines, such as a traceback, as one line. */
@@ -82,5 +84,6 @@ int luaopen_sym_store(lua_State *L);
 int luaopen_sym_raft(lua_State *L);
 int luaopen_sym_gossip(lua_State *L);
 int luaopen_sym_node(lua_State *L);
+int luaopen_sym_policy(lua_State *L);
 
 #endif

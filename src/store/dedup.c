@@ -158,7 +158,7 @@ int dedup_read(struct dedup *d, uint64_t index, const uint8_t *data, size_t n)
         struct txn_result result = {
             .status = p[24], .failed = (uint16_t)(p[25] | p[26] << 8), .revision = get_u64(p + 27)};
         if (memcmp(p, none, ID_LEN) == 0 || result.status > TXN_CONFLICT || result.revision > revision ||
-            result.failed >= TXN_OPS_MAX || find(d, p) != NULL) {
+            result.failed >= TXN_CMPS_MAX || find(d, p) != NULL) {
             rv = damaged();
         } else {
             rv = add(d, e, p, result);

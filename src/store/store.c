@@ -191,6 +191,11 @@ void store_stats(const struct store *s, struct store_stats *out)
 
 /* --- reading --- */
 
+const struct txn_result *store_result(const struct store *s, const struct txn_id *id)
+{
+    return dedup_find(&s->state->dedup, id);
+}
+
 int store_get(struct store *s, const void *key, size_t n, struct kv *out)
 {
     struct db_tx *tx;

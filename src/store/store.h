@@ -81,6 +81,9 @@ struct kv {
 };
 /* SYM_ENOTFOUND, SYM_EIO. Slices are valid until the next call into the store. */
 int store_get(struct store *s, const void *key, size_t n, struct kv *out);
+/* What became of the txn with this id (its @since counts for nothing); NULL: nothing is remembered of it. Valid until
+ * the next change. */
+const struct txn_result *store_result(const struct store *s, const struct txn_id *id);
 /* Keys that begin with @prefix and sort after @after (NULL: from the start), in order; @each non-zero stops
  * and is returned. @each may not call into the store. */
 int store_list(struct store *s, struct slice prefix, const struct slice *after,

@@ -126,9 +126,9 @@ int txn_encode(const struct txn *t, struct buf *out)
 {
     size_t start = out->len;
     int rv = 0;
-    if (t->n_cmps > TXN_OPS_MAX || t->n_ops > TXN_OPS_MAX) {
-        return err_setf(SYM_ETOOBIG, "%u compares and %u operations: at most %d of each", t->n_cmps, t->n_ops,
-            TXN_OPS_MAX);
+    if (t->n_cmps > TXN_CMPS_MAX || t->n_ops > TXN_OPS_MAX) {
+        return err_setf(SYM_ETOOBIG, "%u compares and %u operations: at most %d and %d", t->n_cmps, t->n_ops,
+            TXN_CMPS_MAX, TXN_OPS_MAX);
     }
     struct wr w = wr_init(out);
     wr_bytes(&w, t->id.bytes, sizeof t->id.bytes);
@@ -219,7 +219,7 @@ int txn_decode(const uint8_t *data, size_t n, struct txn *t)
     read_id(&r, &t->id);
     t->n_cmps = rd_u8(&r);
     t->n_ops = rd_u8(&r);
-    if (t->n_cmps > TXN_OPS_MAX || t->n_ops > TXN_OPS_MAX) {
+    if (t->n_cmps > TXN_CMPS_MAX || t->n_ops > TXN_OPS_MAX) {
         r.bad = true;
     }
     for (unsigned i = 0; !r.bad && i < t->n_cmps; i++) {

@@ -19,7 +19,8 @@ enum {
     KEY_MAX = 1088,
     VALUE_MAX = 1 << 20,
     TXN_OPS_MAX = 128,
-    TXN_MAX = 3 << 19, /* 1.5 MiB */
+    TXN_CMPS_MAX = 192, /* what a client may ask, and room for what a decision about it relies on */
+    TXN_MAX = 3 << 19,  /* 1.5 MiB */
     PACK_MAX = 2 << 20,
     PACK_TARGET = 256 << 10
 };
@@ -64,7 +65,7 @@ struct txn_op {
 struct txn {
     struct txn_id id;
     unsigned n_cmps, n_ops;
-    struct txn_cmp cmps[TXN_OPS_MAX];
+    struct txn_cmp cmps[TXN_CMPS_MAX];
     struct txn_op ops[TXN_OPS_MAX];
 };
 

@@ -1,5 +1,6 @@
 -- The nodes: GET /v1/nodes; GET, PATCH, DELETE /v1/nodes/{id}; POST /v1/nodes/{id}/remove; POST /v1/transfer.
 local async = require "symphony.async"
+local leader = require "symphony.cluster.leader"
 local nodes = require "symphony.cluster.nodes"
 local render = require "symphony.cli.render"
 local remove = require "symphony.cluster.remove"
@@ -17,11 +18,11 @@ local function freshness(req) return { stale = req:param("stale") == "ok" } end
 local function pause() async.sleep(0) end
 
 -- Takes the node that @id means out: a worker at once, a manager when the others can spare it.
-local function take_out(id, force)
+local function take_out(id, force, who)
   assert(state.read())
   local n = state.node(id)
-  if n and n.role == "worker" then return nodes.serve_remove(n.node_id, { force = force }) end
-  return remove.serve(n and n.node_id or id, { force = force })
+  if n and n.role == "worker" then return nodes.serve_remove(n.node_id, { force = force, who = who }) end
+  return remove.serve(n and n.node_id or id, { force = force, who = who })
 end
 
 function M.routes(router)
@@ -34,17 +35,19 @@ function M.routes(router)
     return 200, (assert(nodes.get(params.id, fresh)))
   end)
 
-  router.route("PATCH", "/v1/nodes/{id}", { auth = OPERATORS, leader_only = true }, function(req, params)
-    return 200, nodes.serve_update(params.id, router.json(req))
+  router.route("PATCH", "/v1/nodes/{id}", { auth = OPERATORS, leader_only = true }, function(req, params, who)
+    return 200, nodes.serve_update(params.id, router.json(req), { who = leader.asker(req, who),
+      plan = req:param("plan") == "true" })
   end)
 
-  router.route("DELETE", "/v1/nodes/{id}", { auth = MANAGERS, leader_only = true }, function(req, params)
-    return 200, take_out(params.id, req:param("force") == "true")
+  router.route("DELETE", "/v1/nodes/{id}", { auth = MANAGERS, leader_only = true }, function(req, params, who)
+    return 200, take_out(params.id, req:param("force") == "true", leader.asker(req, who))
   end)
 
-  router.route("POST", "/v1/nodes/{id}/remove", { auth = MANAGERS, leader_only = true }, function(req, params)
+  router.route("POST", "/v1/nodes/{id}/remove", { auth = MANAGERS, leader_only = true }, function(req, params, who)
     local body = router.json(req)
-    return 200, remove.serve(params.id, { force = body.force == true, plan = body.plan == true })
+    return 200, remove.serve(params.id, { force = body.force == true, plan = body.plan == true,
+      who = leader.asker(req, who) })
   end)
 
   router.route("POST", "/v1/transfer", { auth = MANAGERS, leader_only = true }, function(req)

@@ -95,7 +95,9 @@ local function refusal(status, body)
   local e = type(doc) == "table" and doc.error
   if type(e) == "table" and type(e.code) == "string" then
     local hint = type(e.hint) == "string" and e.hint or nil
-    return errors.new(e.code, tostring(e.message), hint)
+    local err = errors.new(e.code, tostring(e.message), hint)
+    err.policy = type(e.policy) == "string" and e.policy or nil
+    return err
   end
   return errors.new("protocol", ("the daemon answered with status %d"):format(status))
 end

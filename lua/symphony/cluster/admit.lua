@@ -9,6 +9,7 @@ local advertise = require "symphony.cluster.advertise"
 local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
 local crypto = require "sym.crypto"
+local engine = require "symphony.policy.engine"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local ids = require "symphony.cluster.ids"
@@ -310,17 +311,37 @@ local function renumber(n, kv, request, cluster, cluster_kv)
   return txn, n
 end
 
-local VIA = { token = " with a token", dev = ", let in by development mode", approval = ", approved" }
+local VIA = { token = " with a token", dev = ", let in by development mode", approval = ", approved",
+  policy = ", approved by a policy" }
 
 -- What the event says.
-local function told(kind, n, via, from)
+local function told(kind, n, via, from, amendments)
   local what = kind == "create" and ("%s %s joins"):format(n.role, n.name)
     or ("%s comes back as raft id %d"):format(n.name, n.raft_node_id)
-  return ("%s from %s%s"):format(what, from or "?", VIA[via])
+  return ("%s from %s%s%s"):format(what, from or "?", VIA[via], amendments or "")
+end
+
+-- What the policies say to @request, of which @kind is to become: "create", "renumber", "pend" or "wait". @fields: via,
+-- labels, who. Returns the labels and the name that the node is to have, and whether a policy lets it in without a
+-- token. They may not change what a node is called that has a name already. Raises.
+local function ask_policies(admission, request, kind, view, fields)
+  admission:begin()
+  local labels = kind == "renumber" and view.node.labels or fields.labels or {}
+  local name = kind == "renumber" and view.node.name or request.name
+  local input, decision = admission:decide("admit.join", { role = request.role, name = name, address = view.from,
+    addresses = request.addresses, services = request.services, version = request.version, labels = labels,
+    token = fields.via == "token", approved = fields.via == "approval", returns = kind == "renumber" or nil,
+    who = fields.who or { kind = "certificate" } })
+  if kind ~= "renumber" then
+    name, labels = assert(values.check_name(input.name)), input.labels
+    assert(values.check_labels(labels))
+  end
+  return labels, name, decision.approve == true
 end
 
 -- The txn that lets @request in as @kind ("create" or "renumber") for the reason @via, and the node's record.
-local function admission(kind, request, view, kvs, via, labels)
+-- @admission: what the policies have said.
+local function admission_txn(admission, kind, request, view, kvs, via, labels)
   local txn, n
   if kind == "renumber" then
     txn, n = renumber(view.node, kvs.node, request, view.cluster, kvs.cluster)
@@ -328,7 +349,9 @@ local function admission(kind, request, view, kvs, via, labels)
     txn, n = create(request, view.cluster, kvs.cluster, labels)
   end
   if kvs.pending then table.insert(txn.ops, state.delete(kvs.pending.key)) end
-  events.add(txn, { kind = "node.joined", node = n, message = told(kind, n, via, view.from) })
+  events.add(txn, { kind = "node.joined", node = n, policies = admission:policies(),
+    message = told(kind, n, via, view.from, admission:amendments()) })
+  admission:bind(txn)
   return txn, n
 end
 
@@ -371,6 +394,13 @@ local function update(build)
   end)
 end
 
+-- A refusal by a policy is told, but not more often than new requests may come.
+local function refused_by_policy(err, request, from)
+  if errors.is(err) and err.policy then
+    engine.note_refusal(err, ("a join of %s %s from %s"):format(request.role, request.name, from or "?"))
+  end
+end
+
 -- The fingerprint of the key that signed @csr, from outside, and what its subject states. nil, err.
 function M.read_csr(csr)
   if type(csr) ~= "string" or #csr > CSR_MAX then return invalid("csr is missing or too long") end
@@ -384,19 +414,33 @@ function M.serve(request, from)
   local fingerprint, states = M.read_csr(request.csr)
   if not fingerprint then return nil, states end
   request.fingerprint, request.states = fingerprint, states
-  local limited = false
+  local limited, admission = false, engine.admission()
+  local wanted = request.name
   local made, err = update(function(peek)
+    request.name = wanted
     local now = sys.now()
     local view, kvs = look(request, from)
     local decision = assert(M.decide(request, view, now))
     local kind = decision.kind
     local replace = kind == "existing" and view.node.issuer and view.node.issuer ~= pki.signer(view.cluster)
     if kind == "existing" and not replace then return { n = view.node, cluster = view.cluster } end
-    if kind == "wait" then return { record = decision.record, cluster = view.cluster } end
+    if kind == "wait" and not engine.has "admit.join" then
+      return { record = decision.record, cluster = view.cluster }
+    end
     if kind == "pend" and not limited and not limit:allow(from or "?", sys.mono_ms() / 1000) then
       errors.raise("busy", "too many requests to join from this address", "wait half a minute, or join with a token")
     end
     limited = true
+    local labels, name, approved
+    if not replace then
+      labels, name, approved = ask_policies(admission, request, kind, view, { via = decision.via,
+        labels = view.token and view.token.labels })
+      if approved and (kind == "pend" or kind == "wait") then
+        assert(check_address(request, view))
+        kind, decision = assert(kind_of(request, view)), { via = "policy" }
+      end
+    end
+    if kind == "wait" then return { record = decision.record, cluster = view.cluster } end
     if peek then return WRITES end
     if replace then -- it was signed by a CA that is on its way out, or gone
       local txn = { compare = { state.unchanged(kvs.node) }, ops = {} }
@@ -407,18 +451,23 @@ function M.serve(request, from)
     if kind == "pend" then
       local key = pending.key(fingerprint)
       local before = kvs.pending and state.unchanged(kvs.pending) or state.absent(key)
-      return { record = decision.record, cluster = view.cluster, new = true },
-        { compare = { before, { prefix = "/pending/", count = view.pending_count } },
-          ops = { state.put(key, decision.record) } }
+      local txn = { compare = { before, { prefix = "/pending/", count = view.pending_count } },
+        ops = { state.put(key, decision.record) } }
+      admission:bind(txn)
+      return { record = decision.record, cluster = view.cluster, new = true }, txn
     end
-    local txn, n = admission(kind, request, view, kvs, decision.via, view.token and view.token.labels)
+    request.name = name
+    local txn, n = admission_txn(admission, kind, request, view, kvs, decision.via, labels)
     if decision.via == "token" then
       table.insert(txn.compare, state.unchanged(kvs.token))
       if view.token.uses then table.insert(txn.ops, state.put(kvs.token.key, token.used(view.token))) end
     end
     return { n = n, cluster = view.cluster, new = true, via = decision.via }, txn
   end)
-  if not made then return nil, err end
+  if not made then
+    refused_by_policy(err, request, from)
+    return nil, err
+  end
   if made.record then
     if made.new then
       log.info(("join: request %s from %s waits for approval"):format(made.record.id, from or "?"))
@@ -427,14 +476,16 @@ function M.serve(request, from)
   end
   if made.new then
     log.info(("join: %s %s (%s) from %s%s"):format(made.n.role, made.n.name, made.n.node_id, from or "?",
-      made.via == "dev" and ", let in by development mode" or ""))
+      (made.via == "dev" or made.via == "policy") and VIA[made.via] or ""))
   end
   return 200, welcome(made.n, made.cluster)
 end
 
--- Lets a waiting request in. @opts: fingerprint (required), name, labels. nil, err.
+-- Lets a waiting request in. @opts: fingerprint (required), name, labels, who. nil, err.
 function M.approve(id, opts)
-  return in_turn(function()
+  local admission = engine.admission()
+  local asked
+  local answer, err = in_turn(function()
     local kv = pending.find(id)
     local record = kv.value
     assert(pending.confirm(record, opts.fingerprint))
@@ -452,12 +503,19 @@ function M.approve(id, opts)
     if kind == "existing" then
       txn, n = { compare = {}, ops = { state.delete(kv.key) } }, view.node
     else
-      txn, n = admission(kind, request, view, kvs, "approval", opts.labels)
+      asked = request
+      local labels, name = ask_policies(admission, request, kind, view, { via = "approval", labels = opts.labels,
+        who = opts.who or { kind = "control" } })
+      request.name = name
+      txn, n = admission_txn(admission, kind, request, view, kvs, "approval", labels)
     end
     table.insert(txn.compare, state.unchanged(kv))
     return txn, { node_id = n.node_id, raft_node_id = n.raft_node_id, name = n.name, role = n.role,
       fingerprint = n.fingerprint }
   end)
+  if not answer and asked then refused_by_policy(err, asked, "a person's approval") end
+  if not answer then return nil, err end
+  return answer
 end
 
 -- A fresh certificate for the node whose key signed @csr: the same key, role and raft id as the state has. nil, err.

@@ -137,7 +137,7 @@ function M.answer(result)
     errors.raise("conflict", ("compare %d does not hold; nothing was changed"):format(result.failed or 0),
       "read again and decide anew")
   end
-  return { revision = result.revision, repeated = result.repeated or nil }
+  return { revision = result.revision, repeated = result.repeated or nil, policies = result.policies }
 end
 
 return M

@@ -15,7 +15,8 @@ local M = {}
 local PATIENCE_MS = 4000 -- for a leader to be there; a write has to answer within five seconds
 local RETRY_MS = 50
 local ANSWER_MS = 20000
-local HOPS, FROM, NODE = "symphony-forwarded", "symphony-from", "symphony-node"
+local HOPS, FROM, NODE, WHO = "symphony-forwarded", "symphony-from", "symphony-node", "symphony-who"
+local WHO_MAX = 512 -- bytes
 
 -- Where the leader is now: "host:port"; nil when it is not known.
 local function whereabouts()
@@ -50,6 +51,27 @@ function M.on_behalf(req, who)
   local id = who.kind == "manager" and M.is_forwarded(req) and req:header(NODE)
   return id and #id <= 64 and id or nil
 end
+
+-- A field of @who, from another manager.
+local function word(who, name, most)
+  local text = who[name]
+  return type(text) == "string" and #text <= most and text or nil
+end
+
+-- Who asks, as policies are told: {kind = "control" (somebody at the control socket of the manager @name) or
+-- "certificate", name, role}. The manager that has passed a request on says who asked it.
+function M.asker(req, who)
+  if who.kind == "control" then return { kind = "control", name = (identity.me or {}).name } end
+  local said = who.kind == "manager" and M.is_forwarded(req) and req:header(WHO)
+  local doc = said and #said <= WHO_MAX and json.decode(said)
+  if type(doc) == "table" and (doc.kind == "control" or doc.kind == "certificate") then
+    return { kind = doc.kind, name = word(doc, "name", 64), role = word(doc, "role", 16) }
+  end
+  return { kind = "certificate", name = who.node and who.node.name or who.id, role = who.kind }
+end
+
+-- A command in this daemon, as policies are told.
+function M.here() return { kind = "control", name = (identity.me or {}).name } end
 
 -- May a failed pass be tried again? Only when it surely did not happen. Pure.
 function M.again(err, status, doc)
@@ -91,7 +113,8 @@ function M.forward(req, _, who)
   end
   local path = remote.encode_path(req.path)
   if req.query and req.query ~= "" then path = path .. "?" .. req.query end
-  local headers = { [HOPS] = "1", [FROM] = M.origin(req, who), [NODE] = who.node and who.node.node_id }
+  local headers = { [HOPS] = "1", [FROM] = M.origin(req, who), [NODE] = who.node and who.node.node_id,
+    [WHO] = json.encode(M.asker(req, who)) }
   for _, name in ipairs { "content-type", "idempotency-key", "idempotency-since" } do
     headers[name] = req:header(name)
   end
@@ -104,7 +127,8 @@ end
 -- Calls a route of the leader, which may be this manager. Returns the decoded answer; nil, err.
 function M.call(method, path, body)
   local response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
-    headers = { ["content-type"] = "application/json", [HOPS] = "1" } }, sys.mono_ms() + PATIENCE_MS)
+    headers = { ["content-type"] = "application/json", [HOPS] = "1", [WHO] = json.encode(M.here()) } },
+    sys.mono_ms() + PATIENCE_MS)
   if not response then return nil, err end
   local doc = json.decode(response.body or "")
   err = remote.answer_error(response.status, doc, "the leader")

@@ -6,6 +6,7 @@ local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
 local ca_rotation = require "symphony.cluster.ca_rotation"
 local crypto = require "sym.crypto"
+local engine = require "symphony.policy.engine"
 local errors = require "symphony.errors"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
@@ -15,6 +16,7 @@ local members = require "symphony.cluster.members"
 local node = require "sym.node"
 local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
+local reactions = require "symphony.policy.reactions"
 local reconcile = require "symphony.cluster.reconcile"
 local resource_loop = require "symphony.services.loop"
 local resuming = require "symphony.cluster.resuming"
@@ -39,7 +41,7 @@ local hooked = false
 local renamed      -- the hosts for which a certificate has been asked
 
 -- What runs while a manager serves: each has start() and stop(), and on a follower it waits, but for the agents.
-local parts = { reconcile, agents, status, rotation, ca_rotation, resource_loop }
+local parts = { engine, reconcile, agents, status, rotation, ca_rotation, reactions, resource_loop }
 
 local function say(err)
   return err.message .. (err.hint and " -- " .. err.hint or "")

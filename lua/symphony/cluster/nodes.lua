@@ -1,4 +1,5 @@
 -- The nodes for people and programs: what the state says of each, and the changes that an operator makes.
+local engine = require "symphony.policy.engine"
 local erase = require "symphony.cluster.erase"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
@@ -188,29 +189,97 @@ function M.change(n, patch)
   return changes
 end
 
--- On the leader: changes the node that @name means as @body, from outside, says. Returns its row. Raises.
-function M.serve_update(name, body)
-  local patch = M.check_patch(body)
-  local answer = assert(state.update(function()
-    local n, kv = state.node(name)
-    if not n then error(kv, 0) end
-    if n.removing then errors.raise("conflict", ("%s is being removed from the cluster"):format(n.name)) end
-    local before = n.name
-    local changes = M.change(n, patch)
-    if #changes == 0 then return nil, { id = n.node_id, changes = changes } end
-    local txn = { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, n) } }
-    if n.name ~= before then
-      if state.text("/name/" .. n.name) then
-        errors.raise("exists", ("a node is called %s already"):format(n.name), "choose another name")
-      end
-      table.insert(txn.compare, state.absent("/name/" .. n.name))
-      table.insert(txn.ops, state.delete("/name/" .. before))
-      table.insert(txn.ops, state.put("/name/" .. n.name, n.node_id))
+-- A copy of @n in which policies may change what they like.
+local function copy(n) return json.decode(json.encode(n)) end
+
+-- What a policy may make of a change of a node: another name, availability or labels, which are checked as if somebody
+-- had asked for them. Raises.
+local function amended(n, new)
+  if type(new) ~= "table" then
+    errors.raise("policy_failed", "a policy made something else of the node than a record, so this is refused")
+  end
+  local patch = { name = new.name, availability = new.availability, labels = {} }
+  for key in pairs(n.labels or {}) do patch.labels[key] = json.null end
+  for key, value in pairs(type(new.labels) == "table" and new.labels or {}) do patch.labels[key] = value end
+  return M.change(n, M.check_patch(patch))
+end
+
+--- Has the policies decide on the change of node @old to @new (nil: it is removed), which they may amend: what they
+--- change, in words. Raises.
+function M.decide(admission, old, new, revision, who)
+  admission:begin()
+  local input = admission:decide("admit.change", { kind = "node", key = old.node_id, action = new and "put" or "delete",
+    old = old, new = new and copy(new), old_revision = revision, who = who })
+  return new and admission:amendments() ~= "" and amended(new, input.new) or {}
+end
+
+-- What the event says of the policies.
+local function event_of(admission, event)
+  event.message, event.policies = event.message .. admission:amendments(), admission:policies()
+  return event
+end
+
+--- The txn that changes the node that @name means as @patch (check_patch) says, for @who, and the answer; nil, answer
+--- when there is nothing to change. @more: fields of the event. For state.update. Raises.
+function M.update_txn(admission, name, patch, who, more)
+  local n, kv = state.node(name)
+  if not n then error(kv, 0) end
+  if n.removing then errors.raise("conflict", ("%s is being removed from the cluster"):format(n.name)) end
+  local old = copy(n)
+  local changes = M.change(n, patch)
+  if #changes == 0 then return nil, { id = n.node_id, changes = changes } end
+  for _, text in ipairs(M.decide(admission, old, n, kv.mod_revision, who)) do changes[#changes + 1] = text end
+  local txn = { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, n) } }
+  if n.name ~= old.name then
+    if state.text("/name/" .. n.name) then
+      errors.raise("exists", ("a node is called %s already"):format(n.name), "choose another name")
     end
-    events.add(txn, { kind = "node.updated", node = n, message = table.concat(changes, "; ") })
-    return txn, { id = n.node_id, changes = changes }
-  end))
+    table.insert(txn.compare, state.absent("/name/" .. n.name))
+    table.insert(txn.ops, state.delete("/name/" .. old.name))
+    table.insert(txn.ops, state.put("/name/" .. n.name, n.node_id))
+  end
+  local event = { kind = "node.updated", node = n, message = table.concat(changes, "; ") }
+  for k, v in pairs(more or {}) do event[k] = v end
+  events.add(txn, event_of(admission, event))
+  admission:bind(txn)
+  return txn, { id = n.node_id, changes = changes, new = n, policies = admission:policies() }
+end
+
+-- What would become of a change, from what its txn would be made with.
+local function plan_of(admission, build)
+  local row = { plan = true, allow = true }
+  local ok, _, answer = pcall(build)
+  if not ok then
+    local err = errors.from(_)
+    if err.code == "internal" then error(_, 0) end
+    row.allow, row.refuse, row.code, row.policy = false, err.message, err.code, err.policy
+  else
+    row.changes = json.array(answer.changes)
+    row.new = answer.new and { name = answer.new.name, availability = answer.new.availability,
+      labels = answer.new.labels }
+  end
+  row.policies = admission.trace
+  return row
+end
+
+-- On the leader: changes the node that @name means as @body, from outside, says. Returns its row; with @opts.plan, what
+-- would become of it. @opts: who (nobody: a command here), plan. Raises.
+function M.serve_update(name, body, opts)
+  opts = opts or {}
+  local patch, admission = M.check_patch(body), engine.admission()
+  local who = opts.who or { kind = "control" }
+  local function build() return M.update_txn(admission, name, patch, who) end
+  if opts.plan then
+    assert(state.read())
+    return plan_of(admission, build)
+  end
+  local answer, err = state.update(build)
+  if not answer then
+    engine.note_refusal(err, ("a change of node %s"):format(json.clean(name:sub(1, 80))))
+    error(err, 0)
+  end
   local row = assert(M.get(answer.id))
+  row.policies = answer.policies
   row.changes = json.array(answer.changes)
   if #answer.changes > 0 then log.info(("node %s: %s"):format(row.name, table.concat(answer.changes, "; "))) end
   return row
@@ -231,10 +300,11 @@ function M.refusal(n, said, count, more)
 end
 
 -- On the leader: takes the worker that @name means out at once. @opts: force; leaves: it asks for it itself, and may be
--- ready; reason, for the event. Returns {node_id,
--- name, role, assignments}. Raises.
+-- ready; reason, for the event; who asks. Returns
+-- {node_id, name, role, assignments}. Raises.
 function M.serve_remove(name, opts)
-  local answer = assert(state.update(function()
+  local admission = engine.admission()
+  local answer, refused_by = state.update(function()
     local n, kv = state.node(name)
     if not n then error(kv, 0) end
     if n.role ~= "worker" then
@@ -244,6 +314,8 @@ function M.serve_remove(name, opts)
     if not said and skv then error(skv, 0) end
     local count, more = M.assignments(n.node_id)
     if not count then error(more, 0) end
+    -- A node that leaves by itself is gone whether anybody likes it or not.
+    if not opts.leaves then M.decide(admission, n, nil, kv.mod_revision, opts.who or { kind = "control" }) end
     local txn = { compare = { state.unchanged(kv) }, ops = {} }
     if not opts.force then
       local refused = M.refusal(n, not opts.leaves and said or nil, count, more)
@@ -253,8 +325,13 @@ function M.serve_remove(name, opts)
     end
     erase.add(txn, n, { message = ("%s is removed"):format(n.name), reason = opts.reason,
       forced = opts.force and true or nil })
+    admission:bind(txn)
     return txn, { node_id = n.node_id, name = n.name, role = n.role, assignments = count }
-  end))
+  end)
+  if not answer then
+    engine.note_refusal(refused_by, ("the removal of node %s"):format(json.clean(name:sub(1, 80))))
+    error(refused_by, 0)
+  end
   log.info(("membership: %s (%s) is removed"):format(answer.name, answer.node_id))
   reconcile.wake()
   return answer

@@ -46,8 +46,10 @@ function M.answer_error(status, doc, at)
   if status >= 200 and status < 300 then return nil end
   local e = type(doc) == "table" and doc.error
   if type(e) == "table" and type(e.code) == "string" and type(e.message) == "string" then
-    return errors.new(e.code:sub(1, 64), json.clean(e.message:sub(1, 2000)),
+    local err = errors.new(e.code:sub(1, 64), json.clean(e.message:sub(1, 2000)),
       type(e.hint) == "string" and e.hint:sub(1, 2000) or nil)
+    err.policy = type(e.policy) == "string" and e.policy:sub(1, 64) or nil
+    return err
   end
   return errors.new("protocol", ("%s answered with status %d and nothing that could be read"):format(at, status),
     "is this the remote port of a symphony manager?")

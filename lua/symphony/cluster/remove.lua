@@ -1,12 +1,14 @@
 -- Taking a manager out. What is wanted is written into its record ("removing"), and whoever leads carries it out
 -- (reconcile): a leader that dies half-way, or that is itself the one to go, changes nothing about that.
 local async = require "symphony.async"
+local engine = require "symphony.policy.engine"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local leader = require "symphony.cluster.leader"
 local lifecycle = require "symphony.cluster.lifecycle"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
+local nodes = require "symphony.cluster.nodes"
 local raft = require "sym.raft"
 local reconcile = require "symphony.cluster.reconcile"
 local remote = require "symphony.cluster.remote"
@@ -21,9 +23,10 @@ local WAIT_S = 30
 M.CA_NOTE = "It has held the key of the cluster's CA. If somebody else may have got at that machine, replace the CA: "
   .. "`symphony cluster rotate-ca`."
 
--- On the leader: looks ahead, refuses or marks. @opts: force, plan. Raises.
+-- On the leader: looks ahead, refuses or marks. @opts: force, plan, who. Raises.
 function M.serve(name, opts)
-  local answer = assert(state.update(function()
+  local admission = engine.admission()
+  local answer, err = state.update(function()
     local rows = assert(members.planned())
     local status = assert(members.status())
     local target = assert(members.find(rows, name))
@@ -39,9 +42,16 @@ function M.serve(name, opts)
     if forced and not forced.ok then error(removal.stuck(forced, target.name), 0) end
     local record = target.kv.value
     if record.removing and (record.removing.forced or not opts.force) then return nil, out end
+    nodes.decide(admission, record, nil, target.kv.mod_revision, opts.who or { kind = "control" })
     record.removing = { at = math.floor(sys.now()), forced = opts.force and refused ~= nil or nil }
-    return { compare = { state.unchanged(target.kv) }, ops = { state.put(target.kv.key, record) } }, out
-  end))
+    local txn = { compare = { state.unchanged(target.kv) }, ops = { state.put(target.kv.key, record) } }
+    admission:bind(txn)
+    return txn, out
+  end)
+  if not answer then
+    engine.note_refusal(err, "the removal of manager " .. name:sub(1, 80))
+    error(err, 0)
+  end
   if not opts.plan then
     log.info(("membership: %s (raft id %d) is to be removed"):format(answer.name, answer.raft_node_id))
     reconcile.wake()

@@ -4,8 +4,8 @@
 --- A name may be followed by aliases ("ls list"). where = "client" has it run in the client instead of the daemon.
 local M = {}
 
-M.names = { "manager", "block", "token", "node", "cert", "events", "kv", "txn", "cluster", "lua", "reload", "help",
-  "version" }
+M.names = { "manager", "block", "token", "node", "cert", "policy", "events", "kv", "txn", "cluster", "lua", "reload",
+  "help", "version" }
 
 local own, own_order = {}, {} -- by name: {spec, file}: those of --lua-dir, in a daemon
 

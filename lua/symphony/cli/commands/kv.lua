@@ -1,5 +1,6 @@
 -- symphony kv ...: the users' own keys.
 local errors = require "symphony.errors"
+local plan = require "symphony.cli.plan"
 local stale = require "symphony.cli.stale"
 
 local LIST_BYTES = 8 << 20   -- of keys and values in one answer
@@ -30,12 +31,14 @@ local put = {
   name = "put",
   summary = "Set a key",
   description = [[
-Sets KEY to VALUE: text, - for standard input, or the contents of a file.
+Sets KEY to VALUE: text, - for standard input, or the contents of a file. --plan writes nothing and
+shows what the policies would say to it.
 
 Example:
   symphony kv put motd 'back at noon'
   gzip -c big | symphony kv put blob -
-  symphony kv put config --file app.conf]],
+  symphony kv put config --file app.conf
+  symphony kv put config --file app.conf --plan]],
   where = "client",
   args = function(parser)
     parser:argument("key", "At most 1 KiB."):argname("KEY")
@@ -47,6 +50,7 @@ Example:
         if not n or n < 0 then return nil, ("'%s' is no revision"):format(text) end
         return n
       end)
+    parser:flag("--plan", "Write nothing; show what would become of it, and which policies say what.")
   end,
   run = function(ctx)
     local kv, values = require "symphony.cluster.kv", require "symphony.cluster.values"
@@ -66,13 +70,17 @@ Example:
       value = args.value
     end
     kv.check_value(value)
+    if args.plan then
+      local op = values.put_bytes(values.put_bytes({}, "put", args.key), "value", value)
+      return plan.ask(ctx, "POST", "/v1/txn?plan=true", { ops = { op } })
+    end
     local path = "/v1/kv/" .. encode_key(args.key)
     if args.if_revision then path = path .. "?mod_revision=" .. args.if_revision end
     local answer, err = ctx.call("PUT", path, value, { ctype = "application/octet-stream" })
     if not answer then return nil, explain(ctx, err) end
-    return values.put_bytes({ revision = answer.revision }, "key", args.key), { text = function()
-      return ("revision %d"):format(answer.revision)
-    end }
+    return values.put_bytes({ revision = answer.revision, policies = answer.policies }, "key", args.key), {
+      text = function() return ("revision %d%s"):format(answer.revision, plan.amended(answer)) end,
+    }
   end,
 }
 
@@ -184,28 +192,52 @@ Example:
   end,
 }
 
+-- Deletes @key, which has to be there: what writes.change answers; nil, err.
+local function remove(key)
+  local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
+  local writes = require "symphony.policy.writes"
+  local who = require("symphony.cluster.leader").here()
+  while true do
+    local fresh, err = state.read()
+    if not fresh then return nil, err end
+    local value, row = state.text(kv.PREFIX .. key)
+    if not value then return nil, row or errors.new("not_found", ("there is no key %s"):format(key)) end
+    local answer
+    answer, err = writes.change({ compare = { state.unchanged(row) }, ops = { state.delete(row.key) } }, who)
+    if answer then return answer end
+    -- Somebody has changed it meanwhile: then that is deleted.
+    local now = err.code == "conflict" and state.read() and select(2, state.text(row.key))
+    if err.code ~= "conflict" or (now and now.mod_revision == row.mod_revision) then return nil, err end
+  end
+end
+
 local rm = {
   name = "rm delete",
   summary = "Delete a key",
   description = [[
-Deletes KEY.
+Deletes KEY. --plan writes nothing and shows what the policies would say to it.
 
 Example:
-  symphony kv rm motd]],
+  symphony kv rm motd
+  symphony kv rm --plan motd]],
   args = function(parser)
     parser:argument("key", "The key."):argname("KEY")
+    parser:flag("--plan", "Write nothing; show what would become of it, and which policies say what.")
   end,
   run = function(ctx)
-    local kv, state = require "symphony.cluster.kv", require "symphony.cluster.state"
+    local kv, values = require "symphony.cluster.kv", require "symphony.cluster.values"
     local key = kv.check_key(ctx.args.key)
-    local found, result = state.update(function()
-      local value, row = state.text(kv.PREFIX .. key)
-      if not value then errors.raise("not_found", ("there is no key %s"):format(key)) end
-      return { compare = { state.unchanged(row) }, ops = { state.delete(row.key) } }, true
-    end)
-    if not found then return nil, result end
-    return require("symphony.cluster.values").put_bytes({ revision = result.revision }, "key", key), { text = function()
-      return ("revision %d"):format(result.revision)
+    local answer, err
+    if ctx.args.plan then
+      answer, err = require("symphony.cluster.leader").call("POST", "/v1/txn?plan=true",
+        { ops = { values.put_bytes({}, "delete", key) } })
+      if not answer then return nil, err end
+      return answer, plan.how
+    end
+    answer, err = remove(key)
+    if not answer then return nil, err end
+    return values.put_bytes({ revision = answer.revision }, "key", key), { text = function()
+      return ("revision %d"):format(answer.revision)
     end }
   end,
 }

@@ -139,7 +139,8 @@ local update = {
   summary = "Change a node's availability, labels or name",
   description = [[
 Changes a node, all at once or nothing. Availability active: it is given work; pause: nothing new;
-drain: what it has goes to others, too.
+drain: what it has goes to others, too. --plan changes nothing and shows what the policies would say
+to it.
 
 Example:
   symphony node update worker-01 --availability drain
@@ -152,14 +153,16 @@ Example:
     parser:option("--label-add", "A label to set; may be repeated."):argname("KEY=VALUE"):count("*")
     parser:option("--label-rm", "A label to take away; may be repeated."):argname("KEY"):count("*")
     parser:option("--name", "Call it so."):argname("NAME")
+    parser:flag("--plan", "Change nothing; show what would become of it, and which policies say what.")
   end,
   run = function(ctx)
     local patch = patch_of(ctx.args)
     local nodes, remote = require "symphony.cluster.nodes", require "symphony.cluster.remote"
     nodes.check_patch(patch)
     local answer, err = require("symphony.cluster.leader").call("PATCH",
-      "/v1/nodes/" .. remote.encode_segment(ctx.args.node), patch)
+      "/v1/nodes/" .. remote.encode_segment(ctx.args.node) .. (ctx.args.plan and "?plan=true" or ""), patch)
     if not answer then return nil, err end
+    if ctx.args.plan then return answer, require("symphony.cli.plan").how end
     return answer, { text = function()
       if #answer.changes == 0 then return ("%s is so already."):format(answer.name) end
       return ("%s: %s."):format(answer.name, table.concat(answer.changes, "; "))

@@ -15,10 +15,12 @@ else nothing. At most 128 of each, 1.5 MiB together.
 Bytes that are not UTF-8 go as key_base64, value_base64, put_base64, delete_base64.
 
 Example:
-  echo '{"compare": [{"key": "lock", "absent": true}], "ops": [{"put": "lock", "value": "me"}]}' | symphony txn]],
+  echo '{"compare": [{"key": "lock", "absent": true}], "ops": [{"put": "lock", "value": "me"}]}' | symphony txn
+  symphony txn --plan change.json]],
   where = "client",
   args = function(parser)
     parser:argument("file", "The transaction as JSON."):args("?"):argname("FILE")
+    parser:flag("--plan", "Write nothing; show what would become of it, and which policies say what.")
   end,
   run = function(ctx)
     local json = require "symphony.json"
@@ -37,9 +39,11 @@ Example:
     end
     -- Checked here too: the message names what is wrong before anything is sent.
     require("symphony.cluster.kv").parse_txn(doc)
+    local plan = require "symphony.cli.plan"
+    if ctx.args.plan then return plan.ask(ctx, "POST", "/v1/txn?plan=true", text) end
     local answer
     answer, err = ctx.call("POST", "/v1/txn", text)
     if not answer then return nil, err end
-    return answer, { text = function() return ("revision %d"):format(answer.revision) end }
+    return answer, { text = function() return ("revision %d%s"):format(answer.revision, plan.amended(answer)) end }
   end,
 }

@@ -1,0 +1,258 @@
+/* The host and its child, which is this program with CHILD_OPTION: what goes well, and what happens to a child that
+ * does not answer in time, dies, or breaks the rules. */
+#include "sandbox_support.h"
+
+#include "base/log.h"
+#include "sandbox/child.h"
+#include "sandbox/host.h"
+#include "store/store.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+static uv_loop_t loop;
+static struct host *host;
+
+static struct store *no_store(void *arg)
+{
+    (void)arg;
+    return NULL;
+}
+
+static int set_up(void **state)
+{
+    (void)state;
+    log_setup(LOG_ERROR + 1, false);
+    return uv_loop_init(&loop) != 0 || host_new(&loop, no_store, NULL, &host) != 0;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    host_close(host);
+    host = NULL;
+    uv_run(&loop, UV_RUN_DEFAULT);
+    return uv_loop_close(&loop);
+}
+
+/* What one call was answered with. */
+struct got {
+    bool there;
+    int status;
+    char policy[80], message[600], json[4000];
+};
+
+static void keep(void *arg, const struct host_answer *answer)
+{
+    struct got *got = arg;
+    assert_false(got->there);
+    got->there = true;
+    got->status = answer->status;
+    snprintf(got->policy, sizeof got->policy, "%s", answer->policy);
+    snprintf(got->message, sizeof got->message, "%s", answer->status != 0 ? err_msg() : "");
+    snprintf(got->json, sizeof got->json, "%s", answer->json);
+}
+
+static void wait_for(const struct got *got)
+{
+    while (!got->there) {
+        assert_true(uv_run(&loop, UV_RUN_ONCE) != 0);
+    }
+}
+
+static struct got load(const char *name, const char *source)
+{
+    struct got got = {0};
+    OK(host_load(host, name, source, strlen(source), keep, &got));
+    assert_false(got.there);
+    wait_for(&got);
+    return got;
+}
+
+static void begin(struct got *got, const char *only, const char *input)
+{
+    struct host_call call = {.hook = "admit.change", .only = only, .input = input, .n_input = strlen(input)};
+    *got = (struct got){0};
+    OK(host_call(host, &call, keep, got));
+    assert_false(got->there);
+}
+
+static struct got ask(const char *only, const char *input)
+{
+    struct got got;
+    begin(&got, only, input);
+    wait_for(&got);
+    return got;
+}
+
+#define SAYS(what, expected)                                                                                 \
+    do {                                                                                                     \
+        struct got g_ = (what);                                                                              \
+        if (g_.status != 0 || strncmp(g_.json, expected, strlen(expected)) != 0) {                           \
+            fail_msg("%d %s %s", g_.status, g_.message, g_.json);                                            \
+        }                                                                                                    \
+    } while (0)
+#define SAYS_NOT(what, code, name)                                                                           \
+    do {                                                                                                     \
+        struct got g_ = (what);                                                                              \
+        if (g_.status != (code) || strcmp(g_.policy, name) != 0) {                                           \
+            fail_msg("%s %s %s %s", err_name(g_.status), g_.policy, g_.message, g_.json);                    \
+        }                                                                                                    \
+    } while (0)
+
+static void load_call_drop(void **state)
+{
+    (void)state;
+    struct host_stats stats;
+    host_stats(host, &stats);
+    assert_int_equal(stats.pid, 0);
+    SAYS(load("b", policy("return refuse('b: ' .. c.new)")),
+        "{\"summary\":\"\",\"order\":50,\"hooks\":[\"admit.change\"]");
+    SAYS(load("a", policy("if c.new == 'x' then return amend{ new = 'y' } end")), "{\"summary\"");
+    SAYS(ask(NULL, "{\"new\":\"x\"}"),
+        "{\"decision\":{\"refuse\":\"b: y\",\"policy\":\"b\"},\"amended\":{\"new\":\"y\"},"
+        "\"trace\":[{\"policy\":\"a\",\"said\":\"amend\",\"us\":");
+    SAYS(ask("b", "{\"new\":\"x\"}"),
+        "{\"decision\":{\"refuse\":\"b: x\",\"policy\":\"b\"},\"amended\":null,");
+    host_drop(host, "b");
+    SAYS(ask(NULL, "{\"new\":\"x\"}"), "{\"decision\":null,\"amended\":{\"new\":\"y\"},");
+    SAYS_NOT(load("a", "return {"), SYM_EINVAL, "a");
+    SAYS(ask(NULL, "{\"new\":\"x\"}"), "{\"decision\":null,\"amended\":{\"new\":\"y\"},");
+    SAYS_NOT(load("c", policy("error('oh')")), 0, "c");
+    struct got failed = ask(NULL, "{\"new\":\"x\"}");
+    SAYS_NOT(failed, SYM_EPOLICY, "c");
+    assert_string_equal(failed.message, "policy c failed: c:1: oh");
+    assert_non_null(strstr(failed.json, "\"error\":\"c:1: oh\""));
+    host_stats(host, &stats);
+    assert_int_equal(stats.policies, 2);
+    assert_int_equal(stats.started, 1);
+    assert_int_equal(stats.calls, 5);
+    assert_int_equal(stats.failures, 1);
+    assert_true(stats.memory > 0 && stats.memory < 2 * (200 << 10));
+}
+
+static void tests_of_a_policy(void **state)
+{
+    (void)state;
+    struct got got = {0};
+    const char *source =
+        "return { hooks = { ['node.up'] = function() end }, selftest = { { hook = 'node.up' } } }";
+    OK(host_test(host, source, strlen(source), NULL, 0, keep, &got));
+    wait_for(&got);
+    SAYS(got, "{\"about\":{\"summary\":\"\"");
+    assert_non_null(
+        strstr(got.json, "\"cases\":[{\"name\":\"case 1\",\"ok\":true,\"got\":null,\"want\":{}}]}"));
+    got = (struct got){0};
+    OK(host_test(host, "return 7", 8, NULL, 0, keep, &got));
+    wait_for(&got);
+    SAYS_NOT(got, SYM_EINVAL, "");
+}
+
+static void what_is_wrong_at_once(void **state)
+{
+    (void)state;
+    char name[66];
+    struct host_call call = {.hook = "no.hook", .input = "{}", .n_input = 2};
+    memset(name, 'a', 65);
+    name[65] = '\0';
+    FAILS(SYM_EINVAL, host_load(host, "a b", "", 0, keep, NULL));
+    FAILS(SYM_EINVAL, host_load(host, "", "", 0, keep, NULL));
+    FAILS(SYM_EINVAL, host_load(host, name, "", 0, keep, NULL));
+    FAILS(SYM_ETOOBIG, host_load(host, "a", "", BOX_SOURCE_MAX + 1, keep, NULL));
+    FAILS(SYM_EINVAL, host_call(host, &call, keep, NULL));
+    call = (struct host_call){.hook = "admit.change", .input = "{}", .n_input = BOX_INPUT_MAX + 1};
+    FAILS(SYM_ETOOBIG, host_call(host, &call, keep, NULL));
+    SAYS_NOT(ask(NULL, "[]"), SYM_EINVAL, "");
+    SAYS_NOT(ask(NULL, "{"), SYM_EINVAL, "");
+    SAYS(ask(NULL, "{}"), "{\"decision\":null");
+}
+
+/* The call that hangs is answered, and only that; the child's successor has the same policies. */
+static void one_that_hangs(void **state)
+{
+    (void)state;
+    struct host_stats stats;
+    struct got got[20];
+    host_configure(host, &(struct host_config){.instructions = 1000000000000});
+    load("good", policy("return allow()"));
+    load("hangs", policy("if c.hang then while true do end end"));
+    for (int i = 0; i < 20; i++) {
+        begin(&got[i], NULL, i == 7 || i == 12 ? "{\"hang\":true}" : "{}");
+    }
+    for (int i = 0; i < 20; i++) {
+        wait_for(&got[i]);
+        if (i == 7 || i == 12) {
+            SAYS_NOT(got[i], SYM_EPOLICYTIME, "hangs");
+            assert_non_null(strstr(got[i].message, "policy hangs: it was not done after 100 ms"));
+        } else {
+            SAYS(got[i], "{\"decision\":{\"allow\":true,\"policy\":\"good\"}");
+        }
+    }
+    host_stats(host, &stats);
+    assert_int_equal(stats.killed, 2);
+    assert_int_equal(stats.policies, 2);
+}
+
+static void one_that_hangs_when_it_is_loaded(void **state)
+{
+    (void)state;
+    host_configure(host, &(struct host_config){.instructions = 1000000000000});
+    load("good", policy("return allow()"));
+    SAYS_NOT(load("hangs", "while true do end"), SYM_EPOLICYTIME, "hangs");
+    SAYS(ask(NULL, "{}"), "{\"decision\":{\"allow\":true,\"policy\":\"good\"}");
+}
+
+/* Ended from outside, while there is something to do and while there is nothing. */
+static void one_that_dies(void **state)
+{
+    (void)state;
+    struct host_stats stats;
+    struct got got[20];
+    load("good", policy("return allow()"));
+    for (int round = 0; round < 3; round++) {
+        host_stats(host, &stats);
+        kill(stats.pid, SIGKILL);
+        for (int i = 0; i < 20; i++) {
+            begin(&got[i], NULL, "{}");
+        }
+        int failed = 0;
+        for (int i = 0; i < 20; i++) {
+            wait_for(&got[i]);
+            failed += got[i].status != 0;
+        }
+        assert_true(failed <= 1);
+        SAYS(ask(NULL, "{}"), "{\"decision\":{\"allow\":true,\"policy\":\"good\"}");
+    }
+}
+
+static bool gone(int pid)
+{
+    return kill(pid, 0) != 0;
+}
+
+static void it_ends_with_the_host(void **state)
+{
+    (void)state;
+    struct host_stats stats;
+    load("good", policy("return allow()"));
+    host_stats(host, &stats);
+    assert_true(stats.pid > 0 && !gone(stats.pid));
+    host_close(host);
+    uv_run(&loop, UV_RUN_DEFAULT);
+    assert_true(gone(stats.pid));
+    OK(host_new(&loop, no_store, NULL, &host));
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(load_call_drop, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(tests_of_a_policy, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(what_is_wrong_at_once, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_hangs, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_hangs_when_it_is_loaded, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_dies, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(it_ends_with_the_host, set_up, tear_down),
+    };
+    return child_asked(argc, argv) ? child_main() : cmocka_run_group_tests(tests, NULL, NULL);
+}
