@@ -701,3 +701,86 @@ describe("a service", function()
     assert.is_true(#id == 26)
   end))
 end)
+
+describe("policies and services", function()
+  it("refuse, amend and place resources, and say so before it is done", cluster.scenario(function(t)
+    local dir = lua_dir(t, nil, { ["services/pantry.lua"] = JAR })
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local w = t:join_workers(3, m, { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", m)
+    local function policy(name, text)
+      local path = ("%s/%s.lua"):format(t.root, name)
+      proc.write_file(path, text)
+      m:json("policy", "set", name, path)
+    end
+    policy("jars", [[return {
+      summary = "Jars are small, and red ones green",
+      match = { ["admit.change"] = { kinds = { "jar" } } },
+      hooks = {
+        ["admit.change"] = function(change)
+          if change.action == "delete" then
+            if change.key == "keep" then return refuse("it is to be kept") end
+            return
+          end
+          if count("/res/jar/") >= 2 and not change.old then return refuse("two jars are enough") end
+          if change.new.spec.size > 50 then return refuse("too large, " .. (change.who.name or "?")) end
+          if change.new.spec.colour == "red" then
+            local spec = { size = change.new.spec.size, colour = "green" }
+            return amend { spec = spec, replicas = 2 }
+          end
+        end,
+        ["place.jar"] = function(input)
+          local best = {}
+          for _, c in ipairs(input.candidates) do
+            if c.labels.shelf == "top" then best[#best + 1] = c.node_id end
+          end
+          return choose(best)
+        end,
+      },
+    }]])
+    m:json("node", "update", w[2].node_id, "--label-add", "shelf=top")
+    local row = m:json("pantry", "put", "keep", "7", "--wait")
+    assert.same({ w[2].node_id }, { row.nodes[1].node_id })
+    local err = m:fails("pantry", "put", "large", "51")
+    assert.same({ "denied", "jars" }, { err.code, err.policy })
+    assert.truthy(err.message:find("policy jars refuses: too large", 1, true), err.message)
+    local plan = m:json("pantry", "put", "large", "51", "--plan")
+    assert.same({ true, false, "jars" }, { plan.plan, plan.allow, plan.policy })
+    local shown = m:cli("pantry", "put", "large", "51", "--plan").out
+    assert.truthy(shown:find("would be refused: .*too large.*policy jars"), shown)
+    -- Amended, in a plan and in truth.
+    local operator = clients.certificate(t, m, { cn = "olga", ou = "operator" })
+    local red = { id = "red", spec = { size = 3, colour = "red" } }
+    local _, doc = ask(m, operator, "POST", "/v1/res/jar?plan=true", red)
+    assert.same({ "green", 2, 2 }, { doc.spec.colour, doc.replicas, #doc.nodes })
+    assert.equal(1, #m:json("pantry", "ls"))
+    doc = select(2, ask(m, operator, "POST", "/v1/res/jar", red))
+    assert.same({ "green", 2, "olga", { "jars" } }, { doc.spec.colour, doc.replicas, doc.by, doc.policies })
+    assert.truthy(on(doc, w[2]))
+    assert.equal("denied", m:fails("pantry", "put", "third", "1").code)
+    assert.equal("denied", m:fails("pantry", "rm", "keep").code)
+    m:json("pantry", "rm", "red")
+    local kinds = {}
+    for _, e in ipairs(m:json("events")) do kinds[e.kind] = e end
+    assert.same({ "jars" }, kinds["resource.created"].policies)
+    assert.truthy(kinds["policy.refused"].message:find("keep", 1, true))
+    -- A policy that is not there any more has no word.
+    m:json("policy", "rm", "jars")
+    m:json("pantry", "put", "large", "51", "--wait")
+  end))
+
+  it("spread programs over zones", cluster.scenario(function(t)
+    local m, w = make(t, 3)
+    local path = program(t, "lives", LIVES)
+    for i, zone in ipairs { "a", "a", "b" } do
+      m:json("node", "update", w[i].node_id, "--label-add", "zone=" .. zone)
+    end
+    m:json("policy", "set", "spread", "contrib/policies/spread.lua")
+    for _, name in ipairs { "one", "two" } do m:json("process", "run", name, "--label", "zone=b", "--", path) end
+    local row = m:json("process", "run", "web", "--ready", "0", "--wait", "--", path)
+    assert.is_nil(on(row, w[3])) -- it has most to do, and no zone has any yet
+    row = m:json("process", "scale", "web", "2", "--wait")
+    assert.truthy(on(row, w[3])) -- the other zone
+    assert.equal(3, #m:json("process", "scale", "web", "3", "--wait").nodes)
+  end))
+end)

@@ -167,14 +167,19 @@ end
 --- then those with least to do. In a task.
 function M.chooser(doc, nodes)
   return function(list, want)
-    local function shown()
+    local function shown(also)
       local out = json.array {}
-      for i, n in ipairs(placement.order(list)) do
-        out[i] = { node_id = n.node_id, name = n.name, labels = n.labels, services = n.services, load = n.load }
+      local function show(n)
+        out[#out + 1] = { node_id = n.node_id, name = n.name, labels = n.labels, services = n.services, load = n.load }
+      end
+      for _, n in ipairs(placement.order(list)) do show(n) end
+      for _, id in ipairs(also or {}) do
+        if nodes[id] then show(nodes[id]) end
       end
       return out
     end
-    local prefer = seam.place(doc.kind, { resource = doc, candidates = shown(), want = want,
+    -- Where it is now counts for who wants to spread it.
+    local prefer = seam.place(doc.kind, { resource = doc, candidates = shown(doc.nodes), want = doc.replicas,
       current = json.array(doc.nodes or {}) })
     local place = registry.field(doc.kind, "place")
     if not prefer and place then

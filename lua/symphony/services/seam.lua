@@ -13,7 +13,7 @@ function M.admission() return engine.admission() end
 function M.note_refusal(err, what) engine.note_refusal(err, what) end
 
 --- Node ids, best first, that a policy chooses for a resource of @kind; nil: none has an opinion. @input: {resource,
---- candidates, want, current}. In a task.
+--- candidates (those it is on by now are last), want = on how many it is to be, current = ids}. In a task.
 function M.place(kind, input)
   if not engine.has("place." .. kind) then return nil end
   return (engine.place(kind, input))
