@@ -95,6 +95,9 @@ describe("policies", function()
       assert.same({ "denied", "policy one refuses: one is enough", "one", 4 }, { err.code, err.message, err.policy,
         result.code })
       assert.equal("denied", m:fails("txn", file(t, "txn", [[{"ops": [{"put": "one/a/3", "value": "x"}]}]])).code)
+      local prompt = m:cli("lua", "-e", [[kv.put("one/a/4", "x")]])
+      assert.is_true(prompt.code ~= 0 and prompt.err:find("one is enough", 1, true) ~= nil, prompt.err)
+      assert.equal(0, m:cli("lua", "-e", [[kv.put("one/a/1", "by the prompt")]]).code)
       m:json("kv", "put", "elsewhere", "x")
       m:json("kv", "put", "one/a/1", "changed by " .. m.label)
     end

@@ -296,6 +296,34 @@ describe("changes of keys", function()
   end))
 end)
 
+describe("a txn from wherever", function()
+  it("that changes users' keys is decided on", cluster(function()
+    local op = { put = "/kv/team/b", value = "x" }
+    store.set("quota", QUOTA, "me")
+    assert.equal("applied", state.submit({ ops = { { put = "/kv/team/a", value = "x" } } }).status)
+    local _, err = state.submit { compare = {}, ops = { op } }
+    assert.same({ "denied", "quota" }, { err.code, err.policy })
+    _, err = state.submit { ops = { op, { put = "/other", value = "x" } } }
+    assert.equal("denied", err.code)
+    assert.same({ nil, nil }, { value "team/b", (state.text "/other") })
+    -- A restore is as it was.
+    assert.equal("applied", state.submit({ ops = { op }, decided = true }).status)
+    store.rm("quota", "me")
+    assert.equal("applied", state.submit({ ops = { op, { put = "/other", value = "x" } } }).status)
+    -- Not what comes behind a policy of which this manager has not heard yet.
+    engine.list()
+    fake.before_submit = function()
+      fake.before_submit = nil
+      store.set("quota", QUOTA, "me")
+    end
+    local result = state.submit { ops = { { put = "/kv/team/c", value = "x" }, { put = "/other", value = "y" } } }
+    assert.equal("conflict", result.status)
+    fake.status.state, fake.status.leader = "follower", 9
+    _, err = state.submit { compare = { { key = "/other", value = "x" } }, ops = { op } }
+    assert.equal("not_leader", err.code)
+  end))
+end)
+
 describe("the routes of keys", function()
   it("answer as those in C do", cluster(function()
     store.set("p", policy [[return change.new == "bad" and refuse("bad") or allow()]], "me")

@@ -4,6 +4,7 @@
 #include "codec/rw.h"
 #include "sandbox/box.h"
 #include "sandbox/glob.h"
+#include "sandbox/pattern.h"
 #include "sandbox/plain.h"
 
 #include <lauxlib.h>
@@ -87,6 +88,22 @@ static int l_glob(lua_State *L)
     return 1;
 }
 
+/* The function of Lua's library (upvalue), whose work grows with its texts and with what it is given and gives. */
+static int l_charged(lua_State *L)
+{
+    int given = lua_gettop(L);
+    uint64_t cost = (uint64_t)given;
+    for (int i = 1; i <= given; i++) {
+        cost += lua_type(L, i) == LUA_TSTRING ? lua_rawlen(L, i) / 8 : 0;
+    }
+    box_charge(L, cost);
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_insert(L, 1);
+    lua_call(L, given, LUA_MULTRET);
+    box_charge(L, (uint64_t)lua_gettop(L));
+    return lua_gettop(L);
+}
+
 /* --- string --- */
 
 static int l_rep(lua_State *L)
@@ -137,6 +154,7 @@ static int l_format(lua_State *L)
             lua_replace(L, arg);
         }
     }
+    box_charge(L, 20 * (uint64_t)given);
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_insert(L, 1);
     lua_call(L, given, 1);
@@ -559,6 +577,14 @@ static void wrap(lua_State *L, int from, const char *name, lua_CFunction wrapper
     lua_setfield(L, -2, name);
 }
 
+static void wrap_all(lua_State *L, int from, const char *const *names, lua_CFunction wrapper)
+{
+    from = lua_absindex(L, from);
+    for (; *names != NULL; names++) {
+        wrap(L, from, *names, wrapper);
+    }
+}
+
 static void set_function(lua_State *L, const char *name, lua_CFunction fn)
 {
     lua_pushcfunction(L, fn);
@@ -568,11 +594,13 @@ static void set_function(lua_State *L, const char *name, lua_CFunction fn)
 /* Puts the string library on the top of the stack, which becomes that of the methods of strings as well. */
 static void open_string(lua_State *L)
 {
-    static const char *const names[] = {
-        "byte", "char", "find", "gmatch", "gsub", "len", "lower", "match", "reverse", "sub", "upper", NULL};
+    static const char *const names[] = {"len", "sub", NULL};
+    static const char *const charged[] = {"byte", "char", "lower", "reverse", "upper", NULL};
     open_library(L, "string", luaopen_string);
     lua_newtable(L);
     copy(L, -2, names);
+    wrap_all(L, -2, charged, l_charged);
+    pattern_open(L);
     wrap(L, -2, "format", l_format);
     set_function(L, "rep", l_rep);
     lua_remove(L, -2);
@@ -585,23 +613,34 @@ static void open_string(lua_State *L)
 
 static void open_table(lua_State *L)
 {
-    static const char *const names[] = {"pack", "unpack", NULL};
-    static const char *const moving[] = {"concat", "insert", "remove"};
+    static const char *const charged[] = {"pack", "unpack", NULL};
+    static const char *const moving[] = {"concat", "insert", "remove", NULL};
     open_library(L, "table", luaopen_table);
     lua_newtable(L);
-    copy(L, -2, names);
-    for (size_t i = 0; i < sizeof moving / sizeof *moving; i++) {
-        wrap(L, -2, moving[i], l_moving);
-    }
+    wrap_all(L, -2, charged, l_charged);
+    wrap_all(L, -2, moving, l_moving);
     set_function(L, "sort", l_sort);
     lua_remove(L, -2);
 }
 
-static void open_plain_library(lua_State *L, const char *name, lua_CFunction open, const char *const *names)
+static void open_math(lua_State *L)
 {
-    open_library(L, name, open);
+    static const char *const names[] = {"abs", "ceil", "floor", "fmod", "huge", "max", "maxinteger", "min",
+        "mininteger", "modf", "sqrt", "tointeger", "type", "ult", NULL};
+    open_library(L, "math", luaopen_math);
     lua_newtable(L);
     copy(L, -2, names);
+    lua_remove(L, -2);
+}
+
+static void open_utf8(lua_State *L)
+{
+    static const char *const names[] = {"charpattern", "codes", NULL};
+    static const char *const charged[] = {"char", "codepoint", "len", "offset", NULL};
+    open_library(L, "utf8", luaopen_utf8);
+    lua_newtable(L);
+    copy(L, -2, names);
+    wrap_all(L, -2, charged, l_charged);
     lua_remove(L, -2);
 }
 
@@ -630,15 +669,13 @@ static void open_own(lua_State *L)
 
 static void open_allowed(lua_State *L)
 {
-    static const char *const base[] = {
-        "assert", "error", "ipairs", "rawequal", "rawlen", "select", "tonumber", "type", NULL};
-    static const char *const math[] = {"abs", "ceil", "floor", "fmod", "huge", "max", "maxinteger", "min",
-        "mininteger", "modf", "sqrt", "tointeger", "type", "ult", NULL};
-    static const char *const utf8[] = {"char", "charpattern", "codepoint", "codes", "len", "offset", NULL};
+    static const char *const base[] = {"assert", "error", "ipairs", "rawequal", "rawlen", "type", NULL};
+    static const char *const charged[] = {"select", "tonumber", NULL};
     lua_newtable(L);
     open_library(L, "_G", luaopen_base);
     lua_insert(L, -2);
     copy(L, -2, base);
+    wrap_all(L, -2, charged, l_charged);
     lua_remove(L, -2);
     set_function(L, "tostring", l_tostring);
     set_function(L, "pairs", l_sorted_pairs);
@@ -646,9 +683,9 @@ static void open_allowed(lua_State *L)
     lua_setfield(L, -2, "string");
     open_table(L);
     lua_setfield(L, -2, "table");
-    open_plain_library(L, "math", luaopen_math, math);
+    open_math(L);
     lua_setfield(L, -2, "math");
-    open_plain_library(L, "utf8", luaopen_utf8, utf8);
+    open_utf8(L);
     lua_setfield(L, -2, "utf8");
     /* The rest of what was opened is let go of. */
     lua_pushnil(L);

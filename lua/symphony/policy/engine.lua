@@ -447,8 +447,8 @@ function Admission:decide(hook, input)
   return amended(hook, input, out.amended), { approve = out.approve }
 end
 
---- Makes @txn hold only if nothing has changed that its decisions saw. Raises "too_big" when that is more than a txn
---- takes.
+--- Makes @txn hold only if nothing has changed that its decisions saw; for state.submit it is decided then. Raises
+--- "too_big" when that is more than a txn takes.
 function Admission:bind(txn)
   local set = self.set or ensure()
   self.own = #txn.compare
@@ -460,6 +460,7 @@ function Admission:bind(txn)
     errors.raise("too_big", ("the policies looked at so much that the change takes %d compares; at most %d fit"):format(
       #txn.compare, COMPARES_MAX), "change less at once")
   end
+  txn.decided = true
   txn.conflicted = function(failed) return self:conflicted(failed) end
 end
 

@@ -262,6 +262,42 @@ function M.change(txn, who)
   return answer
 end
 
+local function is_users(c)
+  local name = c.prefix or c.key
+  return name:sub(1, #kv.PREFIX) == kv.PREFIX
+end
+
+-- Has the leader carry out @txn, as state.submit answers.
+local function ask_leader(txn)
+  for _, c in ipairs(txn.compare) do
+    if not is_users(c) then
+      return nil, errors.new("not_leader", "only the leader can compare these keys", "ask there")
+    end
+  end
+  local result, err = leader.call("POST", "/v1/txn", document(txn))
+  if not result then return nil, err end
+  result.status, result.repeated = "applied", result.repeated or false
+  return result
+end
+
+--- For state.submit: @txn, which nobody has decided on, changes users' keys; @only these, or others too. As
+--- state.submit answers. Others can be changed together with them only while no policy has a word in it.
+function M.decide_first(txn, only, timeout_ms)
+  local plain = { compare = txn.compare or {}, ops = txn.ops, id = txn.id, since = txn.since }
+  if only then
+    local result, err = M.submit(plain, leader.here())
+    if result == M.FORWARD then return ask_leader(plain) end
+    return result, err
+  elseif engine.decides_kv() then
+    return nil, errors.new("denied", "policies decide on users' keys: they are not changed together with others")
+  end
+  plain.compare = table.move(plain.compare, 1, #plain.compare, 1, {})
+  engine.admission():bind(plain)
+  local result, err = state.submit(plain, timeout_ms)
+  if result and result.status == "conflict" then plain.conflicted(result.failed) end
+  return result, err
+end
+
 --- What would become of @txn: {plan = true, allow, refuse, code, policy, policies = trace, ops = as they would be
 --- done}. Writes nothing. Raises.
 function M.plan(txn, who)

@@ -1,0 +1,582 @@
+#include "sandbox/pattern.h"
+
+#include "sandbox/box.h"
+
+#include <ctype.h>
+#include <lauxlib.h>
+#include <string.h>
+
+enum { CAPTURES_MAX = 32, DEPTH_MAX = 200, PORTION = 256 };
+enum { OPEN = -1, POSITION = -2 };
+
+typedef unsigned char byte;
+
+struct match {
+    lua_State *L;
+    const byte *text, *text_end, *pattern_end;
+    uint64_t steps; /* not charged yet */
+    int depth, n;   /* recursions left; captures */
+    struct {
+        const byte *at;
+        ptrdiff_t len; /* or OPEN, POSITION */
+    } captures[CAPTURES_MAX];
+};
+
+static void step(struct match *m)
+{
+    if (++m->steps >= PORTION) {
+        uint64_t steps = m->steps;
+        m->steps = 0;
+        box_charge(m->L, steps);
+    }
+}
+
+/* --- one character --- */
+
+/* Behind the item at @p: a character, %x, or a set. */
+static const byte *item_end(struct match *m, const byte *p)
+{
+    byte c = *p++;
+    if (c == '%') {
+        if (p == m->pattern_end) {
+            luaL_error(m->L, "malformed pattern (ends with '%%')");
+        }
+        return p + 1;
+    }
+    if (c != '[') {
+        return p;
+    }
+    p += p < m->pattern_end && *p == '^' ? 1 : 0;
+    do { /* a ] that comes first is one of the set */
+        step(m);
+        if (p == m->pattern_end) {
+            luaL_error(m->L, "malformed pattern (missing ']')");
+        }
+        c = *p++;
+        if (c == '%' && p < m->pattern_end) {
+            p++;
+        }
+    } while (p == m->pattern_end || *p != ']');
+    return p + 1;
+}
+
+static bool in_class(byte c, byte class)
+{
+    bool in;
+    switch (tolower(class)) {
+    case 'a':
+        in = isalpha(c) != 0;
+        break;
+    case 'c':
+        in = iscntrl(c) != 0;
+        break;
+    case 'd':
+        in = isdigit(c) != 0;
+        break;
+    case 'g':
+        in = isgraph(c) != 0;
+        break;
+    case 'l':
+        in = islower(c) != 0;
+        break;
+    case 'p':
+        in = ispunct(c) != 0;
+        break;
+    case 's':
+        in = isspace(c) != 0;
+        break;
+    case 'u':
+        in = isupper(c) != 0;
+        break;
+    case 'w':
+        in = isalnum(c) != 0;
+        break;
+    case 'x':
+        in = isxdigit(c) != 0;
+        break;
+    case 'z':
+        in = c == '\0';
+        break;
+    default:
+        return class == c;
+    }
+    return isupper(class) ? !in : in;
+}
+
+/* @p: the set's [, @last: its ]. */
+static bool in_set(struct match *m, byte c, const byte *p, const byte *last)
+{
+    bool in = true;
+    if (p[1] == '^') {
+        in = false;
+        p++;
+    }
+    while (++p < last) {
+        step(m);
+        if (*p == '%') {
+            p++;
+            if (in_class(c, *p)) {
+                return in;
+            }
+        } else if (p[1] == '-' && p + 2 < last) {
+            p += 2;
+            if (p[-2] <= c && c <= *p) {
+                return in;
+            }
+        } else if (*p == c) {
+            return in;
+        }
+    }
+    return !in;
+}
+
+/* Whether the character at @s fits the item from @p to @end. */
+static bool fits(struct match *m, const byte *s, const byte *p, const byte *end)
+{
+    step(m);
+    if (s >= m->text_end) {
+        return false;
+    }
+    switch (*p) {
+    case '.':
+        return true;
+    case '%':
+        return in_class(*s, p[1]);
+    case '[':
+        return in_set(m, *s, p, end - 1);
+    default:
+        return *p == *s;
+    }
+}
+
+/* --- more than one --- */
+
+static const byte *match_here(struct match *m, const byte *s, const byte *p);
+
+static const byte *match_balance(struct match *m, const byte *s, const byte *p)
+{
+    if (m->pattern_end - p < 2) {
+        luaL_error(m->L, "malformed pattern (missing arguments to '%%b')");
+    }
+    if (s >= m->text_end || *s != p[0]) {
+        return NULL;
+    }
+    for (int open = 1; ++s < m->text_end;) {
+        step(m);
+        if (*s == p[1]) {
+            if (--open == 0) {
+                return s + 1;
+            }
+        } else if (*s == p[0]) {
+            open++;
+        }
+    }
+    return NULL;
+}
+
+static const byte *match_most(struct match *m, const byte *s, const byte *p, const byte *end)
+{
+    ptrdiff_t n = 0;
+    while (fits(m, s + n, p, end)) {
+        n++;
+    }
+    for (; n >= 0; n--) {
+        const byte *behind = match_here(m, s + n, end + 1);
+        if (behind != NULL) {
+            return behind;
+        }
+    }
+    return NULL;
+}
+
+static const byte *match_least(struct match *m, const byte *s, const byte *p, const byte *end)
+{
+    for (;; s++) {
+        const byte *behind = match_here(m, s, end + 1);
+        if (behind != NULL || !fits(m, s, p, end)) {
+            return behind;
+        }
+    }
+}
+
+static const byte *open_capture(struct match *m, const byte *s, const byte *p, ptrdiff_t what)
+{
+    if (m->n >= CAPTURES_MAX) {
+        luaL_error(m->L, "too many captures");
+    }
+    m->captures[m->n].at = s;
+    m->captures[m->n].len = what;
+    m->n++;
+    const byte *behind = match_here(m, s, p);
+    m->n -= behind == NULL ? 1 : 0;
+    return behind;
+}
+
+static const byte *close_capture(struct match *m, const byte *s, const byte *p)
+{
+    int i = m->n - 1;
+    while (i >= 0 && m->captures[i].len != OPEN) {
+        i--;
+    }
+    if (i < 0) {
+        luaL_error(m->L, "invalid pattern capture");
+        return NULL;
+    }
+    m->captures[i].len = s - m->captures[i].at;
+    const byte *behind = match_here(m, s, p);
+    if (behind == NULL) {
+        m->captures[i].len = OPEN;
+    }
+    return behind;
+}
+
+static const byte *match_again(struct match *m, const byte *s, byte which)
+{
+    int i = which - '1';
+    if (i < 0 || i >= m->n || m->captures[i].len == OPEN) {
+        luaL_error(m->L, "invalid capture index %%%d", i + 1);
+        return NULL;
+    }
+    size_t len = m->captures[i].len == POSITION ? 0 : (size_t)m->captures[i].len;
+    m->steps += len / 16;
+    step(m);
+    return (size_t)(m->text_end - s) >= len && memcmp(m->captures[i].at, s, len) == 0 ? s + len : NULL;
+}
+
+/* At %f: whether a set begins here. */
+static bool at_frontier(struct match *m, const byte *s, const byte *p, const byte *end)
+{
+    byte before = s == m->text ? '\0' : s[-1];
+    byte here = s < m->text_end ? *s : '\0';
+    return !in_set(m, before, p, end - 1) && in_set(m, here, p, end - 1);
+}
+
+/* The item at @p, with what stands behind it; NULL, or behind the match. */
+static const byte *match_item(struct match *m, const byte *s, const byte *p, const byte **rest)
+{
+    const byte *end = item_end(m, p);
+    byte how = end < m->pattern_end ? *end : '\0';
+    switch (how) {
+    case '?':
+        if (fits(m, s, p, end)) {
+            const byte *behind = match_here(m, s + 1, end + 1);
+            if (behind != NULL) {
+                return behind;
+            }
+        }
+        *rest = end + 1;
+        return s;
+    case '+':
+        return fits(m, s, p, end) ? match_most(m, s + 1, p, end) : NULL;
+    case '*':
+        return match_most(m, s, p, end);
+    case '-':
+        return match_least(m, s, p, end);
+    default:
+        *rest = end;
+        return fits(m, s, p, end) ? s + 1 : NULL;
+    }
+}
+
+/* What stands at @p and is not one character's item; @rest as in match_item. */
+static bool match_special(
+    struct match *m, const byte *s, const byte *p, const byte **rest, const byte **behind)
+{
+    byte next = p + 1 < m->pattern_end ? p[1] : '\0';
+    if (*p == '(') {
+        *behind = next == ')' ? open_capture(m, s, p + 2, POSITION) : open_capture(m, s, p + 1, OPEN);
+    } else if (*p == ')') {
+        *behind = close_capture(m, s, p + 1);
+    } else if (*p == '$' && p + 1 == m->pattern_end) {
+        *behind = s == m->text_end ? s : NULL;
+    } else if (*p == '%' && next == 'b') {
+        *behind = match_balance(m, s, p + 2);
+        *rest = p + 4;
+    } else if (*p == '%' && next == 'f') {
+        p += 2;
+        if (p == m->pattern_end || *p != '[') {
+            luaL_error(m->L, "missing '[' after '%%f' in pattern");
+        }
+        *rest = item_end(m, p);
+        *behind = at_frontier(m, s, p, *rest) ? s : NULL;
+    } else if (*p == '%' && isdigit(next)) {
+        *behind = match_again(m, s, next);
+        *rest = p + 2;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+/* Behind the match of the pattern from @p on at @s, or NULL. */
+static const byte *match_here(struct match *m, const byte *s, const byte *p)
+{
+    if (m->depth-- == 0) {
+        luaL_error(m->L, "pattern too complex");
+    }
+    while (s != NULL && p < m->pattern_end) {
+        const byte *rest = NULL, *behind = NULL;
+        step(m);
+        if (!match_special(m, s, p, &rest, &behind)) {
+            behind = match_item(m, s, p, &rest);
+        }
+        s = behind;
+        if (rest == NULL) {
+            break;
+        }
+        p = rest;
+    }
+    m->depth++;
+    return s;
+}
+
+static const byte *match_at(struct match *m, const byte *s, const byte *p)
+{
+    m->depth = DEPTH_MAX;
+    m->n = 0;
+    return match_here(m, s, p);
+}
+
+/* --- captures --- */
+
+/* The capture @i of the match from @s to @end; with none at all, capture 0 is the whole. */
+static void push_capture(struct match *m, int i, const byte *s, const byte *end)
+{
+    if (i >= m->n) {
+        if (i != 0) {
+            luaL_error(m->L, "invalid capture index %%%d", i + 1);
+        }
+        lua_pushlstring(m->L, (const char *)s, (size_t)(end - s));
+    } else if (m->captures[i].len == POSITION) {
+        lua_pushinteger(m->L, m->captures[i].at - m->text + 1);
+    } else if (m->captures[i].len == OPEN) {
+        luaL_error(m->L, "unfinished capture");
+    } else {
+        lua_pushlstring(m->L, (const char *)m->captures[i].at, (size_t)m->captures[i].len);
+    }
+}
+
+/* All of them; @s NULL: not the whole when there are none. */
+static int push_captures(struct match *m, const byte *s, const byte *end)
+{
+    int n = m->n == 0 && s != NULL ? 1 : m->n;
+    luaL_checkstack(m->L, n, "too many captures");
+    for (int i = 0; i < n; i++) {
+        push_capture(m, i, s, end);
+    }
+    return n;
+}
+
+/* --- the functions --- */
+
+static struct match begin(lua_State *L, const char *text, size_t n, const char *pattern, size_t n_pattern)
+{
+    struct match m = {.L = L, .text = (const byte *)text, .text_end = (const byte *)text + n};
+    m.pattern_end = (const byte *)pattern + n_pattern;
+    return m;
+}
+
+/* The argument at @idx as an offset into @n bytes; more than @n when it is behind them. */
+static size_t offset(lua_State *L, int idx, size_t n)
+{
+    lua_Integer i = luaL_optinteger(L, idx, 1);
+    if (i > 0) {
+        return (size_t)i - 1;
+    }
+    return i == 0 || i < -(lua_Integer)n ? 0 : n - (size_t)-i;
+}
+
+static int find_plain(lua_State *L, const char *text, size_t n, size_t from, const char *what, size_t n_what)
+{
+    box_charge(L, (n - from) / 16);
+    const char *at = n_what == 0 ? text + from : memmem(text + from, n - from, what, n_what);
+    if (at == NULL) {
+        lua_pushnil(L);
+        return 1;
+    }
+    lua_pushinteger(L, at - text + 1);
+    lua_pushinteger(L, at - text + (lua_Integer)n_what);
+    return 2;
+}
+
+static int find_or_match(lua_State *L, bool find)
+{
+    size_t n, n_pattern;
+    const char *text = luaL_checklstring(L, 1, &n);
+    const char *pattern = luaL_checklstring(L, 2, &n_pattern);
+    size_t from = offset(L, 3, n);
+    if (from > n) {
+        lua_pushnil(L);
+        return 1;
+    }
+    if (find && (lua_toboolean(L, 4) || strcspn(pattern, "^$*+?.([%-") == n_pattern)) {
+        return find_plain(L, text, n, from, pattern, n_pattern);
+    }
+    bool anchored = *pattern == '^';
+    const byte *p = (const byte *)pattern + (anchored ? 1 : 0);
+    struct match m = begin(L, text, n, pattern, n_pattern);
+    for (const byte *s = m.text + from; s <= m.text_end; s++) {
+        const byte *end = match_at(&m, s, p);
+        if (end != NULL && find) {
+            lua_pushinteger(L, s - m.text + 1);
+            lua_pushinteger(L, end - m.text);
+            return push_captures(&m, NULL, NULL) + 2;
+        }
+        if (end != NULL) {
+            return push_captures(&m, s, end);
+        }
+        if (anchored) {
+            break;
+        }
+    }
+    lua_pushnil(L);
+    return 1;
+}
+
+/* find(s, pattern[, init[, plain]]) */
+static int l_find(lua_State *L)
+{
+    return find_or_match(L, true);
+}
+
+/* match(s, pattern[, init]) */
+static int l_match(lua_State *L)
+{
+    return find_or_match(L, false);
+}
+
+/* Upvalues: text, pattern, where to go on, where the last match ended (-1: none). */
+static int next_match(lua_State *L)
+{
+    size_t n, n_pattern;
+    const char *text = lua_tolstring(L, lua_upvalueindex(1), &n);
+    const char *pattern = lua_tolstring(L, lua_upvalueindex(2), &n_pattern);
+    struct match m = begin(L, text, n, pattern, n_pattern);
+    lua_Integer last = lua_tointeger(L, lua_upvalueindex(4));
+    for (const byte *s = m.text + lua_tointeger(L, lua_upvalueindex(3)); s <= m.text_end; s++) {
+        const byte *end = match_at(&m, s, (const byte *)pattern);
+        if (end != NULL && end - m.text != last) {
+            lua_pushinteger(L, end - m.text);
+            lua_pushvalue(L, -1);
+            lua_replace(L, lua_upvalueindex(3));
+            lua_replace(L, lua_upvalueindex(4));
+            return push_captures(&m, s, end);
+        }
+    }
+    lua_pushinteger(L, (lua_Integer)n + 1);
+    lua_replace(L, lua_upvalueindex(3));
+    return 0;
+}
+
+/* gmatch(s, pattern[, init]) */
+static int l_gmatch(lua_State *L)
+{
+    size_t n;
+    luaL_checklstring(L, 1, &n);
+    luaL_checkstring(L, 2);
+    size_t from = offset(L, 3, n);
+    lua_settop(L, 2);
+    lua_pushinteger(L, (lua_Integer)(from > n ? n + 1 : from));
+    lua_pushinteger(L, -1);
+    lua_pushcclosure(L, next_match, 4);
+    return 1;
+}
+
+/* The replacement text at 3, with %0 to %9 and %% in it. */
+static void add_text(struct match *m, luaL_Buffer *b, const byte *s, const byte *end)
+{
+    lua_State *L = m->L;
+    size_t n;
+    const char *p = lua_tolstring(L, 3, &n), *p_end = p + n;
+    for (; p < p_end; p++) {
+        step(m);
+        if (*p != '%') {
+            luaL_addchar(b, *p);
+            continue;
+        }
+        p++;
+        if (p < p_end && *p == '%') {
+            luaL_addchar(b, '%');
+        } else if (p < p_end && *p == '0') {
+            luaL_addlstring(b, (const char *)s, (size_t)(end - s));
+        } else if (p < p_end && isdigit((byte)*p)) {
+            push_capture(m, *p - '1', s, end);
+            luaL_tolstring(L, -1, NULL);
+            lua_remove(L, -2);
+            luaL_addvalue(b);
+        } else {
+            luaL_error(L, "invalid use of '%%' in replacement string");
+        }
+    }
+}
+
+/* What comes in the place of the match; false: it stays as it is. */
+static bool add_value(struct match *m, luaL_Buffer *b, const byte *s, const byte *end, int type)
+{
+    lua_State *L = m->L;
+    if (type == LUA_TFUNCTION) {
+        lua_pushvalue(L, 3);
+        lua_call(L, push_captures(m, s, end), 1);
+    } else if (type == LUA_TTABLE) {
+        push_capture(m, 0, s, end);
+        lua_gettable(L, 3);
+    } else {
+        add_text(m, b, s, end);
+        return true;
+    }
+    if (!lua_toboolean(L, -1)) {
+        lua_pop(L, 1);
+        luaL_addlstring(b, (const char *)s, (size_t)(end - s));
+        return false;
+    }
+    if (!lua_isstring(L, -1)) {
+        luaL_error(L, "invalid replacement value (a %s)", luaL_typename(L, -1));
+    }
+    luaL_addvalue(b);
+    return true;
+}
+
+/* gsub(s, pattern, text | table | function[, n]) */
+static int l_gsub(lua_State *L)
+{
+    size_t n, n_pattern;
+    const char *text = luaL_checklstring(L, 1, &n);
+    const char *pattern = luaL_checklstring(L, 2, &n_pattern);
+    int type = lua_type(L, 3);
+    lua_Integer most = luaL_optinteger(L, 4, (lua_Integer)n + 1), done = 0;
+    bool anchored = *pattern == '^';
+    const byte *p = (const byte *)pattern + (anchored ? 1 : 0), *last = NULL;
+    luaL_argexpected(L,
+        type == LUA_TNUMBER || type == LUA_TSTRING || type == LUA_TFUNCTION || type == LUA_TTABLE, 3,
+        "string/function/table");
+    struct match m = begin(L, text, n, pattern, n_pattern);
+    const byte *s = m.text;
+    luaL_Buffer b;
+    luaL_buffinit(L, &b);
+    while (done < most) {
+        const byte *end = match_at(&m, s, p);
+        if (end != NULL && end != last) {
+            done++;
+            add_value(&m, &b, s, end, type);
+            s = last = end;
+        } else if (s < m.text_end) {
+            luaL_addchar(&b, (char)*s++);
+        } else {
+            break;
+        }
+        if (anchored) {
+            break;
+        }
+    }
+    luaL_addlstring(&b, (const char *)s, (size_t)(m.text_end - s));
+    luaL_pushresult(&b);
+    lua_pushinteger(L, done);
+    return 2;
+}
+
+void pattern_open(lua_State *L)
+{
+    static const luaL_Reg functions[] = {
+        {"find", l_find}, {"match", l_match}, {"gmatch", l_gmatch}, {"gsub", l_gsub}, {NULL, NULL}};
+    luaL_setfuncs(L, functions, 0);
+}
