@@ -80,7 +80,8 @@ local function save(p)
   local f, err = io.open(path .. ".new", "w")
   if not f then return nil, errors.new("io", err) end
   local ok, why = f:write(json.encode { uid = p.uid, generation = p.generation, spec = p.spec, pid = p.pid,
-    start = p.start, boot = p.boot, mark = p.mark, restarts = p.restarts, began = p.began })
+    start = p.start, boot = p.boot, mark = p.mark, restarts = p.restarts, began = p.began, over = p.over,
+    last_end = p.last_end })
   f:close()
   if ok then ok, why = os.rename(path .. ".new", path) end
   if not ok then return nil, errors.new("io", why) end
@@ -119,13 +120,13 @@ local function on_end(p, how, code)
   local ran = p.began and sys.now() - p.began or 0
   p.child, p.pid, p.start, p.last_end, p.restarts = nil, nil, nil, how, (p.restarts or 0) + 1
   clear_timer(p)
-  save(p)
-  if p.stopping then return p.wake() end
   local restart = p.spec.restart
-  if restart == "never" or (restart == "on-failure" and code == 0) then
+  if not p.stopping and (restart == "never" or (restart == "on-failure" and code == 0)) then
     p.state = code == 0 and "exited" or "failed"
-    return p.wake()
+    p.over = p.state -- also for the daemons to come
   end
+  save(p)
+  if p.stopping or p.over then return p.wake() end
   p.quick = p.state == "running" and 0 or (p.quick or 0) + 1
   p.ends = ran >= STEADY_S and 1 or (p.ends or 0) + 1
   p.state = p.quick >= FAILED_AFTER and "failed" or "backoff"
@@ -249,7 +250,8 @@ local function find(ctx, id)
   if not record then return nil end
   p = { id = id, dir = folder(ctx, id), uid = record.uid, generation = record.generation, spec = record.spec,
     pid = record.pid, start = record.start, boot = record.boot, mark = record.mark, restarts = record.restarts,
-    began = record.began, log_base = 0, wake = function() ctx.wake(id, "process") end }
+    began = record.began, over = record.over, last_end = record.last_end, log_base = 0,
+    wake = function() ctx.wake(id, "process") end }
   programs(ctx)[id] = p
   if not is_alive(p) and p.mark and p.boot == boot then
     p.pid, p.start = nil, nil
@@ -264,7 +266,7 @@ local function find(ctx, id)
     await_running(p)
   else
     p.pid, p.start = nil, nil
-    p.due = true
+    p.state, p.due = p.over, not p.over
   end
   return p
 end
@@ -399,7 +401,7 @@ local function reconcile(ctx, desired)
       stop(p)
     end
     clear_timer(p)
-    p.generation, p.spec = desired.generation, desired.spec
+    p.generation, p.spec, p.over = desired.generation, desired.spec, nil
     p.quick, p.ends, p.restarts, p.last_end, p.error, p.due = 0, 0, 0, nil, nil, true
     begin(ctx, p)
   elseif not p.pid and p.due then

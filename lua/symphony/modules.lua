@@ -12,6 +12,7 @@ local json = require "symphony.json"
 local M = {}
 
 local FILES_MAX = 256    -- in a folder
+local SERVICES_MAX = 15  -- a worker's record has place for 16 names, with its own
 local NAME = "^%l[%l%d%-]*$"
 local NAME_MAX, DEPTH_MAX = 32, 3
 
@@ -145,6 +146,7 @@ local function give_out(entries)
       why = ("\"%s\" is a command already, of %s"):format(command.name, taken[command.name])
     elseif entry.kind == "service" then
       why = require("symphony.services.registry").clash(services, entry.module)
+      if not why and #services >= SERVICES_MAX then why = ("there are %d services already"):format(SERVICES_MAX) end
     end
     if why then
       out[#out + 1] = { file = entry.file, message = why }

@@ -74,7 +74,8 @@ describe("the service process", function()
     assert.same({ path, "one" }, row.spec.command)
     local first = on(row, w[1]).detail.pid
     assert.is_true(is_alive(first))
-    -- kill -9: it is there again.
+    -- kill -9: it is there again; a service that was loaded anew has not forgotten it.
+    assert.equal(0, #w[1]:json("reload").failed)
     assert(uv.kill(first, "sigkill"))
     row = wait_row(m, "web", "a restart", function(r)
       return all_running(2)(r) and on(r, w[1]).detail.pid ~= first
@@ -383,7 +384,7 @@ while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
   end))
 
   it("has its restarts as it is told", cluster.scenario(function(t)
-    local m = make(t, 1)
+    local m, w, dir = make(t, 1)
     local path = program(t, "ends", 'echo "$SYMPHONY_NAME $COLOR $(pwd)"\nexit $1\n')
     local row = m:json("process", "run", "good", "--restart", "on-failure", "--env", "COLOR=red", "--cwd", "/tmp",
       "--wait", "--", path, "0")
@@ -400,6 +401,24 @@ while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
     assert.is_true(row.nodes[1].detail.restarts >= 3)
     assert.equal(4, #m:json("events", "--kind", "resource.created"))
     assert.is_true(#m:json("events", "--kind", "resource.failed") >= 3)
+    -- What has ended for good does not begin again with the daemon.
+    w[1]:crash()
+    w[1]:start("--lua-dir", dir)
+    t:wait_status(w, "ready", m)
+    cluster.wait_for("bad to be tried again", 20, function()
+      return inspect(m, "bad").nodes[1].detail.restarts ~= row.nodes[1].detail.restarts
+    end)
+    for name, state in pairs { good = "exited", never = "failed" } do
+      local n = inspect(m, name).nodes[1]
+      assert.same({ state, 1 }, { n.state, n.detail.restarts }, name)
+    end
+    assert.equal("good red /tmp\n", m:cli("process", "logs", "good").out)
+    if uv.getuid() == 0 then
+      m:json("process", "run", "who", "--restart", "never", "--user", "nobody", "--wait", "--", "/usr/bin/id", "-un")
+      assert.equal("nobody\n", m:cli("process", "logs", "who").out)
+    end
+    err = m:fails("process", "run", "whom", "--user", "nosuchuser", "--wait", "--", "/usr/bin/id")
+    assert.truthy(err.message:find('this machine has no user "nosuchuser"', 1, true), err.message)
   end))
 end)
 

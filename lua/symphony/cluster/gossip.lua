@@ -20,6 +20,7 @@ local sys = require "sym.sys"
 local M = {}
 
 local META_VERSION = 1
+local SERVICES_BYTES = 80 -- of the 192 that metadata has
 local PROBE_MS = 1000
 local EXCHANGE_MS = 5000
 local PIECE = 12 * 1024
@@ -63,10 +64,16 @@ function M.decode_meta(text)
     version = doc[7] }
 end
 
--- The services of this worker.
+-- The services of this worker: as many as fit, since metadata is short; its record has all of them.
 local function service_names()
-  if #(sys.options().lua_dirs or {}) == 0 then return { identity.word() } end
-  return require("symphony.services.worker").names()
+  local list = { identity.word() }
+  if #(sys.options().lua_dirs or {}) == 0 then return list end
+  local bytes = #list[1]
+  for _, name in ipairs(require("symphony.services.worker").names()) do
+    bytes = bytes + #name + 1
+    if name ~= list[1] and bytes <= SERVICES_BYTES then list[#list + 1] = name end
+  end
+  return list
 end
 
 local function own_meta()

@@ -24,6 +24,7 @@ M.REPLICAS_MAX = 32 -- each takes an operation and a compare of a txn, which has
 local ID_MAX = 63
 local DOC_MAX = 128 * 1024
 local SECONDS_MAX = 7 * 86400
+local SHOWN_MAX = 500 -- candidates, of whom a policy or a service chooses
 local KIND = "^%l[%l%d%-]*$"
 
 -- Keys ---------------------------------------------------------------------------------------------------------------
@@ -172,7 +173,9 @@ function M.chooser(doc, nodes)
       local function show(n)
         out[#out + 1] = { node_id = n.node_id, name = n.name, labels = n.labels, services = n.services, load = n.load }
       end
-      for _, n in ipairs(placement.order(list)) do show(n) end
+      for i, n in ipairs(placement.order(list)) do
+        if i <= SHOWN_MAX then show(n) end
+      end
       for _, id in ipairs(also or {}) do
         if nodes[id] then show(nodes[id]) end
       end
