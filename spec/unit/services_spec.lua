@@ -251,6 +251,7 @@ describe("a rollout", function()
     -- What does not work goes first.
     assert.same({ advance = { "c" } }, step(d, given(2, 1, 1), said("running 2", "running 1", "failed 1"), 1003))
     assert.same({ done = true }, step(d, given(2, 2, 2), said("running 2", "exited 2", "running 2"), 1003))
+    assert.same({ done = true }, step(rolling { nodes = {} }, {}, {}, 1003)) -- nobody is to have it
     assert.is_nil(step(rolling { rollout = { state = "done" } }, given(2, 2, 1), {}, 1003))
     assert.is_nil(step(rolling { rollout = { state = "stopped" } }, given(2, 2, 1), {}, 1003))
   end)

@@ -225,7 +225,7 @@ local function look(l, key)
   look_again(l, key, plan.again)
   if plan.missing > 0 then l.hungry[key] = true end
   local txn, text = placing(doc, kv, nodes, plan)
-  if not txn and #doc.nodes > 0 then
+  if not txn then
     local step = rollout.next(doc, assigned_of(doc), states, function(node_id)
       return nodes[node_id] ~= nil and nodes[node_id].status == "ready"
     end, wall)
