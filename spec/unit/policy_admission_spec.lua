@@ -238,6 +238,32 @@ describe("changes of keys", function()
     sys.mono_ms = real
   end))
 
+  it("are refused whatever the sandbox answers that cannot be", cluster(function()
+    store.set("p", policy [[return allow()]], "me")
+    engine.list()
+    local module = package.loaded["sym.policy"]
+    local real = module.call
+    local row = [[{"policy":"p","said":"allow","us":1,"instructions":1}]]
+    for _, text in ipairs { "", "null", "[]", "{", '"x"', "{}", [[{"trace":1}]], [[{"trace":[1]}]],
+      [[{"trace":[{"policy":"p","said":"maybe"}]}]], [[{"trace":[{"policy":"other","said":"allow"}]}]],
+      ([[{"trace":[%s],"decision":1}]]):format(row), ([[{"trace":[%s],"decision":{"refuse":{}}}]]):format(row),
+      ([[{"trace":[%s],"reads":1}]]):format(row), ([[{"trace":[%s],"reads":[{}]}]]):format(row),
+      ([[{"trace":[%s],"reads":[{"key":"/secret/ca","revision":1}]}]]):format(row),
+      ([[{"trace":[%s],"reads":[{"key":"/kv/a","revision":-1}]}]]):format(row),
+      ([[{"trace":[%s],"reads":[{"prefix":"/kv/","revision":1}]}]]):format(row),
+      ([[{"trace":[%s],"amended":1}]]):format(row), ([[{"trace":[%s],"amended":{"new":1}}]]):format(row) } do
+      module.call = function(_, _, _, cb) cb(nil, text) end
+      local result, err = put("a", "1")
+      assert.is_nil(result, text)
+      assert.equal("policy_failed", err.code, text)
+    end
+    assert.is_nil(value "a")
+    module.call = function(_, _, _, cb) cb(nil, ([[{"trace":[%s]}]]):format(row)) end
+    assert.equal("applied", put("a", "1").status)
+    module.call = real
+    assert.same({}, engine.failures()) -- nobody can say whose fault it was
+  end))
+
   it("that come together are decided one by one, and not what needs another of them", cluster(function()
     store.set("quota", QUOTA, "me")
     local function both(...)

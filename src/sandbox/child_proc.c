@@ -305,6 +305,7 @@ static int spawn(struct child_proc *p, uv_loop_t *loop, int page)
 int child_proc_start(uv_loop_t *loop, const struct child_ops *ops, void *arg, struct child_proc **out)
 {
     struct child_proc *p = calloc(1, sizeof *p);
+    signal(SIGPIPE, SIG_IGN); /* a child may be gone when it is written to */
     if (p == NULL) {
         return err_setf(SYM_ENOMEM, "out of memory");
     }

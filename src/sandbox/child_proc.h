@@ -17,7 +17,7 @@ struct child_ops {
     void (*on_lost)(void *arg);
 };
 
-/* 0, or SYM_E*. The program is this process's own. */
+/* 0, or SYM_E*. The program is this process's own. From the first one on the process ignores SIGPIPE. */
 int child_proc_start(uv_loop_t *loop, const struct child_ops *ops, void *arg, struct child_proc **out);
 /* Kills it, if need be, and frees it later, from the loop. No callback fires any more. */
 void child_proc_kill(struct child_proc *p);

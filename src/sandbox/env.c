@@ -149,12 +149,12 @@ static int l_format(lua_State *L)
             p++;
         }
         luaL_argcheck(L, p == end || *p != 'p', 1, "there is no %p");
+        box_charge(L, p < end && strchr("aAeEfgG", *p) != NULL ? 200 : 20);
         if (p < end && *p == 's' && arg <= given) {
             push_text_of(L, arg);
             lua_replace(L, arg);
         }
     }
-    box_charge(L, 20 * (uint64_t)given);
     lua_pushvalue(L, lua_upvalueindex(1));
     lua_insert(L, 1);
     lua_call(L, given, 1);

@@ -18,8 +18,9 @@ enum {
     STARVED = 5,            /* one that gets no processor has this many times the deadline */
     BACKOFF_MS = 50,
     BACKOFF_MAX_MS = 5000,
-    LINGER_MS = 5000, /* a child without policies ends after this */
-    TEST_TIMES = 4    /* a test may take so many times the deadline of a load */
+    LINGER_MS = 5000,       /* a child without policies ends after this */
+    INSTRUCTIONS = 2000000, /* some 50 ms: the budget ends what loops, and the deadline what hangs */
+    TEST_TIMES = 4          /* a test may take so many times the deadline of a load */
 };
 
 struct job {
@@ -899,7 +900,7 @@ void host_configure(struct host *h, const struct host_config *cfg)
 {
     h->cfg = *cfg;
     h->cfg.memory = cfg->memory != 0 ? cfg->memory : 16 << 20;
-    h->cfg.instructions = cfg->instructions != 0 ? cfg->instructions : 5000000;
+    h->cfg.instructions = cfg->instructions != 0 ? cfg->instructions : INSTRUCTIONS;
     h->cfg.deadline_ms = cfg->deadline_ms != 0 ? cfg->deadline_ms : 100;
     h->cfg.load_deadline_ms = cfg->load_deadline_ms != 0 ? cfg->load_deadline_ms : 500;
     if (h->child != NULL) {

@@ -18,7 +18,7 @@ struct host;
 
 struct host_config {
     size_t memory;             /* bytes of one policy; 0: 16 MiB */
-    uint64_t instructions;     /* 0: 5e6 */
+    uint64_t instructions;     /* 0: two million */
     unsigned deadline_ms;      /* of a call; 0: 100 */
     unsigned load_deadline_ms; /* 0: 500 */
     bool full;                 /* see struct box_limits */

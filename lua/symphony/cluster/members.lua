@@ -93,7 +93,7 @@ function M.list(opts)
 end
 
 -- What `manager status` and GET /v1/status say. Pure: @me is key.json, @cluster its record or nil, @nodes the managers'
--- records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version}.
+-- records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version, policies_off}.
 function M.summary(me, cluster, nodes, status, fresh, more)
   local n_members = status.behind and math.max(#nodes, #status.servers) or #nodes
   local name, n_voters, voters_up = {}, 0, 0
@@ -124,6 +124,9 @@ function M.summary(me, cluster, nodes, status, fresh, more)
     warn("two managers tolerate no failure: a third one makes the cluster survive the loss of any one")
   elseif quorum and voters_up < n_voters then
     warn("%d of %d voters are reachable from here", voters_up, n_voters)
+  end
+  for _, policy in ipairs(more.policies_off or {}) do
+    warn("policy %s is disabled: %s", policy.name, policy.reason)
   end
   if more.restoring then
     warn("a restore of %s has not finished: say `symphony cluster restore` with the same file again",
@@ -158,7 +161,7 @@ function M.overview(opts)
   if not status then return nil, err end
   return M.summary(me, (state.cluster()), values(nodes), status, fresh, {
     revision = store.revision(), keys = store.keys(), restoring = (state.get("/cluster/restoring")),
-    version = require("sym.sys").version,
+    version = require("sym.sys").version, policies_off = require("symphony.policy.engine").off(),
   })
 end
 
