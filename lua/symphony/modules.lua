@@ -145,7 +145,8 @@ local function give_out(entries)
     elseif command and taken[command.name] then
       why = ("\"%s\" is a command already, of %s"):format(command.name, taken[command.name])
     elseif entry.kind == "service" then
-      why = require("symphony.services.registry").clash(services, entry.module)
+      local registry = require "symphony.services.registry"
+      why = registry.clash(registry.built_in(), entry.module) or registry.clash(services, entry.module)
       if not why and #services >= SERVICES_MAX then why = ("there are %d services already"):format(SERVICES_MAX) end
     end
     if why then

@@ -829,6 +829,131 @@ describe("a service", function()
   end))
 end)
 
+-- A service of which one of its nodes is first, and counts.
+local LEAD = [[
+local errors = require "symphony.errors"
+local uv = require "luv"
+
+return {
+  kind = "lead",
+  summary = "Who is first",
+  resources = { lead = { schema = {} } },
+  decide = function(doc, ctx)
+    local data = doc.data or { epoch = 0, count = 0 }
+    local function is_up(id) return ctx.nodes[id] and ctx.nodes[id].status == "ready" end
+    local first = data.first
+    for _, id in ipairs(doc.nodes) do
+      if first == id and is_up(id) then return nil end
+    end
+    for _, id in ipairs(doc.nodes) do
+      if is_up(id) then
+        return { epoch = data.epoch + 1, count = data.count, first = id }, doc.id .. " is led by " .. ctx.nodes[id].name
+      end
+    end
+  end,
+  proposals = {
+    count = function(doc, ctx, body)
+      if ctx.node_id ~= doc.data.first or body.epoch ~= doc.data.epoch then
+        return nil, errors.new("conflict", "another one is first")
+      end
+      return { epoch = doc.data.epoch, first = doc.data.first, count = doc.data.count + 1 }
+    end,
+    wrong = function() return "no table" end,
+  },
+  reconcile = function(ctx, desired)
+    local seen = ctx.dir .. "/" .. ctx.id
+    if not desired then return os.remove(seen) end
+    assert(io.open(seen, "w")):close()
+    local data = desired.data
+    if not data then return { state = "waiting" } end
+    local go = ctx.dir .. "/../go"
+    if data.first == ctx.node.node_id and uv.fs_stat(go) then
+      os.remove(go)
+      data = assert(ctx.propose("count", { epoch = data.epoch }))
+      assert(select(2, ctx.propose("count", { epoch = data.epoch - 1 })).code == "conflict")
+    end
+    return { state = "running", detail = { first = data.first == ctx.node.node_id, count = data.count } }
+  end,
+  actual = function(ctx)
+    local out, scan = {}, uv.fs_scandir(ctx.dir)
+    while scan do
+      local name = uv.fs_scandir_next(scan)
+      if not name then break end
+      out[name] = true
+    end
+    return out
+  end,
+}]]
+
+describe("what a service keeps in a resource", function()
+  it("is decided by the leader, and asked for by its nodes", scenario(function(t)
+    local dir = lua_dir(t, nil, { ["services/lead.lua"] = LEAD })
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local w = t:join_workers(2, m, { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", m)
+    local operator = clients.certificate(t, m, { cn = "olga", ou = "operator" })
+    local function get() return select(2, ask(m, operator, "GET", "/v1/res/lead/x")) end
+    local function wait(what, check)
+      return cluster.wait_for(what, 20, function()
+        local row = get()
+        return check(row) and row, json.encode(row)
+      end)
+    end
+    local status, made = ask(m, operator, "POST", "/v1/res/lead", { id = "x", replicas = 2, spec = {} })
+    assert.equal(200, status, json.encode(made))
+    local row = wait("a first one", function(r)
+      local firsts = 0
+      for _, n in ipairs(r.nodes) do firsts = firsts + ((n.detail or {}).first and 1 or 0) end
+      return r.running == 2 and firsts == 1
+    end)
+    assert.same({ 1, 0 }, { row.data.epoch, row.data.count })
+    local by = { [w[1].node_id] = w[1], [w[2].node_id] = w[2] }
+    local first = by[row.data.first]
+    -- It asks for a change, and all of its nodes hear of it.
+    proc.write_file(first.dir .. "/services/go", "")
+    first:json("reload") -- has it look
+    row = wait("the count", function(r)
+      local told = 0
+      for _, n in ipairs(r.nodes) do told = told + ((n.detail or {}).count == 1 and 1 or 0) end
+      return r.data.count == 1 and told == 2
+    end)
+    assert.equal(1, row.generation)
+    -- Nobody else may, nor for another; and what the service does not know is no proposal.
+    local id, forger = clients.worker(t, m, "forger")
+    local function propose(who, more, headers)
+      local body = { kind = "lead", id = "x", uid = row.uid, name = "count", body = { epoch = 1 } }
+      for k, v in pairs(more or {}) do body[k] = v end
+      return clients.secure(m, who, "POST", "/v1/agent/propose", json.encode(body), headers)
+    end
+    for _, headers in ipairs { "", "symphony-forwarded: 1\r\nsymphony-node: " .. first.node_id } do
+      clients.refused(propose(forger, nil, headers), 403, "denied")
+    end
+    local own = clients.own(first)
+    clients.refused(propose(own, { uid = "other" }), 403, "denied")
+    clients.refused(propose(own, { id = "y" }), 403, "denied")
+    clients.refused(propose(own, { name = "none" }), 404, "not_found")
+    clients.refused(propose(own, { kind = "tin" }), 404, "not_found")
+    clients.refused(propose(own, { name = "wrong" }), 400, "invalid")
+    clients.refused(propose(own, { body = 7 }), 400, "invalid")
+    clients.refused(propose(own, { body = { epoch = 0 } }), 409, "conflict")
+    clients.refused(propose(clients.own(first == w[1] and w[2] or w[1])), 409, "conflict")
+    assert.equal(200, propose(own).status)
+    assert.equal(2, get().data.count)
+    assert.is_true(#id == 26)
+    -- It dies: the other one is first.
+    first:crash()
+    row = wait("the other one", function(r) return r.data.epoch == 2 and r.data.first ~= first.node_id end)
+    wait("it to know", function(r)
+      for _, n in ipairs(r.nodes) do
+        if n.node_id == row.data.first and n.detail.first then return true end
+      end
+    end)
+    local texts = {}
+    for _, e in ipairs(m:json("events", "--kind", "resource.changed")) do texts[#texts + 1] = e.message end
+    assert.equal(2, #texts, json.encode(texts))
+  end))
+end)
+
 describe("policies and services", function()
   it("refuse, amend and place resources, and say so before it is done", scenario(function(t)
     local dir = lua_dir(t, nil, { ["services/pantry.lua"] = JAR })

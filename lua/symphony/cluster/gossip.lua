@@ -67,7 +67,7 @@ end
 -- The services of this worker: as many as fit, since metadata is short; its record has all of them.
 local function service_names()
   local list = { identity.word() }
-  if #(sys.options().lua_dirs or {}) == 0 then return list end
+  if #(sys.options().lua_dirs or {}) == 0 and #require "symphony.services.built_in" == 0 then return list end
   local bytes = #list[1]
   for _, name in ipairs(require("symphony.services.worker").names()) do
     bytes = bytes + #name + 1

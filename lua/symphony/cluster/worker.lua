@@ -38,7 +38,7 @@ local mute                      -- why gossip could not begin
 
 -- What a worker without services of its own does without.
 local function has_services()
-  return #(sys.options().lua_dirs or {}) > 0
+  return #(sys.options().lua_dirs or {}) > 0 or #require "symphony.services.built_in" > 0
 end
 
 -- The services of this worker, as its record and gossip have them.

@@ -9,6 +9,7 @@ local log = require "sym.log"
 local node = require "sym.node"
 local placement = require "symphony.services.placement"
 local raft = require "sym.raft"
+local registry = require "symphony.services.registry"
 local resources = require "symphony.services.resources"
 local rollout = require "symphony.services.rollout"
 local state = require "symphony.cluster.state"
@@ -190,6 +191,16 @@ local function rolling(doc, kv, nodes, step)
   return txn, text
 end
 
+-- What the service itself makes of how it stands.
+local function deciding(doc, kv, states, nodes)
+  local decide = registry.field(doc.kind, "decide")
+  if not decide then return nil end
+  local data, text = decide(doc, resources.surroundings(states, nodes))
+  if data == nil then return nil end
+  local txn = resources.data_txn(doc, kv, data, text)
+  return txn, text or (resources.title(doc) .. " has changed")
+end
+
 local function submit(l, key, txn, text)
   local result = assert(state.submit(txn))
   if result.status == "applied" then
@@ -225,6 +236,7 @@ local function look(l, key)
   look_again(l, key, plan.again)
   if plan.missing > 0 then l.hungry[key] = true end
   local txn, text = placing(doc, kv, nodes, plan)
+  if not txn then txn, text = deciding(doc, kv, states, nodes) end
   if not txn then
     local step = rollout.next(doc, assigned_of(doc), states, function(node_id)
       return nodes[node_id] ~= nil and nodes[node_id].status == "ready"

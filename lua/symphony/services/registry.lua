@@ -11,10 +11,16 @@
 ---   move         "stop-first" (default): what leaves a node is taken from it as it is given to another;
 ---                "start-first": once it is "running" there
 ---   reconcile    function(ctx, desired, actual) -> status | nil, err: on the worker, in a task: makes it so. desired:
----                {kind, id, uid, generation, spec}, nil: it is to be gone. actual: what actual() says of it, or nil.
----                status: {state = "running", message =, detail = {...}}
+---                {kind, id, uid, generation, spec, data}, nil: it is to be gone. actual: what actual() says of it, or
+---                nil. status: {state = "running", message =, detail = {...}}
 ---   actual       function(ctx) -> {[id] = anything}: what of this kind is here. Nothing may be forgotten: what is not
 ---                assigned any more is reconciled with desired = nil, also after a restart
+---   decide       function(resource, ctx) -> data, text: what the service itself keeps in a resource, as resource.data,
+---                when it is to be another; text: for an event, or nil. On the leader, whenever something about it may
+---                have changed: nodes, what they say. ctx: {nodes = by id, states = by node id, now}; must not wait
+---   proposals    name -> function(resource, ctx, body) -> data, text | nil, err: what a node that has the resource
+---                asks for by ctx.propose(name, body), in reconcile. On the leader. ctx: as in decide, and node_id: who
+---                asks
 ---   leave        function(ctx): this node is out of the cluster for good: nothing may go on
 ---   stop         function(ctx): the daemon ends
 ---   calls        name -> function(ctx, body) -> answer | nil, err: what managers may ask of a worker, in a task
@@ -22,19 +28,17 @@
 ---   complete     as in a command's module, for all of them
 ---   status       function(resource) -> text: how it is, in a few words, for lists
 --- See docs/services.md.
+local built_in = require "symphony.services.built_in"
 local schema = require "symphony.services.schema"
 
 local M = {}
 
 local NAME = "^%l[%l%d%-]*$"
 local NAME_MAX = 32
-local FUNCTIONS = { "validate", "place", "reconcile", "actual", "leave", "stop", "status" }
-local OF_RESOURCE = { "validate", "place", "reconcile", "actual", "status" }
+local FUNCTIONS = { "validate", "place", "reconcile", "actual", "decide", "leave", "stop", "status" }
+local OF_RESOURCE = { "validate", "place", "reconcile", "actual", "decide", "status" }
 local ONE_OF = { rollout = { all = true, rolling = true },
   move = { ["stop-first"] = true, ["start-first"] = true } }
-
--- Those that are part of symphony: module names.
-M.built_in = {}
 
 local own, list, by_kind, by_resource = {}, nil, {}, {}
 
@@ -77,8 +81,12 @@ local function check(service)
       error(name .. ": it has no reconcile and actual", 0)
     end
   end
-  for name, fn in pairs(service.calls or {}) do
-    if type(name) ~= "string" or not name:find(NAME) or type(fn) ~= "function" then error("calls are functions", 0) end
+  for _, field in ipairs { "calls", "proposals" } do
+    for name, fn in pairs(service[field] or {}) do
+      if type(name) ~= "string" or not name:find(NAME) or type(fn) ~= "function" then
+        error(field .. " are functions", 0)
+      end
+    end
   end
   if service.commands ~= nil and type(service.commands) ~= "table" then error("commands is no table", 0) end
 end
@@ -104,12 +112,16 @@ function M.clash(rows, service)
   end
 end
 
+--- Those that are part of symphony: {{module, file}, ...}.
+function M.built_in()
+  local rows = {}
+  for i, name in ipairs(built_in) do rows[i] = { module = require(name), file = "symphony itself" } end
+  return rows
+end
+
 local function build()
-  list, by_kind, by_resource = {}, {}, {}
-  for _, name in ipairs(M.built_in) do list[#list + 1] = { module = require(name) } end
-  for _, row in ipairs(own) do
-    if not M.clash(list, row.module) then list[#list + 1] = row end
-  end
+  list, by_kind, by_resource = M.built_in(), {}, {}
+  table.move(own, 1, #own, #list + 1, list)
   for _, row in ipairs(list) do
     by_kind[row.module.kind] = row.module
     for resource in pairs(row.module.resources) do by_resource[resource] = row.module end

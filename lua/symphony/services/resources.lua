@@ -1,7 +1,7 @@
 --- The resources of services in the state, and the changes that people make to them.
 ---   /res/<kind>/<id>                {kind, id, uid, service, generation, replicas, constraints, spec, nodes, move,
----                                   move_after, rollout, stable, created, updated, by}
----   /assign/<node>/<kind>/<id>      {kind, id, uid, generation, spec, since}: what that node has to do
+---                                   move_after, rollout, stable, data, created, updated, by}
+---   /assign/<node>/<kind>/<id>      {kind, id, uid, generation, spec, data, since}: what that node has to do
 ---   /status/res/<kind>/<id>/<node>  {uid, generation, state, message, detail, since}: what it says of that
 --- uid tells a resource from one of the same name before it; generation counts its specs.
 local crypto = require "sym.crypto"
@@ -204,7 +204,62 @@ function M.assign(txn, doc, id, spec, generation, now)
   if not n then errors.raise("conflict", "a node that was chosen is gone", "say it again") end
   table.insert(txn.compare, state.unchanged(kv))
   table.insert(txn.ops, state.put(M.assign_key(id, doc.kind, doc.id), { kind = doc.kind, id = doc.id, uid = doc.uid,
-    generation = generation, spec = spec, since = now }))
+    generation = generation, spec = spec, data = doc.data, since = now }))
+end
+
+-- What a service's functions on the leader are told beside the document.
+function M.surroundings(states, nodes)
+  return { nodes = nodes, states = states, now = sys.now() }
+end
+
+--- The txn that makes @data what the service keeps in @doc, for all of its nodes; nil when it is so. @text: for an
+--- event, or nil. Raises.
+function M.data_txn(doc, kv, data, text)
+  if type(data) ~= "table" then errors.raise("invalid", "data is a table") end
+  if json.encode(data) == json.encode(doc.data == nil and json.null or doc.data) then return nil end
+  local fresh, txn = {}, { compare = { state.unchanged(kv) }, ops = {} }
+  for k, v in pairs(doc) do fresh[k] = v end
+  fresh.data = data
+  check_size(fresh)
+  table.insert(txn.ops, state.put(kv.key, fresh))
+  for _, id in ipairs(doc.nodes) do
+    local assigned, assign_kv = state.get(M.assign_key(id, doc.kind, doc.id))
+    if assigned then
+      assigned.data = data
+      table.insert(txn.compare, state.unchanged(assign_kv))
+      table.insert(txn.ops, state.put(assign_kv.key, assigned))
+    end
+  end
+  if text then M.event(txn, "resource.changed", doc, tostring(text)) end
+  return txn
+end
+
+--- On the leader: node @n (its record) asks for a change of what the service keeps in a resource that it has. @body,
+--- from outside: {kind, id, uid, name, body}. Returns {data}. Raises.
+function M.serve_proposal(n, body)
+  local kind, id = M.check_kind(body.kind), M.check_id(body.id)
+  local service = service_of(kind)
+  local fn = type(body.name) == "string" and (service.proposals or {})[body.name]
+  if not fn then errors.raise("not_found", ("%s has no such proposal"):format(service.kind)) end
+  local given = body.body ~= json.null and body.body or {}
+  if type(given) ~= "table" then errors.raise("invalid", "body is an object") end
+  local nodes = assert(world.load())
+  return assert(state.update(function()
+    local doc, kv = state.get(M.key(kind, id))
+    local assigned, assign_kv = state.get(M.assign_key(n.node_id, kind, id))
+    if not doc or not assigned or doc.uid ~= body.uid or assigned.uid ~= body.uid then
+      errors.raise("denied", ("%s %s is not this node's to change"):format(kind, id))
+    end
+    local ctx = M.surroundings(M.states(doc), nodes)
+    ctx.node_id = n.node_id
+    local data, text = fn(doc, ctx, given)
+    if data == nil then error(errors.from(text or errors.new("conflict", "the proposal is refused")), 0) end
+    local txn = M.data_txn(doc, kv, data, text)
+    if not txn then return nil, { data = data } end
+    -- What is proposed counts only as long as it is this node's.
+    table.insert(txn.compare, state.unchanged(assign_kv))
+    return txn, { data = data }
+  end))
 end
 
 -- Changing -----------------------------------------------------------------------------------------------------------
@@ -214,12 +269,12 @@ local function title(doc)
 end
 M.title = title
 
-local function event(txn, kind, doc, message, more)
+function M.event(txn, kind, doc, message, more)
   local fields = { kind = kind, message = message, resource = doc.kind .. "/" .. doc.id }
   for k, v in pairs(more or {}) do fields[k] = v end
   events.add(txn, fields)
 end
-M.event = event
+local event = M.event
 
 local function new_doc(kind, body, who)
   local service = service_of(kind)
@@ -400,7 +455,8 @@ end
 function M.row(doc, states, nodes)
   local row = { kind = doc.kind, id = doc.id, uid = doc.uid, service = doc.service, generation = doc.generation,
     replicas = doc.replicas, constraints = doc.constraints, spec = doc.spec, move = doc.move, created = doc.created,
-    updated = doc.updated, by = doc.by, move_after = doc.move_after, rollout_s = doc.rollout_s, rollout = doc.rollout,
+    updated = doc.updated, by = doc.by, data = doc.data, move_after = doc.move_after, rollout_s = doc.rollout_s,
+    rollout = doc.rollout,
     nodes = json.array {}, running = 0 }
   for i, id in ipairs(doc.nodes) do
     local n, said = nodes[id] or {}, states[id]

@@ -48,7 +48,8 @@ local function folder(service)
 end
 
 --- What a function of @service gets: {service, kind, id, dir (its folder), memory (a table that stays over reloads),
---- node = {node_id, name}, wake(id [, kind]): have it looked at now, report(status), in reconcile alone}.
+--- node = {node_id, name}, wake(id [, kind]): have it looked at now; in reconcile alone report(status), and
+--- propose(name, body): asks the leader for another data, which it returns; nil, err}.
 function M.context(service, kind, id)
   memory[service.kind] = memory[service.kind] or {}
   local me, v = identity.me or {}, agent.view()
@@ -136,7 +137,8 @@ local function desired_of(item)
   local v = agent.view()
   local value = v and v.assigned and v.assigned[item.key]
   if type(value) ~= "table" or type(value.spec) ~= "table" or type(value.uid) ~= "string" then return nil end
-  return { kind = item.kind, id = item.id, uid = value.uid, generation = value.generation, spec = value.spec }
+  return { kind = item.kind, id = item.id, uid = value.uid, generation = value.generation, spec = value.spec,
+    data = value.data ~= json.null and value.data or nil }
 end
 
 local function actual_of(service, kind)
@@ -158,6 +160,13 @@ local function step(item, desired)
   local ctx = M.context(service, item.kind, item.id)
   function ctx.report(status)
     if desired then note(item, desired, status) end
+  end
+  function ctx.propose(name, body)
+    if not desired then return nil, errors.new("invalid", "it is not assigned to this node") end
+    local answer, err = agent.call("POST", "/v1/agent/propose", { kind = item.kind, id = item.id, uid = desired.uid,
+      name = name, body = body or {} })
+    if not answer then return nil, err end
+    return answer.data
   end
   local status, err = async.with_timeout(RECONCILE_MS, registry.field(item.kind, "reconcile"), ctx, desired, here)
   if status == nil and err ~= nil then return nil, errors.from(err) end
