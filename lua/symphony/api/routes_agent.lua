@@ -1,5 +1,5 @@
--- What a worker's certificate opens: GET /v1/agent, POST /v1/agent/report, POST /v1/agent/status, POST /v1/agent/propose,
--- POST /v1/agent/leave. Its own part of the state, and no more.
+-- What a worker's certificate opens: GET /v1/agent, POST /v1/agent/report, /v1/agent/status, /v1/agent/propose and
+-- /v1/agent/leave. Its own part of the state, and no more.
 local agents = require "symphony.cluster.agents"
 local errors = require "symphony.errors"
 local leader = require "symphony.cluster.leader"
