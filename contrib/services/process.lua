@@ -574,10 +574,11 @@ Example:
   end,
 }
 
--- Prints what arrives from node @name line by line, when there are several with its name before it.
-local function printer(ctx, name)
+-- Prints what arrives from a node; line by line behind @name when there are several; as JSON with the name of @node.
+local function printer(ctx, name, node)
   local rest = ""
   return function(text)
+    if ctx.json then return ctx.out(json.encode { node = node, text = json.clean(text) } .. "\n") end
     if not name then return ctx.out(text) end
     rest = rest .. text
     local whole, left = rest:match("^(.*\n)(.*)$")
@@ -598,7 +599,7 @@ local function fetch(ctx, row, body)
   end
   local ask, fns = require "symphony.services.ask", {}
   for i, n in ipairs(list) do
-    local show = printer(ctx, #list > 1 and n.name or nil)
+    local show = printer(ctx, #list > 1 and n.name or nil, n.name)
     fns[i] = function()
       local ok, err = ask.call(n.node_id, "process", "logs", body, { on_data = show })
       if not ok then ctx.err(("%s: %s\n"):format(n.name or n.node_id, err.message)) end

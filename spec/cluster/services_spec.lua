@@ -115,6 +115,8 @@ describe("the service process", function()
     for _, n in ipairs(row.nodes) do
       assert.truthy(text:find(("%s | pid %d is up: one\n"):format(n.name, n.detail.pid), 1, true), text)
     end
+    local line = json.decode(m:cli("--json", "process", "logs", "web", "--node", w[1].name, "--lines", "1").out)
+    assert.same({ node = w[1].name, text = ("pid %d is up: one\n"):format(second) }, line)
     text = w[1]:cli("process", "logs", "web", "--lines", "1").out
     assert.equal(("pid %d is up: one\n"):format(second), text)
     assert.truthy(m:cli("process", "ls").out:find("web +2/2 running +1 "))
@@ -884,6 +886,35 @@ return {
     return out
   end,
 }]]
+
+describe("a service that comes later", function()
+  it("is in the worker's record at once, and gets what waits for it", scenario(function(t)
+    local dir, late = lua_dir(t, nil, { ["services/pantry.lua"] = JAR }), lua_dir(t, "late", {})
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local w = t:join_workers(1, m, { flags = { "--lua-dir", late } })
+    t:wait_status(w, "ready", m)
+    local row = m:json("pantry", "put", "figs", "7")
+    assert.same({ 1, "of the other workers 1 does not have the service pantry" }, { row.missing, row.why })
+    proc.write_file(late .. "/services/pantry.lua", JAR)
+    assert.equal(0, #w[1]:json("reload").failed)
+    cluster.wait_for("the jar", 15, function()
+      local r = m:json("pantry", "inspect", "figs")[1]
+      return r.running == 1, json.encode(r)
+    end)
+    assert.same({ "block", "pantry" }, t:nodes(m)[w[1].node_id].services)
+    -- And one that goes takes nothing along: nobody here can tell what it has. What it is given says so.
+    assert(uv.fs_unlink(late .. "/services/pantry.lua"))
+    w[1]:json("reload")
+    cluster.wait_for("the record", 15, function()
+      return #t:nodes(m)[w[1].node_id].services == 1
+    end)
+    assert.truthy(uv.fs_stat(w[1].dir .. "/services/pantry/figs"))
+    cluster.wait_for("the state", 30, function()
+      local n = m:json("pantry", "inspect", "figs")[1].nodes[1]
+      return n and n.state == "failed" and n.message:find("has not got the service", 1, true), json.encode(n)
+    end)
+  end))
+end)
 
 describe("what a service keeps in a resource", function()
   it("is decided by the leader, and asked for by its nodes", scenario(function(t)

@@ -255,7 +255,7 @@ function M.wake(kind, id)
 end
 
 local function wake_key(key)
-  local kind, id = key:match("^([^/]+)/([^/]+)$")
+  local kind, id = key:match("^(%l[%l%d%-]*)/(%w[%w%._%-]*)$") -- services may make paths of them
   if kind then M.wake(kind, id) end
 end
 
