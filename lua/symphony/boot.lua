@@ -6,6 +6,7 @@ local everywhere = {
   "symphony.api.routes_gossip",
   "symphony.api.routes_here",
   "symphony.api.routes_metrics",
+  "symphony.api.routes_service",
   "symphony.cli.runner",
   "symphony.repl.server",
 }
@@ -19,6 +20,7 @@ function M.main()
     return 200, { version = require("sym.sys").version }
   end)
   local is_manager = require("symphony.cluster.identity").role() == "manager"
+  if #(require("sym.sys").options().lua_dirs or {}) > 0 then require("symphony.modules").start() end
   for _, list in ipairs { everywhere, is_manager and managers or {} } do
     for _, name in ipairs(list) do require(name).routes(router) end
   end

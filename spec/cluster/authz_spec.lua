@@ -60,6 +60,7 @@ end
 
 -- What a worker's certificate may on a manager. The agent's stream and the leave are tried by themselves.
 local OWN = { ["GET /v1/agent"] = false, ["POST /v1/agent/leave"] = false, ["POST /v1/agent/report"] = 400,
+  ["POST /v1/agent/status"] = 400, ["POST /v1/agent/propose"] = 400,
   ["POST /v1/gossip"] = 200, ["POST /v1/renew"] = 400, ["GET /v1/version"] = 200, ["GET /healthz"] = 200,
   ["HEAD /healthz"] = 200, ["GET /readyz"] = 200 }
 

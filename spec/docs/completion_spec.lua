@@ -1,4 +1,5 @@
--- contrib/completion: bash offers every command and option that there is, and no other.
+-- contrib/completion: the shells offer every command and option that there is, and no other; and what the daemon knows.
+local cluster = require "spec.support.cluster"
 local commands = require "spec.support.commands"
 local proc = require "spec.support.proc"
 
@@ -6,7 +7,8 @@ local GLOBAL = { "--socket", "--json", "--timeout", "--help" }
 
 -- What bash offers behind @words, each of them a set's key. The last word is the one that is being typed.
 local function offered(cases)
-  local script = { "source contrib/completion/symphony.bash" }
+  local script = { ("PATH=%s:$PATH"):format(cluster.symphony:match("^(.*)/")),
+    "source contrib/completion/symphony.bash" }
   for _, words in ipairs(cases) do
     script[#script + 1] = ("COMP_WORDS=(symphony %s) COMP_CWORD=%d; _symphony; echo \"${COMPREPLY[*]}\""):format(
       table.concat(words, " "), #words)
@@ -82,4 +84,132 @@ describe("the completion for bash", function()
     for i = 1, 4 do assert.same(set_of { "README.md" }, sets[i]) end
     for i, word in ipairs { "manager", "manager", "get", "--dev" } do assert.same(set_of { word }, sets[4 + i]) end
   end)
+end)
+
+describe("symphony __complete", function()
+  local uv = require "luv"
+
+  local function candidates(socket, ...)
+    local result = proc.run { cluster.symphony, "__complete", "--socket", socket, ... }
+    assert.same({ 0, "" }, { result.code, result.err })
+    local set = {}
+    for line in result.out:gmatch("([^\n]*)\n") do set[line:match("^[^\t]*")] = line:match("\t(.*)$") or true end
+    return set
+  end
+
+  local function names(set)
+    local list = {}
+    for name in pairs(set) do list[#list + 1] = name end
+    table.sort(list)
+    return list
+  end
+
+  local OWN = [[return { name = "greet", summary = "Greets. Somebody.", complete = { colour = { "red", "green" },
+    whom = function(typed) return { typed .. "x", typed .. "y", "not what was typed" } end }, commands = {
+    { name = "them", run = print, args = function(p)
+      p:argument("whom")
+      p:argument("where"):argname("NODE"):args("*")
+      p:option("-c --colour")
+    end } } }]]
+
+  it("knows what the daemon knows", cluster.scenario(function(t)
+    local dir = t:folder "own"
+    for _, name in ipairs { "commands", "services" } do assert(uv.fs_mkdir(dir .. "/" .. name, 448)) end
+    proc.write_file(dir .. "/commands/greet.lua", OWN)
+    proc.write_file(dir .. "/services/process.lua", proc.read_file "contrib/services/process.lua")
+    local idle = t:manager():start()
+    assert.truthy(candidates(idle.socket, "node", "inspect", "--")["--json"]) -- no cluster yet, and no word of that
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local at = m.socket
+    local w = t:join_workers(1, m)
+    for id in pairs(t:nodes(m)) do
+      if id ~= w[1].node_id then m:json("node", "update", id, "--name", "first") end
+    end
+    for _, key in ipairs { "alpha/1", "alpha/2", "beta" } do m:json("kv", "put", key, "x") end
+    m:json("kv", "put", "odd key", "x")
+    m:json("process", "run", "web", "--", "/bin/sleep", "9")
+    local request = t:worker():start()
+    local call = proc.begin { cluster.symphony, "--socket", request.socket, "block", "join", m:remote() }
+    local pending = cluster.wait_for("the request", 10, function() return m:json("node", "pending")[1] end)
+    for _, case in ipairs {
+      { { "node", "inspect", "" }, { "first", w[1].name } },
+      { { "node", "inspect", "first", "" }, { "first", w[1].name } },
+      { { "node", "update", "fi" }, { "first" } },
+      { { "events", "--node", w[1].name:sub(1, 3) }, { w[1].name } },
+      { { "manager", "remove", "" }, { "first" } },
+      { { "kv", "get", "al" }, { "alpha/1", "alpha/2" } },
+      { { "kv", "ls", "" }, { "alpha/1", "alpha/2", "beta" } }, -- one that needs quotes is left out
+      { { "node", "approve", "" }, { pending.id } },
+      { { "gr" }, { "greet" } },
+      { { "help", "greet", "" }, { "them" } },
+      { { "greet", "them", "--col" }, { "--colour" } },
+      { { "greet", "them", "--colour", "" }, { "green", "red" } },
+      { { "greet", "them", "-c", "r" }, { "red" } },
+      { { "greet", "them", "a" }, { "ax", "ay" } },
+      { { "greet", "them", "a", "b", "" }, { "first", w[1].name } },
+      { { "process", "inspect", "" }, { "web" } },
+      { { "process", "run", "w" }, {} },
+      { { "process", "run", "w", "--restart", "" }, { "always", "never", "on-failure" } },
+      { { "process", "update", "web", "--", "--" }, {} },
+      { { "nothing", "" }, {} },
+      { { "kv", "get", "k", "\255\n" }, {} },
+    } do
+      local got = names(candidates(at, table.unpack(case[1])))
+      table.sort(case[2])
+      assert.same(case[2], got, table.concat(case[1], " "))
+    end
+    assert.truthy(candidates(at, "").kv)
+    assert.equal("Greets", candidates(at, "greet").greet)
+    assert.truthy(candidates(at, "process", "run", "x", "--", "/bin/")[":files"])
+    -- A worker, and a socket that nobody answers at, know the commands.
+    assert.truthy(candidates(w[1].socket, "bl").block)
+    m:kill("sigstop")
+    m.paused = true
+    assert.truthy(candidates(at, "ev").events)
+    m:kill("sigcont")
+    m.paused = nil
+    assert.truthy(candidates(t.root .. "/none", "ev").events)
+    call.process:kill("sigkill")
+    -- Without a quorum too.
+    local others = { idle, t:manager():start() }
+    for _, other in ipairs(others) do other:json("manager", "join", m:remote(), "--token", t.tokens.manager) end
+    t:wait_voters(3, m)
+    for _, other in ipairs(others) do other:crash() end
+    assert.same({ "alpha/1", "alpha/2" }, names(candidates(at, "kv", "get", "al")))
+  end))
+
+  -- What @shell offers behind @line, as lines.
+  local shells = {
+    zsh = function(bin, line)
+      -- In a terminal of its own, as nothing else runs its completions.
+      return { "zsh", "-fc", ([[
+        path=(%s $path)
+        zmodload zsh/zpty
+        zpty z zsh -f -i
+        zpty -w z 'PS1=; PROMPT_EOL_MARK=; unsetopt zle_bracketed_paste; LISTMAX=1000'
+        zpty -w z 'fpath=(contrib/completion $fpath); autoload -Uz compinit; compinit -D'
+        zpty -w z 'print READY-$((1+1))'
+        zpty -r -m z x '*READY-2*'
+        zpty -w -n z $'%s\t'
+        zpty -r -m z x '*update*' && print -r -- $x
+        zpty -d z]]):format(bin, line) }
+    end,
+    fish = function(bin, line)
+      local script = "set -p PATH %s; source contrib/completion/symphony.fish; complete -C '%s'"
+      return { "fish", "--no-config", "-c", script:format(bin, line) }
+    end,
+  }
+
+  for name, command in pairs(shells) do
+    it("is asked by " .. name, function()
+      if proc.run({ "sh", "-c", "command -v " .. name }).code ~= 0 then
+        pending(name .. " is not installed here")
+        return
+      end
+      local result = proc.run(command(cluster.symphony:match("^(.*)/"), "symphony node "), { timeout = 20 })
+      for _, word in ipairs { "ls", "inspect", "update", "rm", "pending", "approve", "reject" } do
+        assert.truthy(result.out:find("%f[%w]" .. word .. "%f[%W]"), result.out .. result.err)
+      end
+    end)
+  end
 end)

@@ -5,7 +5,8 @@ local proc = require "spec.support.proc"
 local prometheus = require "spec.support.prometheus"
 
 -- What no cluster that is well has.
-local SOMETIMES = { symphony_node_down_since_seconds = true, symphony_ca_change_waiting_nodes = true }
+local SOMETIMES = { symphony_node_down_since_seconds = true, symphony_ca_change_waiting_nodes = true,
+  symphony_service_resources = true }
 
 -- name -> {type, labels as a text}
 local function documented()
@@ -49,7 +50,7 @@ end
 describe("docs/metrics.md", function()
   it("has every family with its type and labels, and no other", cluster.scenario(function(t)
     local m = t:cluster(2)
-    local worker = t:join_workers(1, m[1])[1]
+    local worker = t:join_workers(1, m[1], { flags = { "--lua-dir", t:folder "own" } })[1]
     m[1]:json("kv", "put", "a", "1")
     local leader = t:leader()
     local answer

@@ -1,4 +1,5 @@
 -- The commands of README.md and docs/operations.md, as they are written there, do what is said of them.
+local uv = require "luv"
 local cluster = require "spec.support.cluster"
 local proc = require "spec.support.proc"
 
@@ -65,6 +66,8 @@ describe("the README", function()
     assert.truthy(follow(list, m, "manager status").out:find("tolerates", 1, true))
     local again = { "cert", "issue", "bob", "--role", "reader", "--force", "--out", t.root }
     goes_on("events --follow", again, "cert.issued")
+    assert(uv.fs_symlink(assert(uv.fs_realpath("contrib")), m.dir .. "/contrib")) -- the commands run in its folder
+    follow(list, m, "policy set quota")
     follow(list, m, "cluster backup")
     assert.truthy(follow(list, m, "help").out:find("Commands:", 1, true))
     assert.same({}, list)

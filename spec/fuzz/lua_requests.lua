@@ -5,6 +5,8 @@ local errors = require "symphony.errors"
 local json = require "symphony.json"
 local kv = require "symphony.cluster.kv"
 local nodes = require "symphony.cluster.nodes"
+local report = require "symphony.services.report"
+local schema = require "symphony.services.schema"
 local token = require "symphony.cluster.token"
 local values = require "symphony.cluster.values"
 
@@ -62,6 +64,35 @@ local function check_patch(body)
   assert(json.encode(n))
 end
 
+-- A resource's spec is what its schema says; what a worker says of one is what the state may hold.
+local SPEC = {
+  command = { type = "array", of = { type = "string", min = 1, max = 100 }, min = 1, max = 8, required = true },
+  env = { type = "map", of = { type = "string" }, keys = "^[%a_][%w_]*$", max = 8 },
+  disk = { type = "object", fields = { size = { type = "integer", min = 1, max = 1 << 40, required = true } } },
+  restart = { type = "string", one_of = { "always", "never" }, default = "always" },
+  ready = { type = "number", min = 0, max = 300 },
+  on = { type = "boolean" },
+}
+
+local function check_spec(body)
+  local spec, err = schema.check(SPEC, body)
+  if not spec then return refused(err) end
+  assert(#spec.command >= 1 and #spec.command <= 8 and (spec.restart == "always" or spec.restart == "never"))
+  for name, value in pairs(spec.env or {}) do assert(name:find("^[%w_]+$") and type(value) == "string") end
+  assert(spec.disk == nil or math.type(spec.disk.size) == "integer")
+  assert(json.encode(assert(schema.check(SPEC, spec))) == json.encode(spec)) -- what is good stays as it is
+end
+
+local function check_report(body)
+  local ok, items = pcall(report.check, body)
+  if not ok then return refused(items) end
+  assert(#items >= 1 and #items <= report.ITEMS_MAX)
+  for _, item in ipairs(items) do
+    assert(not item.kind:find("/") and not item.id:find("/") and math.type(item.generation) == "integer")
+    assert(item.state:find("^%l[%l%-]*$") and json.encode(item))
+  end
+end
+
 local function check(text)
   local body, err = json.decode(text)
   if body == nil then return refused(err) end
@@ -75,6 +106,8 @@ local function check(text)
   ok, err = token.check_options(body)
   if not ok then refused(err) end
   check_patch(body)
+  check_spec(body)
+  check_report(body)
   ok, err = certs.check(body)
   if ok then assert(#body.name <= 63 and body.name ~= "ca" and body.ttl > 0) else refused(err) end
 end

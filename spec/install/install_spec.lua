@@ -10,7 +10,8 @@ describe("the installed symphony", function()
     for _, path in ipairs { "bin/symphony", "sbin/symphonyd", "share/symphony/lua/symphony/boot.lua",
       "share/symphony/contrib/systemd/symphonyd-manager.service",
       "share/symphony/contrib/systemd/symphonyd-block.service", "share/man/man1/symphony.1",
-      "share/bash-completion/completions/symphony",
+      "share/bash-completion/completions/symphony", "share/zsh/site-functions/_symphony",
+      "share/fish/vendor_completions.d/symphony.fish", "share/symphony/contrib/services/process.lua",
       "share/symphony/contrib/prometheus/alerts.yml", "share/symphony/contrib/dashboards/symphony.json",
       "share/man/man8/symphonyd.8" } do
       assert.truthy(uv.fs_stat(prefix .. "/" .. path), path .. " is not installed")

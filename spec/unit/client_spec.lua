@@ -266,8 +266,7 @@ describe("the client", function()
   end)
 
   it("needs no daemon for help", function()
-    for _, argv in ipairs { {}, { "help" }, { "--help" }, { "help", "kv", "get" }, { "kv", "get", "--help" },
-      { "--version" } } do
+    for _, argv in ipairs { { "help", "kv", "get" }, { "kv", "get", "--help" }, { "--version" } } do
       start(table.unpack(argv))
       assert.equal(0, status)
       assert.same({}, calls)
@@ -276,10 +275,33 @@ describe("the client", function()
     end
   end)
 
-  it("needs none to know that there is no such command", function()
-    start("kx")
-    assert.same({ 2, {} }, { status, calls })
+  it("asks the daemon which commands only it knows, and goes without", function()
+    for _, argv in ipairs { {}, { "help" }, { "--help" } } do
+      out.text, calls, status = "", {}, nil
+      local call = start(table.unpack(argv))
+      assert.same({ "GET", "/v1/commands" }, { call.opts.method, call.opts.path })
+      catch(call.cb, { code = "unreachable", message = "no such file" })
+      assert.same({ 0, "" }, { status, err.text })
+      assert.truthy(out.text:find("kv        Keys", 1, true))
+      out.text, calls, status = "", {}, nil
+      call = start(table.unpack(argv))
+      catch(call.cb, nil, { status = 200, body = '[{"name": "mine", "summary": "My own"}]' })
+      assert.equal(0, status)
+      assert.truthy(out.text:find("mine      My own", 1, true))
+    end
+  end)
+
+  it("asks it for a command that it does not know itself, and needs none to know that there is none", function()
+    local call = start("kx")
+    assert.equal("/v1/command", call.opts.path)
+    catch(call.cb, { code = "unreachable", message = "no such file" })
+    assert.equal(2, status)
     assert.truthy(err.text:find("did you mean 'kv'?", 1, true))
+    for _, argv in ipairs { { "help", "mine", "sub" }, { "mine", "sub", "--help" } } do
+      calls = {}
+      call = start(table.unpack(argv))
+      assert.same({ "mine", "sub", "--help" }, json.decode(call.opts.body).argv)
+    end
   end)
 
   it("runs its own commands itself", function()

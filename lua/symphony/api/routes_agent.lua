@@ -1,5 +1,5 @@
--- What a worker's certificate opens: GET /v1/agent, POST /v1/agent/report, POST /v1/agent/leave. Its own part of the
--- state, and no more.
+-- What a worker's certificate opens: GET /v1/agent, POST /v1/agent/report, /v1/agent/status, /v1/agent/propose and
+-- /v1/agent/leave. Its own part of the state, and no more.
 local agents = require "symphony.cluster.agents"
 local errors = require "symphony.errors"
 local leader = require "symphony.cluster.leader"
@@ -17,7 +17,9 @@ local BODY_MAX = 16 * 1024
 -- of the quorum, and each stream a listing. By the node, whose connection has shown who it is, on each manager that it
 -- asks and, of reports, on the leader.
 local REPORTS, STREAMS, AGAIN_S, NODES_MAX = 60, 30, 1, 8192
-local reports, streams
+local STATUSES, STATUS_MAX = 120, 64 * 1024
+local PROPOSALS = 200
+local reports, streams, statuses, proposals
 
 -- The number at parameter @name; @missing: the text that stands for none. Raises.
 local function number(req, name, missing)
@@ -43,6 +45,8 @@ end
 function M.routes(router)
   reports = limiter.new(REPORTS, AGAIN_S, NODES_MAX)
   streams = limiter.new(STREAMS, AGAIN_S, NODES_MAX)
+  proposals = limiter.new(PROPOSALS, AGAIN_S / 10, NODES_MAX)
+  statuses = limiter.new(STATUSES, AGAIN_S / 2, NODES_MAX)
   local to_leader = { auth = NODES, leader_only = true, guard = function(req, who)
     check_rate(reports, leader.on_behalf(req, who) or who.id)
   end }
@@ -61,6 +65,20 @@ function M.routes(router)
   router.route("POST", "/v1/agent/report", to_leader, function(req, _, who)
     if #(req.body or "") > BODY_MAX then errors.raise("too_big", "a report of more than 16 KiB") end
     return 200, assert(require("symphony.cluster.status").report(asker(req, who), router.json(req)))
+  end)
+
+  router.route("POST", "/v1/agent/status", { auth = NODES, leader_only = true, guard = function(req, who)
+    check_rate(statuses, leader.on_behalf(req, who) or who.id)
+  end }, function(req, _, who)
+    if #(req.body or "") > STATUS_MAX then errors.raise("too_big", "a report of more than 64 KiB") end
+    return 200, require("symphony.services.report").take(asker(req, who), router.json(req))
+  end)
+
+  router.route("POST", "/v1/agent/propose", { auth = NODES, leader_only = true, guard = function(req, who)
+    check_rate(proposals, leader.on_behalf(req, who) or who.id)
+  end }, function(req, _, who)
+    if #(req.body or "") > BODY_MAX then errors.raise("too_big", "a proposal of more than 16 KiB") end
+    return 200, require("symphony.services.resources").serve_proposal(asker(req, who), router.json(req))
   end)
 
   router.route("POST", "/v1/agent/leave", to_leader, function(req, _, who)

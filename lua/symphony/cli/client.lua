@@ -12,6 +12,8 @@ local M = {}
 local SOCKET_HINT = "start a daemon with `symphonyd manager|block --config-dir DIR`, or name its socket with --socket "
   .. "DIR/control.sock or $SYMPHONY_SOCKET"
 local GONE_HINT = "its log may say why; look at the state before saying it again"
+local OWN_MS = 1000  -- for the daemon to say which commands only it knows
+local COMPLETE_MS = 500 -- for its answer to somebody who has pressed a key
 local PATIENCE_S = 1 -- the daemon keeps --timeout itself; this is for one that does not
 
 -- Output --------------------------------------------------------------------------------------------------------------
@@ -265,19 +267,54 @@ local function here(argv, found, socket)
       return false
     end
     function ctx.on_cancel() end
+    --- In a task: the commands that only the daemon knows; nil when it cannot be asked.
+    function ctx.own()
+      local list = ctx.call("GET", "/v1/commands", nil, { timeout_ms = OWN_MS })
+      return type(list) == "table" and list or nil
+    end
     finish(require("symphony.cli.execute").command(argv, ctx, function(err)
       return err
     end))
   end)
 end
 
+-- What the completion of a shell asks: never a word but candidates. @typed: the words, the last of them being begun.
+local function complete(typed)
+  local found = commands.scan(typed)
+  local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
+  local function show(text)
+    io.stdout:write(text)
+    io.stdout:flush()
+    sys.exit(0)
+  end
+  local function alone()
+    local ok, text = pcall(function()
+      local module = require "symphony.cli.complete"
+      return module.text(module.candidates(typed))
+    end)
+    show(ok and text or "")
+  end
+  M.call(socket, "POST", "/v1/complete", { words = words(typed) }, { raw = true, timeout_ms = COMPLETE_MS,
+    idle_ms = COMPLETE_MS }, function(err, body)
+    if err or not body then alone() else show(body) end
+  end)
+end
+
 --- Called by the program with its arguments (without its name).
 function M.main(...)
   local argv = { ... }
+  if argv[1] == "__complete" then return complete(table.move(argv, 2, #argv, 1, {})) end
   local found = commands.scan(argv)
   found.terminal = terminal()
   local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
-  if found.help or not found.words[1] or commands.is_local(found.words) then
+  local word, about = found.words[1], found.words[2]
+  if word == "help" and about and not commands.has(about) then
+    -- The daemon may know more commands.
+    argv = table.move(found.words, 2, #found.words, 1, {})
+    table.move({ "--help", found.json and "--json" or nil }, 1, 2, #argv + 1, argv)
+    return remote(argv, found, socket)
+  end
+  if not word or (found.help and commands.has(word)) or commands.is_local(found.words) then
     return here(argv, found, socket)
   end
   remote(argv, found, socket)

@@ -24,13 +24,18 @@ end
 --- commands of this side use; args, json, path and pause() (lets others have a turn) are added to it; a command that
 --- has printed its own result sets ctx.printed. Must be in a task. @internal(err) is told of a bug.
 function M.command(argv, ctx, internal)
-  ctx.json = commands.scan(argv).json
+  local found = commands.scan(argv)
+  ctx.json = found.json
   local parsed, err = parser.parse(argv)
-  if parsed and parsed.help then
+  local overview = parsed and not parsed.version and not found.words[1]
+  if overview then
+    ctx.out(parser.overview(ctx.own and ctx.own()))
+    return 0
+  elseif parsed and parsed.help then
     ctx.out(parsed.help)
     return 0
   elseif parsed and not parsed.spec then
-    ctx.out(parsed.version and ("symphony %s\n"):format(require("sym.sys").version) or parser.overview())
+    ctx.out(("symphony %s\n"):format(require("sym.sys").version))
     return 0
   elseif parsed then
     ctx.args, ctx.path, ctx.pause = parsed.args, parsed.path, pause
@@ -47,7 +52,7 @@ function M.command(argv, ctx, internal)
     err = text
   end
   if err.code == "internal" then
-    err = internal(err)
+    err = internal(err, parsed and parsed.path[1])
   end
   ctx.err(render.error(err, ctx))
   return errors.exit_code(err)

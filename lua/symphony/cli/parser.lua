@@ -58,12 +58,10 @@ local function build(name)
   root:flag("--json", "Print JSON.")
   root:option("--timeout", "Give up after so many seconds."):argname("S"):convert(seconds)
   root:flag("-V --version", "Print the version.")
-  for _, known in ipairs(commands.names) do
-    if commands.has(known) then
-      add(root, known == name and commands.get(known) or { name = known }, 1)
-    end
+  for _, known in ipairs(commands.all_names()) do
+    add(root, known == name and commands.get(known) or { name = known }, 1)
   end
-  root.get_help = M.overview
+  root.get_help = function() return M.overview() end
   root.error = function(parser, message)
     local text, tip = message:match("^(.-)\nDid you mean (.*)$")
     local words = parser:get_usage():match("^Usage: symphony([%l%d %-]*)") or ""
@@ -74,6 +72,16 @@ local function build(name)
 end
 
 local roots = {} -- by command, built once: parsing leaves no trace in them
+
+--- What commands there are has changed.
+function M.forget()
+  roots = {}
+end
+
+--- Raises what is wrong with the arguments of @spec, the module of a command.
+function M.check(spec)
+  add(load_argparse()("symphony"):command_target("@1"), spec, 1)
+end
 
 -- The specification that was chosen, and the words that chose it.
 local function chosen(result)
@@ -130,15 +138,26 @@ function M.help(words)
   return parsed.help
 end
 
---- What there is, in one screen.
-function M.overview()
+--- What there is, in one screen. @more: {{name, summary}} of commands that only the daemon knows; nil: none.
+function M.overview(more)
   local lines = {
     "Usage: symphony [--socket PATH] [--json] [--timeout S] COMMAND ...",
     "",
     "Commands:",
   }
+  local own = {}
   for _, spec in ipairs(commands.all()) do
-    lines[#lines + 1] = ("  %-9s %s"):format(spec.name:match("%S+"), spec.summary or "")
+    local name = spec.name:match("%S+")
+    local list = commands.file_of(name) and own or lines
+    list[#list + 1] = ("  %-9s %s"):format(name, spec.summary or "")
+  end
+  for _, row in ipairs(more or {}) do
+    own[#own + 1] = ("  %-9s %s"):format(row.name, row.summary)
+  end
+  if #own > 0 then
+    lines[#lines + 1] = ""
+    lines[#lines + 1] = "Commands of this daemon's --lua-dir:"
+    table.move(own, 1, #own, #lines + 1, lines)
   end
   for _, line in ipairs {
     "",

@@ -140,8 +140,13 @@ local function context(req, who, body)
   return ctx
 end
 
-local function internal(err)
+local function internal(err, name)
   log.error("command: " .. (err.traceback or err.message))
+  local file = name and commands.file_of(name)
+  if file then
+    return errors.new("internal", ("an error in the command %s: %s"):format(name, err.message:match("[^\n]*")),
+      ("it is the operator's own, %s; the log of this daemon has the details"):format(file))
+  end
   return errors.new("internal", "an error in symphony itself: " .. err.message:match("[^\n]*"),
     "the log of this daemon has the details")
 end
@@ -195,6 +200,20 @@ local ONLY_HERE = { control = true }
 function M.routes(router)
   router.route("POST", "/v1/command", { auth = ONLY_HERE, timeout_ms = false }, function(req, _, who)
     return command(router, req, who)
+  end)
+  router.route("GET", "/v1/commands", { auth = ONLY_HERE }, function()
+    local list = json.array {}
+    for _, row in ipairs(commands.own_list()) do
+      list[#list + 1] = { name = row.spec.name, summary = row.spec.summary or "", file = row.file }
+    end
+    return 200, list
+  end)
+  router.route("POST", "/v1/complete", { auth = ONLY_HERE }, function(req)
+    local words = check_argv(router.json(req).words)
+    return 200, require("symphony.cli.complete").answer(words), { ctype = "text/plain; charset=utf-8" }
+  end)
+  router.route("POST", "/v1/reload", { auth = ONLY_HERE }, function()
+    return 200, require("symphony.modules").reload()
   end)
   router.route("POST", "/v1/command/answer", { auth = ONLY_HERE }, function(req, _, who)
     return answer(router, req, who)

@@ -23,6 +23,7 @@ local M = {}
 
 local META_VERSION = 1
 local META_MAX = 192          -- bytes, as the driver takes them
+local SERVICES_BYTES = 80 -- of the 192 that metadata has
 local PROBE_MS = 1000
 local EXCHANGE_MS = 5000
 local PIECE = 12 * 1024
@@ -80,11 +81,23 @@ function M.decode_meta(text)
     version = doc[7], raft = raft_of(doc[8], doc[9], doc[10]) }
 end
 
+-- The services of this worker: as many as fit, since metadata is short; its record has all of them.
+local function service_names()
+  local list = { identity.word() }
+  if #(sys.options().lua_dirs or {}) == 0 and #require "symphony.services.built_in" == 0 then return list end
+  local bytes = #list[1]
+  for _, name in ipairs(require("symphony.services.worker").names()) do
+    bytes = bytes + #name + 1
+    if name ~= list[1] and bytes <= SERVICES_BYTES then list[#list + 1] = name end
+  end
+  return list
+end
+
 local function own_meta()
   local me = identity.me
   local _, remote_port = address.parse(me.advertise.remote)
   return M.encode_meta { remote_port = remote_port, role = me.role, services = me.role == "worker" and
-    { identity.word() } or nil, ring = ring.highest, ring_use = ring.use, version = sys.version,
+    service_names() or nil, ring = ring.highest, ring_use = ring.use, version = sys.version,
     raft = me.moves and { id = me.raft_node_id, moves = me.moves, address = me.advertise.raft } or nil }
 end
 

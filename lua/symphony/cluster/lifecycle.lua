@@ -17,6 +17,7 @@ local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local reactions = require "symphony.policy.reactions"
 local reconcile = require "symphony.cluster.reconcile"
+local resource_loop = require "symphony.services.loop"
 local resuming = require "symphony.cluster.resuming"
 local rotation = require "symphony.cluster.rotation"
 local state = require "symphony.cluster.state"
@@ -41,7 +42,7 @@ local hooked = false
 local renamed      -- the hosts for which a certificate has been asked
 
 -- What runs while a manager serves: each has start() and stop(), and on a follower it waits, but for the agents.
-local parts = { engine, reconcile, agents, status, rotation, ca_rotation, reactions }
+local parts = { engine, reconcile, agents, status, rotation, ca_rotation, reactions, resource_loop }
 
 local function say(err)
   return err.message .. (err.hint and " -- " .. err.hint or "")

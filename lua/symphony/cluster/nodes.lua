@@ -15,6 +15,7 @@ local M = {}
 
 M.AVAILABILITY = { active = true, pause = true, drain = true }
 local COUNTED_MAX = 1000   -- assignments that are counted
+local SHOWN_MAX = 100      -- and that are named
 
 local function server_of(id, status)
   for _, s in ipairs(status.servers) do
@@ -112,6 +113,15 @@ function M.assignments(id)
   local rows, more = state.list_raw("/assign/" .. id .. "/", { limit = COUNTED_MAX })
   if not rows then return nil, more end
   return #rows, more
+end
+
+-- The first of that, as "kind/id"; nil, err.
+function M.work(id)
+  local prefix, out = "/assign/" .. id .. "/", json.array()
+  local rows, err = state.list_raw(prefix, { limit = SHOWN_MAX })
+  if not rows then return nil, err end
+  for i, kv in ipairs(rows) do out[i] = kv.key:sub(#prefix + 1) end
+  return out
 end
 
 -- Changing ------------------------------------------------------------------------------------------------------------

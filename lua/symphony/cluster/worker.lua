@@ -14,6 +14,7 @@ local node = require "sym.node"
 local peers = require "symphony.cluster.peers"
 local pki = require "symphony.cluster.pki"
 local resuming = require "symphony.cluster.resuming"
+local services = require("symphony.lazy") "symphony.services.worker"
 local sys = require "sym.sys"
 local trust = require "symphony.cluster.trust"
 
@@ -35,6 +36,16 @@ local ending = false            -- the process is about to end, and has said so
 local departing = false         -- `block leave` is under way
 local mute                      -- why gossip could not begin
 
+-- What a worker without services of its own does without.
+local function has_services()
+  return #(sys.options().lua_dirs or {}) > 0 or #require "symphony.services.built_in" > 0
+end
+
+-- The services of this worker, as its record and gossip have them.
+local function service_names()
+  return has_services() and services.names() or json.array { identity.word() }
+end
+
 -- Telling the managers ----------------------------------------------------------------------------------------------
 
 -- A task that has waited may find that the node was stopped, and is another one by now.
@@ -45,7 +56,7 @@ end
 local function word_of(status)
   local me = identity.me
   return { status = status, starts = me.starts, instance = agent.instance, version = sys.version,
-    services = json.array { identity.word() }, trust = me.trust or 1,
+    services = service_names(), trust = me.trust or 1,
     addresses = { remote = me.advertise.remote, gossip = me.advertise.gossip } }
 end
 
@@ -117,7 +128,10 @@ local function gone(err)
   log.error(("%s (%s) -- %s"):format(me.reason, err.message, identity.rejoin()))
   local ok, why = identity.save(me)
   if not ok then log.error(why.message) end
-  async.spawn(M.deactivate)
+  async.spawn(function()
+    if has_services() then services.leave() end
+    M.deactivate()
+  end)
 end
 
 -- Another daemon has this node's key.
@@ -284,6 +298,7 @@ function M.activate(doc, welcome)
     trust.set_reporter(M.report) -- what is reported holds the generation
   end
   reported, mute = nil, nil
+  if has_services() then services.start() end
   agent.start()
   if welcome then async.spawn(M.speak, { keys = welcome.gossip_keys }) end
   upkeep = async.every(UPKEEP_MS, M.look_after)
@@ -345,6 +360,7 @@ end
 
 -- Back to idle; the control socket stays. In a task.
 function M.deactivate()
+  if has_services() then services.stop() end
   agent.stop()
   gossip.stop()
   if upkeep then upkeep.stop() end
@@ -361,6 +377,7 @@ function M.say_goodbye()
   ending = true
   async.gather {
     gossip.leave,
+    function() if has_services() then services.stop() end end,
     function() return agent.call("POST", "/v1/agent/report", word_of("left"), { timeout_ms = 500 }) end,
   }
 end
@@ -399,6 +416,7 @@ function M.leave(opts)
     end
     assert(identity.become(identity.changed(identity.me, { phase = "leave" })))
     gossip.leave()
+    if has_services() then services.leave() end
     assert(M.deactivate())
     assert(identity.wipe())
     log.info(("%s has left cluster %s"):format(me.name, me.cluster_id))

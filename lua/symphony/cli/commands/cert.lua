@@ -34,6 +34,7 @@ Example:
   symphony cert issue prometheus --role reader --ttl 90d --out /etc/prometheus/symphony
   symphony cert issue anna --role operator]],
   where = "client",
+  complete = { role = { "reader", "operator" } },
   args = function(parser)
     parser:argument("name", "Its name."):argname("NAME")
     parser:option("--role", "reader or operator."):argname("ROLE"):count(1)
@@ -123,6 +124,7 @@ From now on the certificate is refused everywhere, and what goes on with it is c
 
 Example:
   symphony cert revoke anna]],
+  complete = { name = "client" },
   args = function(parser)
     parser:argument("name", "Its name, as `cert ls` shows it."):argname("NAME")
   end,

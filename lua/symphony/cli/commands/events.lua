@@ -58,6 +58,10 @@ Example:
   symphony events --since 1h
   symphony events --since '2026-11-30 17:05' --kind node.down
   symphony --json events --follow --node worker-01]],
+  complete = { kind = { "node", "node.joined", "node.ready", "node.down", "node.left", "node.removed", "node.updated",
+    "node.refused", "leader.suspects_itself", "gossip_key", "ca", "cert", "cluster", "policy", "resource",
+    "resource.created", "resource.updated", "resource.removed", "resource.moved", "resource.changed",
+    "resource.failed", "resource.recovered", "rollout", "rollout.done", "rollout.stopped", "services" } },
   args = function(parser)
     parser:flag("-f --follow", "Go on with what happens from now on.")
     parser:option("--since", "Not older: 90s, 30m, 24h, 7d, or a time such as 2026-11-30 or '2026-11-30 17:05' (UTC).")

@@ -10,7 +10,7 @@ return {
   run = function(ctx)
     local parser = require "symphony.cli.parser"
     local words = ctx.args.topic
-    local text = #words == 0 and parser.overview() or nil
+    local text = #words == 0 and parser.overview(ctx.own and ctx.own()) or nil
     if not text then
       local err
       text, err = parser.help(words)

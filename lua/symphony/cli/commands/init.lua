@@ -5,36 +5,79 @@
 --- reads = true: it changes nothing, whatever its arguments, so that nothing is in doubt when it is cut short.
 local M = {}
 
-M.names = { "manager", "block", "token", "node", "cert", "policy", "events", "kv", "txn", "cluster", "lua", "help",
-  "version" }
+M.names = { "manager", "block", "token", "node", "cert", "policy", "events", "kv", "txn", "cluster", "lua", "reload",
+  "help", "version" }
+
+local own, own_order = {}, {} -- by name: {spec, file}: those of --lua-dir, in a daemon
 
 local function module_of(name)
   return "symphony.cli.commands." .. name
 end
 
---- Whether there is a command @name. One of a part that is not installed is none.
-function M.has(name)
+--- Whether @name is one of symphony itself, also of a part that is not installed: nobody else may have it.
+function M.is_built_in(name)
   for _, known in ipairs(M.names) do
     if known == name then
-      local module = module_of(name)
-      return package.loaded[module] ~= nil or package.searchpath(module, package.path) ~= nil
+      return true
     end
   end
   return false
 end
 
+--- Whether there is a command @name. One of a part that is not installed is none.
+function M.has(name)
+  if M.is_built_in(name) then
+    local module = module_of(name)
+    return package.loaded[module] ~= nil or package.searchpath(module, package.path) ~= nil
+  end
+  return own[name] ~= nil
+end
+
 --- The module of command @name; nil if there is none.
 function M.get(name)
+  if own[name] then
+    return own[name].spec
+  end
   return M.has(name) and require(module_of(name)) or nil
+end
+
+--- The names of all, those of the operator last.
+function M.all_names()
+  local list = {}
+  for _, name in ipairs(M.names) do
+    list[#list + 1] = M.has(name) and name or nil
+  end
+  for _, row in ipairs(own_order) do
+    list[#list + 1] = row.spec.name
+  end
+  return list
 end
 
 --- All modules.
 function M.all()
   local list = {}
-  for _, name in ipairs(M.names) do
+  for _, name in ipairs(M.all_names()) do
     list[#list + 1] = M.get(name)
   end
   return list
+end
+
+--- The operator's own commands are these from now on: {{spec = module, file = path}, ...}.
+function M.set_own(list)
+  own, own_order = {}, list
+  for _, row in ipairs(list) do
+    own[row.spec.name] = row
+  end
+end
+
+--- They, as set_own was given them.
+function M.own_list()
+  return own_order
+end
+
+--- The file that command @name comes from; nil for one of symphony itself.
+function M.file_of(name)
+  return own[name] and own[name].file
 end
 
 --- What can be said of a command line without lua-argparse (which takes longer to load than most commands take to run),
@@ -81,7 +124,7 @@ end
 local function find(words)
   local ok, spec = pcall(M.get, words[1])
   if not ok or not spec then
-    return ok
+    return false -- the daemon may know it, or says that there is none
   end
   local where = spec.where
   for i = 2, #words do

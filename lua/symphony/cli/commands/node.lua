@@ -62,6 +62,7 @@ local function inspect_text(rows)
     line("availability", n.availability)
     line("labels", values.format_labels(n.labels))
     line("assignments", n.assignments .. (n.more_assignments and " and more" or ""))
+    for _, what in ipairs(n.work or {}) do line("to do", what) end
     for _, kind in ipairs { "remote", "gossip", "raft" } do line(kind .. " address", n.addresses[kind]) end
     line("version", n.version)
     line("joined", n.joined and values.format_time(n.joined) .. " UTC")
@@ -102,6 +103,8 @@ Example:
       row.assignments, row.more_assignments = nodes.assignments(row.node_id)
       if not row.assignments then return nil, row.more_assignments end
       row.more_assignments = row.more_assignments or nil
+      row.work, err = nodes.work(row.node_id)
+      if not row.work then return nil, err end
       row.events, err = events.list { node = row.node_id, node_id = row.node_id, limit = EVENTS }
       if not row.events then return nil, err end
       out[i] = row
@@ -253,6 +256,7 @@ is the machine you mean.
 
 Example:
   symphony node approve 3f2a90cc41 --fingerprint 3f2a90cc41d0...]],
+  complete = { id = "pending" },
   args = function(parser)
     parser:argument("id", "Id as `node pending` shows it."):argname("ID")
     parser:option("--fingerprint", "Of the joining node's key; at least its first 16 digits."):argname("HEX"):count(1)
@@ -286,6 +290,7 @@ Turns a request to join down; asking again with the same key does not help for a
 
 Example:
   symphony node reject 3f2a90cc41]],
+  complete = { id = "pending" },
   args = function(parser)
     parser:argument("id", "Id as `node pending` shows it."):argname("ID")
   end,

@@ -362,6 +362,7 @@ Example:
 
 return {
   name = "policy",
+  complete = { name = "policy", hook = { "admit.join", "admit.change", "node.down", "node.up", "leader.change" } },
   summary = "Policies: Lua that has a word in what the cluster decides",
   commands = { set, ls, show, rm, enable, disable, history, rollback, test, trace },
 }

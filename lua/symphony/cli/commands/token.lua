@@ -40,6 +40,7 @@ Makes a token with which others join, and prints it: the only time that it is se
 Example:
   symphony token create --role manager --ttl 1h --uses 2
   symphony token create --label zone=a --cidr 10.1.0.0/16]],
+  complete = { role = { "manager", "worker" } },
   args = function(parser)
     parser:option("--role", "manager or worker (default worker)."):argname("ROLE"):default("worker")
       :show_default(false)
@@ -117,6 +118,7 @@ seen by others.
 
 Example:
   symphony token rotate --role manager]],
+  complete = { role = { "manager", "worker" } },
   args = function(parser)
     parser:option("--role", "manager or worker."):argname("ROLE"):count(1)
     add_options(parser)

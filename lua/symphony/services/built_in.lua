@@ -1,0 +1,2 @@
+-- The services that are part of symphony: names of modules.
+return {}

@@ -1,0 +1,397 @@
+--- The services of this worker: makes what is here be what is assigned, resource by resource, and tells the managers
+--- how that stands. Each resource has one task at a time, whatever comes meanwhile; what fails is tried again.
+local agent = require "symphony.cluster.agent"
+local async = require "symphony.async"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local json = require "symphony.json"
+local log = require "sym.log"
+local registry = require "symphony.services.registry"
+local sys = require "sym.sys"
+
+local M = {
+  backoff_ms = 500,         -- after the first failure; doubled with each
+  backoff_max_ms = 30000,
+}
+
+local RESYNC_MS = 20000     -- everything is looked at so often
+local RECONCILE_MS = 300000 -- a step that takes longer has failed
+local TASKS_MAX = 16        -- at one time
+local FAILED_AFTER = 3      -- failures in a row are told as such
+local SEND_MS, SEND_MAX_MS = 500, 15000 -- between tries to tell the managers
+local ITEMS_MAX = 32        -- in a report, see report.lua
+local STOP_MS = 5000        -- for a service to end with the daemon
+
+local items = {}            -- "kind/id" -> {kind, id, dirty, busy, failures, timer}
+local memory = {}           -- service -> a table that stays over a reload
+local said, unsent = {}, {} -- "kind/id" -> what was last found, as JSON and as a table; what the managers lack of that
+local serving = false
+local known = false         -- the managers have said once what is assigned
+local epoch                 -- of the cluster, when all was told last
+local busy, waiting = 0, {}
+local hooked, resync = false, nil
+local sending = async.event()
+local sender
+local figures = { reconciles = 0, failures = 0 }
+
+-- What services are given --------------------------------------------------------------------------------------------
+
+local function folder(service)
+  local base = identity.path("services")
+  for _, path in ipairs { base, base .. "/" .. service.kind } do
+    local ok, err = sys.mkdir(path, tonumber("700", 8))
+    if not ok and err.code ~= "exists" then
+      error(errors.new(err.code, ("cannot make %s: %s"):format(path, err.message)), 0)
+    end
+  end
+  return base .. "/" .. service.kind
+end
+
+--- What a function of @service gets: {service, kind, id, dir (its folder), memory (a table that stays over reloads),
+--- node = {node_id, name}, wake(id [, kind]): have it looked at now; in reconcile alone report(status), and
+--- propose(name, body): asks the leader for another data, which it returns; nil, err}.
+function M.context(service, kind, id)
+  memory[service.kind] = memory[service.kind] or {}
+  local me, v = identity.me or {}, agent.view()
+  return {
+    service = service.kind, kind = kind, id = id, dir = folder(service), memory = memory[service.kind],
+    node = { node_id = me.node_id, name = v and v.node and v.node.name or me.name },
+    wake = function(which, of_kind) M.wake(of_kind or kind, which) end,
+  }
+end
+
+-- Telling the managers -----------------------------------------------------------------------------------------------
+
+-- What is to be sent: at most ITEMS_MAX of it; nil: nothing.
+local function next_batch()
+  local list, keys = json.array {}, {}
+  for key in pairs(unsent) do
+    if #list >= ITEMS_MAX then break end
+    local status = said[key] and said[key].status
+    if status then
+      list[#list + 1] = status
+      keys[key] = said[key].text
+    else
+      unsent[key] = nil
+    end
+  end
+  return #list > 0 and list or nil, keys
+end
+
+local function send()
+  local pause = SEND_MS
+  while true do
+    local v = agent.view()
+    local list, keys = nil, nil
+    if serving and v and v.synced then list, keys = next_batch() end
+    if not list then
+      sending:wait()
+    else
+      local answer, err = agent.call("POST", "/v1/agent/status", { status = list })
+      if answer then
+        pause = SEND_MS
+        for key, text in pairs(keys) do
+          if said[key] and said[key].text == text then unsent[key] = nil end
+        end
+      else
+        if err.code == "invalid" then
+          -- One that they do not take must not keep the others back.
+          log.error("services: the managers do not take what is reported: " .. err.message)
+          for key in pairs(keys) do unsent[key] = nil end
+        else
+          log.debug("services: cannot report: " .. err.message)
+        end
+        async.sleep(pause * (0.5 + math.random()))
+        pause = math.min(2 * pause, SEND_MAX_MS)
+      end
+    end
+  end
+end
+
+-- Notes how it stands with @item, which is as @desired says.
+local function note(item, desired, status)
+  local key = item.key
+  if not desired then
+    said[key], unsent[key] = nil, nil
+    return
+  end
+  local word = { kind = item.kind, id = item.id, uid = desired.uid, generation = desired.generation,
+    state = tostring(status.state or "running"), message = status.message and json.clean(tostring(status.message)
+    :sub(1, 480)) or nil, detail = status.detail }
+  local ok, text = pcall(json.encode, word)
+  if not ok then
+    log.error(("services: the status of %s cannot be sent: %s"):format(key, errors.from(text).message))
+    return
+  end
+  if said[key] and said[key].text == text then return end
+  said[key] = { status = word, text = text }
+  unsent[key] = true
+  sending:set()
+end
+
+-- Reconciling --------------------------------------------------------------------------------------------------------
+
+local run_next
+
+local function desired_of(item)
+  local v = agent.view()
+  local value = v and v.assigned and v.assigned[item.key]
+  if type(value) ~= "table" or type(value.spec) ~= "table" or type(value.uid) ~= "string" then return nil end
+  return { kind = item.kind, id = item.id, uid = value.uid, generation = value.generation, spec = value.spec,
+    data = value.data ~= json.null and value.data or nil }
+end
+
+local function actual_of(service, kind)
+  local actual = registry.field(kind, "actual")
+  local list = actual(M.context(service, kind))
+  if type(list) ~= "table" then error(("actual of %s gave no table"):format(kind), 0) end
+  return list
+end
+
+-- One step with @item. Its status, or nil when it is gone; nil, err.
+local function step(item, desired)
+  local service = registry.of(item.kind)
+  if not service then
+    if not desired then return nil end
+    return { state = "failed", message = "this worker has not got the service of " .. item.kind }
+  end
+  local here = actual_of(service, item.kind)[item.id]
+  if not desired and here == nil then return nil end
+  local ctx = M.context(service, item.kind, item.id)
+  function ctx.report(status)
+    if desired then note(item, desired, status) end
+  end
+  function ctx.propose(name, body)
+    if not desired then return nil, errors.new("invalid", "it is not assigned to this node") end
+    local answer, err = agent.call("POST", "/v1/agent/propose", { kind = item.kind, id = item.id, uid = desired.uid,
+      name = name, body = body or {} })
+    if not answer then return nil, err end
+    return answer.data
+  end
+  local status, err = async.with_timeout(RECONCILE_MS, registry.field(item.kind, "reconcile"), ctx, desired, here)
+  if status == nil and err ~= nil then return nil, errors.from(err) end
+  if not desired then
+    if actual_of(service, item.kind)[item.id] ~= nil then
+      return nil, errors.new("busy", "it is still there")
+    end
+    return nil
+  end
+  return type(status) == "table" and status or { state = "running" }
+end
+
+local function try_again(item)
+  item.failures = item.failures + 1
+  figures.failures = figures.failures + 1
+  local ms = math.min(M.backoff_max_ms, M.backoff_ms * 2 ^ math.min(item.failures - 1, 16)) * (0.5 + math.random() / 2)
+  item.timer = async.spawn(function()
+    async.sleep(ms)
+    item.timer = nil
+    M.wake(item.kind, item.id)
+  end)
+end
+
+local function reconcile(item)
+  local desired = desired_of(item)
+  figures.reconciles = figures.reconciles + 1
+  local ok, status, err = xpcall(step, errors.handler, item, desired)
+  if not ok then status, err = nil, status end
+  if err and err.code == "canceled" then return end
+  if err then
+    if item.complaint ~= err.message then
+      log.error(("services: %s: %s"):format(item.key, err.traceback or err.message))
+    end
+    item.complaint = err.message
+    try_again(item)
+    if desired then
+      note(item, desired, { state = item.failures >= FAILED_AFTER and "failed" or "retrying", message = err.message })
+    end
+    return
+  end
+  item.failures, item.complaint = 0, nil
+  note(item, desired, status)
+  if not desired and not item.dirty then items[item.key] = nil end
+end
+
+local function run(item)
+  busy, item.busy = busy + 1, true
+  local _ <close> = setmetatable({}, { __close = function()
+    busy, item.busy = busy - 1, false
+    run_next()
+  end })
+  while item.dirty and serving do
+    item.dirty = false
+    reconcile(item)
+    if item.timer then break end -- it has failed: after the pause
+  end
+end
+
+function run_next()
+  while serving and busy < TASKS_MAX and #waiting > 0 do
+    local item = table.remove(waiting, 1)
+    item.queued = false
+    if not item.busy and item.dirty then async.spawn(run, item) end
+  end
+end
+
+-- Has it looked at soon: at once, or when the tasks that there are let it.
+local function start(item)
+  item.dirty = true
+  if item.timer then
+    item.timer:cancel()
+    item.timer = nil
+  end
+  if item.busy or item.queued or not serving then return end
+  item.queued = true
+  waiting[#waiting + 1] = item
+  run_next()
+end
+
+--- Has the resource looked at now. Before the managers have said what is assigned, nothing is done.
+function M.wake(kind, id)
+  if not serving or not known then return end
+  local key = kind .. "/" .. id
+  items[key] = items[key] or { key = key, kind = kind, id = id, failures = 0 }
+  start(items[key])
+end
+
+local function wake_key(key)
+  local kind, id = key:match("^(%l[%l%d%-]*)/(%w[%w%._%-]*)$") -- services may make paths of them
+  if kind then M.wake(kind, id) end
+end
+
+--- Looks at everything that is assigned, and at everything that is here.
+function M.look_at_all()
+  if not serving or not known then return end
+  for key in pairs(agent.view().assigned) do wake_key(key) end
+  for _, row in ipairs(registry.list()) do
+    for kind in pairs(row.module.resources) do
+      if registry.field(kind, "actual") then
+        local ok, list = xpcall(actual_of, errors.handler, row.module, kind)
+        if not ok then
+          log.error(("services: what there is of %s: %s"):format(kind, list.traceback or list.message))
+        end
+        for id in pairs(ok and list or {}) do M.wake(kind, id) end
+      end
+    end
+  end
+end
+
+-- Life ---------------------------------------------------------------------------------------------------------------
+
+local function on_agent(what, key)
+  if not serving then return end
+  if what == "assigned" then
+    if known then wake_key(key) end
+  elseif what == "synced" then
+    known = true
+    local v = agent.view()
+    local now = v.cluster and v.cluster.epoch or 0
+    if epoch ~= now then -- the state may be another one than that which was told
+      epoch = now
+      for k in pairs(said) do unsent[k] = true end
+    end
+    sending:set()
+    M.look_at_all()
+  end
+end
+
+-- Calls @name of every service that has it. In a task.
+local function call_all(name, ms)
+  local fns = {}
+  for _, row in ipairs(registry.list()) do
+    local fn = row.module[name]
+    if fn then
+      fns[#fns + 1] = function()
+        local ok, done, err = xpcall(async.with_timeout, errors.handler, ms, fn, M.context(row.module))
+        if not ok then done, err = nil, done end
+        if done == nil and err then
+          log.error(("services: %s of %s: %s"):format(name, row.module.kind, err.traceback or err.message))
+        end
+      end
+    end
+  end
+  async.gather(fns)
+end
+
+--- The names that this worker's record lists: the word of its command line, and its own services.
+function M.names()
+  local list, seen = {}, {}
+  local function add(name)
+    if not seen[name] then list[#list + 1] = name end
+    seen[name] = true
+  end
+  add(identity.word())
+  for _, row in ipairs(registry.list()) do add(row.module.kind) end
+  table.sort(list)
+  return json.array(list)
+end
+
+--- This node has begun to serve.
+function M.start()
+  if not hooked then
+    hooked = true
+    agent.on(on_agent)
+  end
+  if serving then return end
+  serving, known, epoch = true, false, nil
+  sender = async.spawn(send)
+  resync = async.every(RESYNC_MS, M.look_at_all)
+end
+
+-- Nothing is begun any more; what runs is broken off.
+local function halt()
+  serving, known = false, false
+  if sender then sender:cancel() end
+  if resync then resync.stop() end
+  sender, resync, waiting = nil, nil, {}
+  for _, item in pairs(items) do
+    item.queued = false
+    if item.timer then item.timer:cancel() end
+    item.timer = nil
+  end
+end
+
+--- It serves no more. In a task.
+function M.stop()
+  if not serving then return end
+  halt()
+  call_all("stop", STOP_MS)
+  items, said, unsent = {}, {}, {}
+end
+
+--- It is out of the cluster for good: nothing that it did for it may go on. In a task.
+function M.leave()
+  halt()
+  call_all("leave", RECONCILE_MS)
+  items, said, unsent = {}, {}, {}
+end
+
+--- The services may be others now.
+function M.reloaded()
+  if not serving then return end
+  M.look_at_all()
+  async.spawn(function()
+    local ok, err = require("symphony.cluster.worker").report()
+    if not ok and err.code ~= "closed" then log.warn("cannot report to the managers: " .. err.message) end
+    require("symphony.cluster.gossip").announce()
+  end)
+end
+
+--- For `block status` and /metrics: {resources, states = {state = count}, unsent, reconciles, failures}.
+function M.figures()
+  local out = { resources = 0, states = {}, unsent = 0, reconciles = figures.reconciles, failures = figures.failures }
+  for _, row in pairs(said) do
+    out.resources = out.resources + 1
+    out.states[row.status.state] = (out.states[row.status.state] or 0) + 1
+  end
+  for _ in pairs(unsent) do out.unsent = out.unsent + 1 end
+  return out
+end
+
+--- What is known of "kind/id" here: its status as it was last found; nil.
+function M.status_of(kind, id)
+  local row = said[kind .. "/" .. id]
+  return row and row.status
+end
+
+return M
