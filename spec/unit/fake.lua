@@ -55,6 +55,10 @@ M.module("sys", {
   guarded = function(handler, fn, ...)
     return xpcall(fn, handler, ...)
   end,
+  unguarded = function(fn, ...)
+    return fn(...)
+  end,
+  resume = coroutine.resume,
 })
 
 --- Runs fn as a task on luv's loop until nothing is left to do; raises what it raised.
