@@ -186,6 +186,22 @@ static void waits_without_the_guard(void **state)
     assert_string_equal(run("return select('#', sys.resume(co)) .. tostring(sys.resume(co))"), "2false");
 }
 
+static void handlers_are_not_stopped(void **state)
+{
+    (void)state;
+    uv_update_time(&loop);
+    assert_string_equal(
+        run("local _, m = sys.guarded(function(m) for i = 1, 20000 do m = m:gsub('x', 'y') end "
+            "return #m:rep(1000) end, function() while true do end end) return m > 1000"),
+        "true");
+    assert_string_equal(
+        run("local _, m = sys.guarded(function(m) error('bad handler', 0) end, error) return m"),
+        "bad handler");
+    /* One inside of another leaves the outer one under the guard. */
+    assert_string_equal(
+        guarded("pcall(sys.guarded, tostring, error) while true do end"), guarded("while true do end"));
+}
+
 static void closes_what_it_holds(void **state)
 {
     (void)state;
@@ -195,6 +211,11 @@ static void closes_what_it_holds(void **state)
                 "function() for i = 1, 100 do held = i end held = false end}) while true do end end) "
                 "return held"),
         "false");
+    assert_string_equal(
+        guarded("local held = {1, 2} pcall(function() local lock <close> = setmetatable({}, {__close = "
+                "function() while #held > 0 do table.remove(held) end end}) while true do end end) "
+                "return #held"),
+        "0");
 }
 
 /* Every pattern against every subject, guarded and not, with the same outcome. */
@@ -259,6 +280,7 @@ int main(void)
         cmocka_unit_test(memory_is_limited),
         cmocka_unit_test(others_are_not_limited),
         cmocka_unit_test(waits_without_the_guard),
+        cmocka_unit_test(handlers_are_not_stopped),
         cmocka_unit_test(closes_what_it_holds),
         cmocka_unit_test(patterns_are_as_in_lua),
     };

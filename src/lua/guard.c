@@ -6,11 +6,17 @@
 #define HOOK_EVERY 200
 /* After the first error code that gives back what it holds (__close) has so many to do so; then every one fails. */
 #define GRACE 2000
+#define GRACE_MS 50
+
+static bool busy_for(lua_State *L, uint64_t ms)
+{
+    /* The loop's own time is that of the start of its iteration. */
+    return uv_hrtime() / 1000000 > uv_now(vm_loop(L)) + ms;
+}
 
 static bool too_long(lua_State *L)
 {
-    /* The loop's own time is that of the start of its iteration. */
-    return uv_hrtime() / 1000000 > uv_now(vm_loop(L)) + GUARD_BUSY_MS;
+    return busy_for(L, GUARD_BUSY_MS);
 }
 
 static void on_count(lua_State *L, lua_Debug *ar);
@@ -57,7 +63,8 @@ bool guard_on(lua_State *L)
 
 void guard_check(lua_State *L)
 {
-    if (over(L)) {
+    bool grace = lua_gethookcount(L) == GRACE && !busy_for(L, GUARD_BUSY_MS + GRACE_MS);
+    if (!grace && over(L)) {
         stop(L);
     }
 }
@@ -87,10 +94,30 @@ static int guarded_end(lua_State *L, int status, lua_KContext nested)
     return lua_gettop(L);
 }
 
+/* The handler is not the guarded code's: it is let do its work, also when that has been stopped. */
+static int on_error(lua_State *L)
+{
+    int count = lua_gethookcount(L);
+    bool on = guard_on(L);
+    lua_sethook(L, NULL, 0, 0);
+    vm_guard(L)->running = false;
+    lua_pushvalue(L, lua_upvalueindex(1));
+    lua_pushvalue(L, 1);
+    lua_pcall(L, 1, 1, 0);
+    if (on) {
+        begin(L);
+        set_hook(L, count);
+    }
+    return 1;
+}
+
 int guard_guarded(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TFUNCTION);
     luaL_checktype(L, 2, LUA_TFUNCTION);
+    lua_pushvalue(L, 1);
+    lua_pushcclosure(L, on_error, 1);
+    lua_replace(L, 1);
     lua_KContext nested = guard_on(L);
     if (!nested) {
         begin(L);
