@@ -118,6 +118,21 @@ describe("the client", function()
     assert.same({ words = {}, socket = "" }, commands.scan { "--socket=" })
   end)
 
+  it("leaves a script the words behind its name", function()
+    local function protect(line)
+      local argv = {}
+      for word in line:gmatch("%S+") do argv[#argv + 1] = word end
+      return table.concat(client.protect(argv), " ")
+    end
+    assert.equal("lua -- a.lua -x --json", protect "lua a.lua -x --json")
+    assert.equal("--socket s --json lua -- - -x", protect "--socket s --json lua - -x")
+    assert.equal("lua -e code -- x -e", protect "lua -e code x -e")
+    for _, line in ipairs { "kv put a --json", "lua", "lua -e code", "lua -- a -x", "kv -- lua b -c",
+      "--socket lua a b" } do
+      assert.equal(line, protect(line))
+    end
+  end)
+
   it("takes streams apart, however they are cut", function()
     local seen = {}
     local feed = require("symphony.lines").of(function(message)

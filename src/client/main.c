@@ -1,5 +1,6 @@
 /* symphony: starts Lua on a loop and hands it the command line; lua/symphony/cli/client.lua does the rest. */
 #include "base/err.h"
+#include "client/edit.h"
 #include "lua/paths.h"
 #include "lua/vm.h"
 
@@ -28,6 +29,7 @@ int main(int argc, char **argv)
         {"sym.sys", luaopen_sym_sys},
         {"sym.crypto", luaopen_sym_crypto},
         {"sym.http", luaopen_sym_http},
+        {"sym.edit", luaopen_sym_edit},
         {NULL, NULL},
     };
     const char *paths[2];

@@ -151,10 +151,10 @@ local function fail(err, found)
   finish(errors.exit_code(err))
 end
 
--- Ctrl-C: the daemon sees the connection end with this process, and cancels the command.
-local function on_interrupt()
+-- Ctrl-C: @fn is called (nil: the daemon sees the connection end with this process, and cancels the command).
+local function on_interrupt(fn)
   local signal = require("luv").new_signal()
-  signal:start("sigint", function()
+  signal:start("sigint", fn or function()
     finish(130)
   end)
   return signal
@@ -237,14 +237,17 @@ local function here(argv, found, socket)
     function ctx.confirm(question)
       return ctx.args.yes or (ctx.interactive and ask(question)) or false
     end
-    --- In a task: the answer's body (true if there is none), or nil, err, status.
+    ctx.edits = ctx.tty and ctx.interactive and sys.getenv("TERM") ~= "dumb"
+    ctx.quit = finish
+    --- In a task: the answer's body (true if there is none), or nil, err, status. opts.on_interrupt(): for a Ctrl-C
+    --- meanwhile, which ends the program otherwise.
     function ctx.call(method, path, body, opts)
       local done, result = async.event(), nil
       M.call(socket, method, path, body, opts, function(...)
         result = table.pack(...)
         done:set()
       end)
-      local signal = on_interrupt()
+      local signal = on_interrupt(opts and opts.on_interrupt)
       done:wait()
       signal:close()
       if result[1] then
@@ -262,9 +265,31 @@ local function here(argv, found, socket)
   end)
 end
 
+local VALUED = { ["--socket"] = true, ["--timeout"] = true, ["-e"] = true, ["--eval"] = true }
+
+--- The words of a command line in which a script's own, behind its name, are not taken for options of `symphony lua`.
+function M.protect(argv)
+  local at, command = 1, nil
+  while at <= #argv and argv[at] ~= "--" do
+    local word = argv[at]
+    if VALUED[word] then
+      at = at + 1
+    elseif word == "-" or word:sub(1, 1) ~= "-" then
+      if command then
+        table.insert(argv, at, "--")
+        break
+      end
+      command = word
+      if command ~= "lua" then break end
+    end
+    at = at + 1
+  end
+  return argv
+end
+
 --- Called by the program with its arguments (without its name).
 function M.main(...)
-  local argv = { ... }
+  local argv = M.protect { ... }
   local found = commands.scan(argv)
   found.terminal = terminal()
   local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
