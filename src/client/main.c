@@ -6,6 +6,7 @@
 
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 struct args {
     int argc;
@@ -20,6 +21,13 @@ static int push_args(lua_State *L, void *arg)
         lua_pushstring(L, args->argv[i]);
     }
     return args->argc > 1 ? args->argc - 1 : 0;
+}
+
+/* Until something else is to be done for it: the daemon sees the connection end. */
+static void on_interrupt(int signum)
+{
+    (void)signum;
+    _exit(130);
 }
 
 int main(int argc, char **argv)
@@ -38,6 +46,7 @@ int main(int argc, char **argv)
     struct args args = {argc, argv};
     /* A reader or a daemon that goes away is an error of the write, not the end of the program. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, on_interrupt);
     lua_paths(paths, 2, NULL, 0);
     struct vm_config cfg = {.loop = &loop, .lua_paths = paths, .modules = modules};
     int rv = uv_loop_init(&loop);

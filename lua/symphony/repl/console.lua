@@ -2,53 +2,21 @@
 local async = require "symphony.async"
 local errors = require "symphony.errors"
 local lazy = require "symphony.lazy"
-local lines = require "symphony.lines"
+local program = require "symphony.repl.program"
 local sys = require "sym.sys"
 
 local history = lazy "symphony.repl.history"
-local render = lazy "symphony.cli.render"
 
 local M = {}
 
 local CANCEL_MS = 5000
 local LISTED = 200 -- of what may follow
 
-local function complain(ctx, err)
-  if ctx.json or not err.trace then
-    ctx.err(render.error(errors.new(err.code, err.message, err.hint), ctx))
-  else
-    ctx.err(err.trace .. "\n" .. (err.hint and "  hint: " .. err.hint .. "\n" or ""))
-  end
-end
-
-local function text_of(message, kind)
-  return message[kind] or message[kind .. "64"] and require("sym.crypto").unbase64(message[kind .. "64"])
-end
-
--- What to do with the messages of an answer. An error that came with `more` is kept back: the line may only be
--- unfinished.
-local function receiver(ctx, seen)
-  return lines.of(function(message)
-    local out, err = text_of(message, "out") or message.result, text_of(message, "err")
-    if out then
-      ctx.out(out)
-    elseif err then
-      ctx.err(err)
-    elseif message.note then
-      ctx.err(message.note .. "\n")
-    elseif message.error and not seen.more and not (seen.stopped and message.error.code == "canceled") then
-      complain(ctx, message.error)
-    end
-    seen.late = message.error or seen.late
-    for _, name in ipairs { "more", "session", "exit", "ended" } do seen[name] = message[name] or seen[name] end
-  end)
-end
-
 -- Sends a piece of code and prints what comes: its status, whether more input is wanted, the session. A Ctrl-C
 -- meanwhile calls @on_interrupt(seen) (nil: it ends the program).
 local function run(ctx, request, on_interrupt)
   local seen = { session = request.session ~= "new" and request.session or nil }
-  local stream = receiver(ctx, seen)
+  local stream = program.receiver(ctx, seen)
   request.json, request.color = ctx.json, ctx.color
   local _, err = ctx.call("POST", "/v1/lua", request, {
     on_data = function(chunk)
@@ -71,7 +39,7 @@ local function batch(ctx, request)
   if not seen then
     return nil, err
   elseif seen.more then
-    complain(ctx, seen.late)
+    program.complain(ctx, seen.late)
   end
   ctx.status, ctx.printed = seen.exit, true
 end
@@ -214,7 +182,7 @@ local function interactive(ctx)
           session = seen.session or session
           pending = seen.more and code or nil
         else
-          complain(ctx, err)
+          program.complain(ctx, err)
           if err.code == "not_found" then
             session = "new"
           elseif err.code == "no_daemon" then
@@ -226,28 +194,13 @@ local function interactive(ctx)
   end
 end
 
-local function read_script(path)
-  local text, err = sys.read_file(path)
-  if not text then
-    return nil, err
-  end
-  return (text:gsub("^#[^\n]*", ""))
-end
-
 --- Runs the command `lua`; returns nil, err or nothing.
 function M.run(ctx)
-  local args = ctx.args
-  if args.eval then
-    return batch(ctx, { code = args.eval, name = "=-e", args = { args.script, table.unpack(args.arguments) } })
-  elseif args.script and args.script ~= "-" then
-    local code, err = read_script(args.script)
-    if not code then
-      return nil, err
-    end
-    return batch(ctx, { code = code, name = "@" .. args.script, args = args.arguments })
-  elseif args.script == "-" or not ctx.interactive then
-    local code = io.read("a"):gsub("^#[^\n]*", "")
-    return batch(ctx, { code = code, name = "=stdin", args = args.arguments })
+  local request, err = program.request(ctx.args, ctx.interactive)
+  if request then
+    return batch(ctx, request)
+  elseif err then
+    return nil, err
   end
   async.sleep(0) -- the loop's time is up to date before the first wait
   return interactive(ctx)
