@@ -187,6 +187,10 @@ describe("a session", function()
     assert.same({ [[there are more keys than these 1: kv.ls("many", { after = "many1\n" })]] }, notes)
     assert.equal(2, #eval(s, "kv.ls('large')", { note = note })[1])
     assert.equal([[there are more keys than these 2: kv.ls("large", { after = "large2" })]], notes[2])
+    assert.same({ n = 2, "a1=v", false }, (eval(s, [[
+      local seen
+      kv.each("a", function(key, value) seen = key .. "=" .. value end)
+      return seen, (pcall(kv.each, "a", function() error("oops") end))]])))
     eval(s, "kv.ls('', { limit = 1 << 40 })")
     assert.equal(1000, asked.limit)
     for _, limit in ipairs { "0", "2.5", "'x'" } do

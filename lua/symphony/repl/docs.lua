@@ -5,8 +5,8 @@ local show = require "symphony.repl.show"
 
 local M = {}
 
---- The modules whose comments docs/lua.md shows and help() knows.
-M.MODULES = { "symphony.repl.env" }
+--- The modules whose comments docs/lua.md shows and help() knows; the overview shows the first.
+M.MODULES = { "symphony.repl.env", "symphony.policy.reference" }
 
 local SIZE_MAX = 1 << 20
 
@@ -57,13 +57,17 @@ function M.examples(entry)
   return list
 end
 
---- All entries of M.MODULES that are installed, in their order.
-function M.all()
+--- The entries of module @name, in their order.
+function M.of(name)
+  local path = package.searchpath(name, package.path)
+  local source = path and read(path)
+  return source and M.parse(source) or {}
+end
+
+local function all()
   local list = {}
   for _, name in ipairs(M.MODULES) do
-    local path = package.searchpath(name, package.path)
-    local source = path and read(path)
-    for _, entry in ipairs(source and M.parse(source) or {}) do list[#list + 1] = entry end
+    for _, entry in ipairs(M.of(name)) do list[#list + 1] = entry end
   end
   return list
 end
@@ -124,8 +128,8 @@ end
 --- What there is to say of @v, a value or a name: text. @lookup(name) gives the value that the name has here. Without
 --- @v (nil) an overview.
 function M.help(v, lookup)
-  local list = M.all()
-  if v == nil then return overview(list) end
+  if v == nil then return overview(M.of(M.MODULES[1])) end
+  local list = all()
   for _, entry in ipairs(list) do
     if entry.name == v or (type(v) ~= "string" and lookup(entry.name) == v) then return described(entry, list) end
   end

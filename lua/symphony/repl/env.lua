@@ -17,7 +17,9 @@ local store = lazy "sym.store"
 
 local M = {}
 
-local LIST_MAX, LIST_BYTES = 1000, 1 << 20 -- a page of keys: what is printed in one turn
+local LIST_MAX = 1000                      -- entries in a list,
+local KV_BYTES, STATE_BYTES = 1 << 20, 32 << 20 -- and about how many bytes
+local EACH_PAGE = 100
 local BACKLOG_MAX = 8 << 20                -- of changes that a watch has not taken yet, in bytes
 local ANY = { stale = true }
 
@@ -100,16 +102,16 @@ local function check_limit(limit)
   return math.min(limit or LIST_MAX, LIST_MAX)
 end
 
--- A page of what is below @prefix, with a note if there is more. @cut: what is left out of the keys; @name: of the
--- function.
-local function page(session, prefix, opts, cut, name)
+-- A page of what is below @prefix, up to about @max bytes, with a note if there is more. @cut: what is left out of the
+-- keys; @name: of the function.
+local function page(session, prefix, opts, max, cut, name)
   opts = opts or {}
-  local rows, more = must(state.list_raw(prefix, { bytes = LIST_BYTES, limit = check_limit(opts.limit),
+  local rows, more = must(state.list_raw(prefix, { bytes = max, limit = check_limit(opts.limit),
     after = opts.after and cut .. opts.after }))
   local list, bytes = json.array(), 0
   for i, entry in ipairs(rows) do
     bytes = bytes + #entry.key + #entry.value
-    if bytes > LIST_BYTES and i > 1 then
+    if bytes > max and i > 1 then
       more = true
       break
     end
@@ -121,6 +123,19 @@ local function page(session, prefix, opts, cut, name)
       show.quote(prefix:sub(#cut + 1)), show.quote(list[#list].key)))
   end
   return list
+end
+
+local function each(handler, prefix, fn, cut)
+  local after, more
+  repeat
+    local rows
+    rows, more = must(state.list_raw(prefix, { after = after, limit = EACH_PAGE, bytes = KV_BYTES }))
+    for _, entry in ipairs(rows) do
+      after = entry.key
+      if back(handler, fn, entry.key:sub(#cut + 1), entry.value) == false then return end
+    end
+    async.sleep(0)
+  until not more
 end
 
 local function watch(handler, prefix, fn, cut)
@@ -277,7 +292,15 @@ local function kv_functions(session, handler)
   function kv.ls(prefix, opts)
     prefix = limits.check_key(prefix or "", true)
     must(state.read())
-    return page(session, limits.PREFIX .. prefix, opts, limits.PREFIX, "kv.ls")
+    return page(session, limits.PREFIX .. prefix, opts, KV_BYTES, limits.PREFIX, "kv.ls")
+  end
+
+  --- kv.each(prefix, fn)
+  --- Calls fn(key, value) for every key below a prefix, however many, as state.each does.
+  ---   kv.each("app/", function(key, value) print(key, value) end)
+  function kv.each(prefix, fn)
+    must(state.read())
+    each(handler, limits.PREFIX .. prefix, fn, limits.PREFIX)
   end
 
   --- kv.txn(txn) -> revision
@@ -298,7 +321,7 @@ local function kv_functions(session, handler)
   return calls(kv)
 end
 
-local function state_functions(session)
+local function state_functions(session, handler)
   --- # state: the whole of the replicated state, as this manager has it now
   --- Under /node/ are the nodes, under /kv/ the users' keys, under /event/ the events; values are text, most are JSON.
   local functions = {}
@@ -312,11 +335,19 @@ local function state_functions(session)
   end
 
   --- state.list([prefix [, opts]]) -> entries
-  --- The entries below a prefix in the order of their keys: at most 1000 and 1 MiB. opts: limit; after, the key from
+  --- The entries below a prefix in the order of their keys: at most 1000 and 32 MiB. opts: limit; after, the key from
   --- behind which on.
   ---   #state.list("/node/") == #nodes() --> true
   function functions.list(prefix, opts)
-    return page(session, prefix or "", opts, "", "state.list")
+    return page(session, prefix or "", opts, STATE_BYTES, "", "state.list")
+  end
+
+  --- state.each(prefix, fn)
+  --- Calls fn(key, value) for every key below a prefix, however many. Others have their turn in between: what changes
+  --- meanwhile is seen or not. Ends when fn returns false.
+  ---   state.each("/node/", function(key, value) print(json.decode(value).name) end)
+  function functions.each(prefix, fn)
+    each(handler, prefix, fn, "")
   end
 
   --- state.count([prefix]) -> number
@@ -402,7 +433,7 @@ local function cluster_functions()
   --- cluster.events([want]) -> list
   --- The last events, oldest first. want: kind, also the word before its dot; node; since, in unix seconds; limit, by
   --- default 100. Also called events.
-  ---   events({ kind = "cluster", limit = 1 })[1].kind --> "cluster.created"
+  ---   events({ kind = "node", limit = 1 })[1].kind --> "node.ready"
   function functions.events(want)
     local copy = { limit = 100 }
     for name, value in next, want or {} do copy[name] = value end
@@ -492,7 +523,7 @@ function M.new(session, handler)
   general(session, env, handler)
   env._G = env
   env.kv = kv_functions(session, handler)
-  env.state = state_functions(session)
+  env.state = state_functions(session, handler)
   env.cluster = cluster_functions()
   env.nodes, env.node, env.members = env.cluster.nodes, env.cluster.node, env.cluster.members
   env.events = env.cluster.events
