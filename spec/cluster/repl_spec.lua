@@ -169,7 +169,7 @@ describe("symphony lua", function()
       return same, now
     end)
     assert.is_true(printed < 8192, ("%d KiB were printed for nobody"):format(printed))
-    assert.is_true(rss(m) - start < 32768, ("%d KiB more"):format(rss(m) - start))
+    assert.is_true(rss(m) - start < 32768 * cluster.patience, ("%d KiB more"):format(rss(m) - start))
     -- From a coroutine of its own, and as one text, it is the same.
     pipe:close()
     for _, code in ipairs {
@@ -200,7 +200,7 @@ describe("symphony lua", function()
         return tonumber(lua(m, "-e", "return require('symphony.async').stats().alive").out) < 20
       end)
     end
-    assert.is_true(rss(m) - start < 65536, ("%d KiB more"):format(rss(m) - start))
+    assert.is_true(rss(m) - start < 65536 * cluster.patience, ("%d KiB more"):format(rss(m) - start))
   end))
 
   it("drops what runs when its client goes, and what a session runs when told to", cluster.scenario(function(t)

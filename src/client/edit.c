@@ -110,7 +110,7 @@ static struct line before_cursor(struct edit *e)
     return (struct line){info->buffer, (size_t)(info->cursor - info->buffer), false};
 }
 
-static unsigned char on_tab(EditLine *el, int key)
+static unsigned char on_tab(EditLine *el, wint_t key)
 {
     struct edit *e;
     (void)key;
@@ -300,7 +300,8 @@ static int open_libedit(struct edit *e)
     el_set(e->el, EL_EDITOR, "emacs");
     el_set(e->el, EL_SIGNAL, 0);
     el_set(e->el, EL_HIST, history, e->history);
-    el_set(e->el, EL_ADDFN, "symphony-complete", "asks the daemon what may follow", on_tab);
+    /* Wide, as libedit makes copies of other texts, and forgets them. */
+    el_wset(e->el, EL_ADDFN, L"symphony-complete", L"asks the daemon what may follow", on_tab);
     el_set(e->el, EL_BIND, "\t", "symphony-complete", NULL);
     el_set(e->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_source(e->el, NULL); /* what the person is used to, from ~/.editrc */
