@@ -5,11 +5,11 @@ local proc = require "spec.support.proc"
 require "spec.unit.fake"
 
 local docs = require "symphony.repl.docs"
-local PROMPT, POLICY = docs.MODULES[1], docs.MODULES[2]
+local PROMPT, POLICY = docs.PROMPT, { "symphony.policy.reference" }
 
-local function by_name(module)
+local function by_name(modules)
   local found = {}
-  for _, entry in ipairs(docs.of(module)) do
+  for _, entry in ipairs(docs.of(modules)) do
     assert.is_nil(found[entry.name], "twice: " .. entry.name)
     found[entry.name] = entry
   end
@@ -21,8 +21,8 @@ describe("docs/lua.md", function()
     local result = proc.run { "scripts/lua-docs", "--check" }
     assert.equal(0, result.code, result.err)
     local text = assert(proc.read_file("docs/lua.md"))
-    for _, module in ipairs(docs.MODULES) do
-      for name, entry in pairs(by_name(module)) do
+    for _, modules in ipairs { docs.PROMPT, docs.ELSEWHERE } do
+      for name, entry in pairs(by_name(modules)) do
         assert.truthy(entry.title or entry.text ~= "", name .. " has no text")
         assert.truthy(text:find("`" .. (entry.signature or name), 1, true) or text:find("## " .. name, 1, true), name)
       end

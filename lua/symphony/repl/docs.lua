@@ -5,8 +5,10 @@ local show = require "symphony.repl.show"
 
 local M = {}
 
---- The modules whose comments docs/lua.md shows and help() knows; the overview shows the first.
-M.MODULES = { "symphony.repl.env", "symphony.policy.reference" }
+--- The modules whose comments docs/lua.md shows and help() knows: of the prompt, which the overview shows, and of what
+--- runs elsewhere.
+M.PROMPT = { "symphony.repl.env", "symphony.repl.env_keys", "symphony.repl.env_cluster", "symphony.repl.env_std" }
+M.ELSEWHERE = { "symphony.policy.reference" }
 
 local SIZE_MAX = 1 << 20
 
@@ -57,17 +59,13 @@ function M.examples(entry)
   return list
 end
 
---- The entries of module @name, in their order.
-function M.of(name)
-  local path = package.searchpath(name, package.path)
-  local source = path and read(path)
-  return source and M.parse(source) or {}
-end
-
-local function all()
+--- The entries of these modules, in their order.
+function M.of(modules)
   local list = {}
-  for _, name in ipairs(M.MODULES) do
-    for _, entry in ipairs(M.of(name)) do list[#list + 1] = entry end
+  for _, name in ipairs(modules) do
+    local path = package.searchpath(name, package.path)
+    local source = path and read(path)
+    for _, entry in ipairs(source and M.parse(source) or {}) do list[#list + 1] = entry end
   end
   return list
 end
@@ -128,8 +126,9 @@ end
 --- What there is to say of @v, a value or a name: text. @lookup(name) gives the value that the name has here. Without
 --- @v (nil) an overview.
 function M.help(v, lookup)
-  if v == nil then return overview(M.of(M.MODULES[1])) end
-  local list = all()
+  local list = M.of(M.PROMPT)
+  if v == nil then return overview(list) end
+  for _, entry in ipairs(M.of(M.ELSEWHERE)) do list[#list + 1] = entry end
   for _, entry in ipairs(list) do
     if entry.name == v or (type(v) ~= "string" and lookup(entry.name) == v) then return described(entry, list) end
   end

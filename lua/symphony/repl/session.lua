@@ -14,7 +14,8 @@ local EXIT = setmetatable({}, { __name = "exit", __tostring = function() return 
 local function traceback(text)
   local trace = debug.traceback(text, 3):gsub("\n%s*%[C%]: in function 'sym%.sys%.guarded'.*", "")
     :gsub("(\nstack traceback:)\n%s*%[C%]: in %?%f[\n\0]", "%1", 1)
-    :gsub("\n%s*%[C%]: in function 'sym%.sys%.unguarded'", ""):gsub("\n[^\n]*symphony/repl/env%.lua:%d+:[^\n]*", "")
+    :gsub("\n%s*%[C%]: in function 'sym%.sys%.unguarded'", "")
+    :gsub("\n[^\n]*symphony/repl/env[%w_]*%.lua:%d+:[^\n]*", "")
   return (trace:gsub("\nstack traceback:$", ""))
 end
 
