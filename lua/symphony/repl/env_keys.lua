@@ -101,8 +101,9 @@ function M.kv(session, handler)
   --- # kv: the users' own keys, as `symphony kv` and the API have them
   --- A key is a text of up to 1024 bytes, a value one of up to 1 MiB.
   local kv = {}
-  local function submit(op)
-    return must(state.submit { compare = {}, ops = { op } }).revision
+  -- Every change goes this way: {revision}.
+  local function change(txn)
+    return limits.answer(must(state.submit(txn)))
   end
 
   --- kv.get(key) -> entry
@@ -126,7 +127,8 @@ function M.kv(session, handler)
   ---   kv.get("count").value --> "1"
   function kv.put(key, value)
     limits.check_key(key)
-    return submit { put = limits.PREFIX .. key, value = limits.check_value(tostring(value)) }
+    local put = { put = limits.PREFIX .. key, value = limits.check_value(tostring(value)) }
+    return change({ compare = {}, ops = { put } }).revision
   end
 
   --- kv.rm(key) -> revision
@@ -134,7 +136,7 @@ function M.kv(session, handler)
   ---   kv.rm("count")
   ---   kv.get("count") --> nil
   function kv.rm(key)
-    return submit { delete = limits.PREFIX .. limits.check_key(key) }
+    return change({ compare = {}, ops = { { delete = limits.PREFIX .. limits.check_key(key) } } }).revision
   end
 
   --- kv.ls([prefix [, opts]]) -> entries
@@ -164,7 +166,7 @@ function M.kv(session, handler)
   ---   kv.txn { compare = { { key = "lock", absent = true } }, ops = { { put = "lock", value = "me" } } }
   ---   kv.get("lock").value --> "me"
   function kv.txn(txn)
-    return limits.answer(must(state.submit(limits.parse_txn(txn)))).revision
+    return change(limits.parse_txn(txn)).revision
   end
 
   --- kv.watch(prefix, fn)
