@@ -109,6 +109,7 @@ static void attacks_are_stopped(void **state)
         {"local s = ('x'):rep(1 << 24) for i = 1, 1e9 do s:upper() end", busy},
         {"local s, t = ('x'):rep(1 << 24), ('x'):rep(1 << 24) for i = 1, 1e9 do if s ~= t then break end end",
             busy},
+        {"local s = ('1'):rep(1 << 24) while true do local x = s + 1 end", busy},
         {"table.move({}, 1, 1e9, 2)", "1000000 items"},
         {"table.concat(setmetatable({}, {__index = table.concat}), '', 1, 1 << 40)", "1000000 items"},
         {"table.concat(setmetatable({}, {__len = function() return 1 << 40 end}))", "1000000 items"},

@@ -288,6 +288,21 @@ static void wrap_all(lua_State *L, const char *table)
     lua_settop(L, at - 1);
 }
 
+/* Text in the place of a number is read by them. */
+static void wrap_arithmetic(lua_State *L)
+{
+    static const char *const names[] = {
+        "__add", "__sub", "__mul", "__mod", "__pow", "__div", "__idiv", "__unm", NULL};
+    int top = lua_gettop(L);
+    lua_pushliteral(L, "");
+    lua_getmetatable(L, -1);
+    for (const char *const *name = names; *name != NULL; name++) {
+        wrap(L, checked, "string", *name);
+        lua_settop(L, top + 2);
+    }
+    lua_settop(L, top);
+}
+
 void bounded_open(lua_State *L)
 {
     static const char *const whole[] = {"string", "table", "utf8"};
@@ -348,4 +363,5 @@ void bounded_open(lua_State *L)
     for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
         wrap_all(L, whole[i]);
     }
+    wrap_arithmetic(L);
 }

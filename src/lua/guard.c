@@ -3,7 +3,7 @@
 #include "lua/vm.h"
 
 /* Instructions between two looks at the clock: few, as one of them may take a millisecond (two strings compared). */
-#define HOOK_EVERY 200
+#define HOOK_EVERY 100
 /* After the first error code that gives back what it holds (__close) has so many to do so; then every one fails. */
 #define GRACE 2000
 #define GRACE_MS 50
@@ -35,7 +35,10 @@ static void stop(lua_State *L)
 {
     set_hook(L, lua_gethookcount(L) == HOOK_EVERY ? GRACE : 1);
     if (!too_long(L)) {
-        luaL_error(L, "stopped: the daemon's Lua would have more than %d MiB", (int)(GUARD_MEMORY_MAX >> 20));
+        luaL_error(L,
+            "stopped: the daemon's Lua would have more than %d MiB; let go of what is large, and "
+            "collectgarbage()",
+            (int)(GUARD_MEMORY_MAX >> 20));
     }
     luaL_error(L, "stopped: it kept the loop busy for more than %d ms", GUARD_BUSY_MS);
 }

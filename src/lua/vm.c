@@ -268,10 +268,10 @@ static void set_path(lua_State *L, const char *const *folders)
 }
 
 /* Not luv's walk, loop_close, run and stop: they would take handles that are not luv's for its own, or run
- * the loop inside itself. */
+ * the loop inside itself. Nor sleep, which stops it. */
 static int open_luv(lua_State *L)
 {
-    static const char *const unfit[] = {"walk", "loop_close", "run", "stop", "loop_configure"};
+    static const char *const unfit[] = {"walk", "loop_close", "run", "stop", "sleep", "loop_configure"};
     luaopen_luv(L);
     for (size_t i = 0; i < sizeof unfit / sizeof *unfit; i++) {
         lua_pushnil(L);

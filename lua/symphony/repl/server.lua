@@ -32,6 +32,7 @@ local ALIVE_MS = 15000
 local CODE_MAX = 1 << 20
 local LOGGED_MAX = 300 -- bytes of code in the log
 local KEYS_PAGE = 200
+local HEAP_KIB = 128 << 10 -- of Lua, half of what code may make of it: then what is not used is collected first
 
 local sessions = {} -- id -> {id, session, used (ms), turn, task = what runs}
 local turns = 0
@@ -138,6 +139,12 @@ local function sender(req)
   return send, send_text
 end
 
+-- What code before has left behind is no reason to stop other code. Bit by bit, as the others cannot wait.
+local function settle()
+  if collectgarbage("count") < HEAP_KIB then return end
+  repeat async.sleep(0) until collectgarbage("step", 2000)
+end
+
 -- Runs @fn for the session as a task of its own, which a cancel ends: its results; nil, err. The session is free again
 -- when the task has ended, and not before, also if this one is canceled.
 local function work(kept, fn, opts)
@@ -173,6 +180,7 @@ local function eval(kept, body, who, send, send_text)
     audit(who, kept, body)
   end
   if fn then
+    settle()
     results, err = work(kept, fn, {
       args = body.args, json = body.json == true, color = body.color == true,
       out = function(text) send_text("out", text) end,
@@ -210,6 +218,7 @@ local function serve(router, req, who)
   end
   local status = eval(kept, body, who, send, send_text)
   over = true
+  if collectgarbage("count") >= HEAP_KIB then async.spawn(settle) end
   req:write(json.encode { exit = status } .. "\n", function() end)
   req:finish()
   return router.STREAM
