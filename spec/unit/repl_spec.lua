@@ -19,6 +19,8 @@ local router = require "symphony.api.router"
 local session = require "symphony.repl.session"
 local show = require "symphony.repl.show"
 
+local state = { ready = function() return true end, list_raw = function() return {} end }
+
 describe("show", function()
   it("writes values that can be pasted back", function()
     local nested = { ["with space"] = true, ["end"] = 1.5, [10] = false, f = 3.0 }
@@ -87,6 +89,8 @@ local function eval(s, code, opts)
 end
 
 describe("a session", function()
+  before_each(function() package.loaded["symphony.cluster.state"] = state end)
+
   it("takes expressions and statements", function()
     local s = session.new()
     assert.same({ n = 1, 3 }, (eval(s, "1 + 2")))
@@ -141,13 +145,20 @@ describe("a session", function()
     local s = session.new()
     assert.same({ key = "/a", value = "1", create_revision = 1, mod_revision = 2 }, (eval(s, "state.get('/a')"))[1])
     assert.same({ n = 1 }, (eval(s, "state.get('/b')")))
-    package.loaded["symphony.cluster.state"] = { list_raw = function() return {} end }
     assert.same({}, (eval(s, "state.list('/')"))[1])
+    package.loaded["symphony.cluster.state"] = {
+      ready = function() return nil, { code = "x", message = "a worker" } end,
+    }
+    for _, code in ipairs { "state.get('/a')", "state.list()", "state.count()", "state.revision()", "kv.put('a', 1)",
+      "kv.txn { ops = {} }", "watch('/', print)", "kv.watch('', print)", "state.each('/', print)" } do
+      assert.equal("x", select(2, eval(s, code)).code, code)
+    end
   end)
 
   it("reads and writes keys as users see them", function()
     local submitted, asked
     package.loaded["symphony.cluster.state"] = {
+      ready = function() return true end,
       read = function()
         return { stale = false }
       end,

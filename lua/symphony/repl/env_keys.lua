@@ -78,6 +78,7 @@ function M.watch(handler, prefix, fn, cut)
   if type(prefix) ~= "string" or type(fn) ~= "function" then
     errors.raise("invalid", "watch takes a prefix and a function")
   end
+  must(state.ready())
   local feed <close> = must(follow.open(cut .. prefix, store.revision(), BACKLOG_MAX, function(change)
     local value = not change.deleted and change.value or nil
     return { key = change.key:sub(#cut + 1), value = value }, #change.key + #(value or "")
@@ -103,6 +104,7 @@ function M.kv(session, handler)
   local kv = {}
   -- Every change goes this way: {revision}.
   local function change(txn)
+    must(state.ready())
     return limits.answer(must(state.submit(txn)))
   end
 
@@ -187,6 +189,7 @@ function M.state(session, handler)
   --- The entry of a key: {key, value, create_revision, mod_revision}; nil if there is none.
   ---   json.decode(state.get("/cluster").value).id == cluster.status().cluster_id --> true
   function functions.get(key)
+    must(state.ready())
     local entry = must(store.get(key))
     return entry and plain(entry)
   end
@@ -196,6 +199,7 @@ function M.state(session, handler)
   --- behind which on.
   ---   #state.list("/node/") == #nodes() --> true
   function functions.list(prefix, opts)
+    must(state.ready())
     return page(session, prefix or "", opts, STATE_BYTES, "", "state.list")
   end
 
@@ -204,6 +208,7 @@ function M.state(session, handler)
   --- meanwhile is seen or not. Ends when fn returns false.
   ---   state.each("/node/", function(key, value) print(json.decode(value).name) end)
   function functions.each(prefix, fn)
+    must(state.ready())
     each(handler, prefix, fn, "")
   end
 
@@ -211,6 +216,7 @@ function M.state(session, handler)
   --- How many keys there are below a prefix.
   ---   state.count("/node/") --> 1
   function functions.count(prefix)
+    must(state.ready())
     local count = 0
     must(state.each_raw(prefix or "", function() count = count + 1 end))
     return count
@@ -220,6 +226,7 @@ function M.state(session, handler)
   --- The revision of the state: it is one higher after every change.
   ---   state.revision() >= kv.get("motd").mod_revision --> true
   function functions.revision()
+    must(state.ready())
     return must(store.revision())
   end
   return calls(functions)

@@ -16,7 +16,7 @@ local function traceback(text)
     :gsub("(\nstack traceback:)\n%s*%[C%]: in %?%f[\n\0]", "%1", 1)
     :gsub("\n%s*%[C%]: in function 'sym%.sys%.unguarded'", "")
     :gsub("\n[^\n]*symphony/repl/env[%w_]*%.lua:%d+:[^\n]*", "")
-  return (trace:gsub("\nstack traceback:$", ""))
+  return (trace:gsub("\n%s*%(%.%.%.tail calls%.%.%.%)$", ""):gsub("\nstack traceback:$", ""))
 end
 
 local function handler(v)
