@@ -66,6 +66,7 @@ describe("the README", function()
     local again = { "cert", "issue", "bob", "--role", "reader", "--force", "--out", t.root }
     goes_on("events --follow", again, "cert.issued")
     follow(list, m, "cluster backup")
+    follow(list, m, "lua")
     assert.truthy(follow(list, m, "help").out:find("Commands:", 1, true))
     assert.same({}, list)
   end))
