@@ -1,4 +1,5 @@
 --- One conversation with the daemon: an environment that lives from line to line, and the running of a chunk in it.
+local async = require "symphony.async"
 local env = require "symphony.repl.env"
 local errors = require "symphony.errors"
 local lazy = require "symphony.lazy"
@@ -85,6 +86,7 @@ function M.run(session, fn, opts)
   end
   results = table.move(results, 2, results.n, 1, { n = results.n - 1 })
   if results.n > 0 or opts.json then
+    async.sleep(0) -- in a turn of its own: the code may have used up this one
     local text, err = render(results, opts)
     if not text then return nil, err end
     results.text = text
