@@ -3,8 +3,8 @@ return {
   summary = "Lua at a prompt in the daemon, or a piece of code",
   description = [[
 Without arguments and at a terminal: a prompt, with history, completion by Tab, and Ctrl-C for what takes too long. Else
-runs the code of -e, of a file, or from standard input: what it prints is printed here, and its values. os.exit gives the
-exit status; after an error that is as of other commands. The code runs in the daemon: help() says what is there.
+runs the code of -e, of a file, or from standard input: what it prints is printed here, and its values. os.exit gives
+the exit status; after an error it is as of other commands. The code runs in the daemon: help() says what is there.
 
 Example:
   symphony lua
