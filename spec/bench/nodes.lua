@@ -19,7 +19,7 @@ function gossip.member(id)
   return member(id) or { node_id = id, state = "alive", age_ms = 0, incarnation = 1, address = "127.0.0.1:1",
     meta = "", info = { role = "worker" } }
 end
-require("sym.sys").unguarded(function() -- or what it starts would have the limits of code at a prompt, as long as it runs
+require("sym.sys").unguarded(function() -- or what it starts would keep the limits of code at a prompt
   status.stop()
   status.start()
 end)]]
