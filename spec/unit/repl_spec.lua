@@ -82,7 +82,9 @@ local function eval(s, code, opts)
   end
   local results, err, more
   fake.run(function()
-    results, err, more = session.eval(s, code, opts)
+    local fn
+    fn, err, more = session.compile(s, code, opts.name or "=lua")
+    if fn then results, err = session.run(s, fn, opts) end
   end)
   if results then results.text = nil end
   return results, err, more, printed

@@ -94,13 +94,4 @@ function M.run(session, fn, opts)
   return results
 end
 
---- Compiles and runs; nil, err, true if more input could complete the code.
-function M.eval(session, code, opts)
-  local fn, err, more = M.compile(session, code, opts.name or "=lua")
-  if not fn then
-    return nil, err, more
-  end
-  return M.run(session, fn, opts)
-end
-
 return M
