@@ -5,6 +5,7 @@
 --- that it ends without being asked. What must be given back then belongs in a to-be-closed variable.
 local uv = require "luv"
 local log = require "sym.log"
+local sys = require "sym.sys"
 local errors = require "symphony.errors"
 
 local M = {}
@@ -25,7 +26,7 @@ local function drain()
     queue[first] = nil
     first = first + 1
     current = entry.task
-    local ok, err = coroutine.resume(entry.task.co, table.unpack(entry, 1, entry.n))
+    local ok, err = sys.resume(entry.task.co, table.unpack(entry, 1, entry.n))
     current = nil
     if not ok then
       log.error("task: " .. tostring(err))

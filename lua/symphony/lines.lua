@@ -1,4 +1,4 @@
---- Streams of lines of JSON, as watches, commands and agents read them.
+--- Streams of lines of JSON, as watches, commands and agents read them, and what goes into them.
 local errors = require "symphony.errors"
 local json = require "symphony.json"
 
@@ -27,6 +27,26 @@ function M.of(fn, max)
       stop = chunk:find("\n", from, true)
     end
     add(chunk:sub(from))
+  end
+end
+
+local PIECE = 65536
+
+--- @text in pieces that neither side has to hold many of, cut between characters where it has any: an iterator.
+function M.pieces(text)
+  local at = 1
+  return function()
+    if at > #text then
+      return nil
+    end
+    local to = math.min(at + PIECE - 1, #text)
+    local cut = to < #text and utf8.offset(text, 0, to + 1) or to + 1
+    if cut <= at then
+      cut = to + 1
+    end
+    local piece = text:sub(at, cut - 1)
+    at = cut
+    return piece
   end
 end
 

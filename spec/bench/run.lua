@@ -574,10 +574,12 @@ local function start()
   clear(symphony)
 end
 
-local function nodes()
+-- A phase that has a file of its own.
+local function apart(name)
   package.path = (arg[0]:match("^(.*)/") or ".") .. "/?.lua;" .. package.path
-  require "nodes" { opt = opt, symphony = symphony, row = row, problem = problem, read = read, spawn = spawn,
-    stop = stop, wait_until = wait_until, cpu_seconds = cpu_seconds, memory_mib = memory_mib, clear = clear }
+  require(name) { opt = opt, symphony = symphony, row = row, problem = problem, read = read, spawn = spawn,
+    stop = stop, wait_until = wait_until, cpu_seconds = cpu_seconds, memory_mib = memory_mib, clear = clear,
+    free_port = free_port }
 end
 
 -- On a virtual machine memory that was never touched costs ten times as much when it first is: that would be measured
@@ -589,7 +591,9 @@ local function touch_memory()
 end
 
 local function main()
-  if all or not (opt.what.nodes and next(opt.what, next(opt.what)) == nil) then touch_memory() end
+  local beside_etcd = all
+  for what in pairs(opt.what) do beside_etcd = beside_etcd or (what ~= "nodes" and what ~= "lua") end
+  if beside_etcd then touch_memory() end
   print(("data on %s; runs %d, %g s each; medians [least .. most]; ratio: how much better"):format(disk, opt.runs,
     opt.seconds))
   phase("forming", function()
@@ -625,7 +629,8 @@ local function main()
   end
   if wanted "memory" then phase("memory", memory) end
   if wanted "start" then phase("start", start) end
-  if wanted "nodes" then phase("nodes", nodes) end
+  if wanted "nodes" then phase("nodes", function() apart "nodes" end) end
+  if wanted "lua" then phase("lua", function() apart "lua" end) end
   if wanted "plain" then
     phase("plain", function()
       both(false)

@@ -341,7 +341,8 @@ describe("the port of a worker", function()
       end
     end
     -- What is there for the control socket alone is refused, and not only absent.
-    for _, path in ipairs { "/v1/lua", "/v1/command", "/v1/command/answer", "/v1/block/join", "/v1/manager/join" } do
+    for _, path in ipairs { "/v1/lua", "/v1/lua/complete", "/v1/lua/cancel", "/v1/command", "/v1/command/answer",
+      "/v1/block/join", "/v1/manager/join" } do
       for kind, words in pairs(who) do
         assert.equal(kind == "none" and 401 or 403, ask(w[1], words, "POST", path).status, path .. " by " .. kind)
       end

@@ -309,7 +309,8 @@ describe("lua", function()
     local m = t:cluster(1)[1]
     local prompt = ("%s --socket %s lua"):format(cluster.symphony, m.socket)
     local result = proc.run({ "script", "-qec", prompt, "/dev/null" },
-      { stdin = "1 + 1\nx = 20\nx + 2.5\nerror('oops')\n'still' .. ' here'\n\4" })
+      { stdin = "1 + 1\nx = 20\nx + 2.5\nerror('oops')\n'still' .. ' here'\n\4",
+        env = { NO_COLOR = "1", XDG_STATE_HOME = t:folder "state" } })
     assert.falsy(result.timed_out, result.out)
     assert.truthy(result.out:find("2\r?\n.*22.5\r?\n.*oops.*still here"), result.out)
     m:json("kv", "put", "a", "1")

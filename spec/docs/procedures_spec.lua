@@ -69,6 +69,7 @@ describe("the README", function()
     assert(uv.fs_symlink(assert(uv.fs_realpath("contrib")), m.dir .. "/contrib")) -- the commands run in its folder
     follow(list, m, "policy set quota")
     follow(list, m, "cluster backup")
+    follow(list, m, "lua")
     assert.truthy(follow(list, m, "help").out:find("Commands:", 1, true))
     assert.same({}, list)
   end))

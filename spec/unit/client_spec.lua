@@ -120,6 +120,49 @@ describe("the client", function()
     assert.same({ words = {}, socket = "" }, commands.scan { "--socket=" })
   end)
 
+  it("leaves a script the words behind its name", function()
+    local function protect(line)
+      local argv = {}
+      for word in line:gmatch("%S+") do argv[#argv + 1] = word end
+      return table.concat(client.protect(argv), " ")
+    end
+    assert.equal("lua -- a.lua -x --json", protect "lua a.lua -x --json")
+    assert.equal("--socket s --json lua -- - -x", protect "--socket s --json lua - -x")
+    assert.equal("lua -e code -- x -e", protect "lua -e code x -e")
+    for _, line in ipairs { "kv put a --json", "lua", "lua -e code", "lua -- a -x", "kv -- lua b -c",
+      "--socket lua a b" } do
+      assert.equal(line, protect(line))
+    end
+  end)
+
+  it("runs code as a program without a parser, a loop's handles or tasks", function()
+    local function code(...)
+      calls = {}
+      local call = start(...)
+      return call and call.opts.path == "/v1/lua" and json.decode(call.opts.body)
+    end
+    assert.same({ code = "return 1", name = "=-e" }, code("lua", "-e", "return 1"))
+    assert.same({ code = "x", name = "=-e", json = true, args = { "a", "-b" } },
+      code("--json", "--socket", "S", "lua", "--eval=x", "a", "-b"))
+    local function ended(...)
+      calls, out.text, err.text, status = {}, "", "", nil
+      local call = start("lua", "-e", "f()")
+      lines(call, ...)
+      catch(call.cb, nil, { status = 200 })
+      return { out.text, err.text, status }
+    end
+    assert.same({ "one\n3\n", "two\n", 4 },
+      ended({ out = "one\n" }, { err = "two\n" }, { result = "3\n" }, { exit = 4 }))
+    assert.same({ "", "symphony: near <eof> (syntax)\n", 1 },
+      ended({ more = true }, { error = { code = "syntax", message = "near <eof>" } }, { exit = 1 }))
+    assert.same({ "", "oops\nstack\n", 1 },
+      ended({ error = { code = "error", message = "oops", trace = "oops\nstack" } }, { exit = 1 }))
+    assert.truthy(ended({ out = "x" })[2]:find("went away", 1, true))
+    calls, err.text = {}, ""
+    assert.is_nil(start("lua", "/nonexistent/file.lua"))
+    assert.truthy(err.text:find("file.lua", 1, true))
+  end)
+
   it("takes streams apart, however they are cut", function()
     local seen = {}
     local feed = require("symphony.lines").of(function(message)

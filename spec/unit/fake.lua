@@ -55,6 +55,17 @@ M.module("sys", {
   guarded = function(handler, fn, ...)
     return xpcall(fn, handler, ...)
   end,
+  unguarded = function(fn, ...)
+    return fn(...)
+  end,
+  resume = coroutine.resume,
+  read_file = function(path)
+    local file = io.open(path, "rb")
+    if not file then return nil, { code = "not_found", message = path } end
+    local text = file:read("a")
+    file:close()
+    return text
+  end,
 })
 
 --- Runs fn as a task on luv's loop until nothing is left to do; raises what it raised.

@@ -19,6 +19,8 @@ local router = require "symphony.api.router"
 local session = require "symphony.repl.session"
 local show = require "symphony.repl.show"
 
+local state = { ready = function() return true end, list_raw = function() return {} end }
+
 describe("show", function()
   it("writes values that can be pasted back", function()
     local nested = { ["with space"] = true, ["end"] = 1.5, [10] = false, f = 3.0 }
@@ -75,17 +77,22 @@ end)
 local function eval(s, code, opts)
   local printed = {}
   opts = opts or {}
-  opts.print = function(text)
+  opts.out = function(text)
     printed[#printed + 1] = text
   end
   local results, err, more
   fake.run(function()
-    results, err, more = session.eval(s, code, opts)
+    local fn
+    fn, err, more = session.compile(s, code, opts.name or "=lua")
+    if fn then results, err = session.run(s, fn, opts) end
   end)
+  if results then results.text = nil end
   return results, err, more, printed
 end
 
 describe("a session", function()
+  before_each(function() package.loaded["symphony.cluster.state"] = state end)
+
   it("takes expressions and statements", function()
     local s = session.new()
     assert.same({ n = 1, 3 }, (eval(s, "1 + 2")))
@@ -99,7 +106,12 @@ describe("a session", function()
 
   it("prints to its own", function()
     local _, _, _, printed = eval(session.new(), "print(1, nil, 'x')")
-    assert.same({ "1\tnil\tx" }, printed)
+    assert.same({ "1\tnil\tx\n" }, printed)
+    local texts = {}
+    _, _, _, printed = eval(session.new(), "io.write('a', 1):write('b') io.stderr:write('c')", {
+      err = function(text) texts[#texts + 1] = text end,
+    })
+    assert.same({ { "a1", "b" }, { "c" } }, { printed, texts })
   end)
 
   it("asks for more when the code is not finished", function()
@@ -136,11 +148,19 @@ describe("a session", function()
     assert.same({ key = "/a", value = "1", create_revision = 1, mod_revision = 2 }, (eval(s, "state.get('/a')"))[1])
     assert.same({ n = 1 }, (eval(s, "state.get('/b')")))
     assert.same({}, (eval(s, "state.list('/')"))[1])
+    package.loaded["symphony.cluster.state"] = {
+      ready = function() return nil, { code = "x", message = "a worker" } end,
+    }
+    for _, code in ipairs { "state.get('/a')", "state.list()", "state.count()", "state.revision()", "kv.put('a', 1)",
+      "kv.txn { ops = {} }", "watch('/', print)", "kv.watch('', print)", "state.each('/', print)" } do
+      assert.equal("x", select(2, eval(s, code)).code, code)
+    end
   end)
 
   it("reads and writes keys as users see them", function()
     local submitted, asked
     package.loaded["symphony.cluster.state"] = {
+      ready = function() return true end,
       read = function()
         return { stale = false }
       end,
@@ -180,6 +200,10 @@ describe("a session", function()
     assert.same({ [[there are more keys than these 1: kv.ls("many", { after = "many1\n" })]] }, notes)
     assert.equal(2, #eval(s, "kv.ls('large')", { note = note })[1])
     assert.equal([[there are more keys than these 2: kv.ls("large", { after = "large2" })]], notes[2])
+    assert.same({ n = 2, "a1=v", false }, (eval(s, [[
+      local seen
+      kv.each("a", function(key, value) seen = key .. "=" .. value end)
+      return seen, (pcall(kv.each, "a", function() error("oops") end))]])))
     eval(s, "kv.ls('', { limit = 1 << 40 })")
     assert.equal(1000, asked.limit)
     for _, limit in ipairs { "0", "2.5", "'x'" } do
@@ -195,14 +219,75 @@ describe("a session", function()
 
   it("does not end the daemon", function()
     local s = session.new()
-    for _, code in ipairs { "os.exit()", "os.execute('true')", "io.read()" } do
+    for _, code in ipairs { "os.execute('true')", "io.read()", "io.open('/dev/zero')" } do
       local _, err = eval(s, code)
       assert.truthy(err.message:find("would stop the daemon", 1, true))
     end
     assert.equal("string", type((eval(s, "os.date()"))[1]))
-    local _, err = eval(s, "setmetatable({}, {__gc = print})")
-    assert.truthy(err.message:find("finalizer", 1, true))
+    assert.same({ n = 0, exit = 3 }, (eval(s, "os.exit(3)")))
+    assert.same({ n = 0, exit = 1 }, (eval(s, "os.exit(false)")))
+    assert.same({ n = 0, exit = 0 }, (eval(s, "local function f() os.exit() end f()")))
+    local _, err = eval(s, "coroutine.yield(1)")
+    assert.truthy(err.message:find("outside a coroutine", 1, true))
     assert.same({ n = 2, false, "no!" }, (eval(s, "xpcall(error, function(m) return m .. '!' end, 'no')")))
+    -- What it loads is its own too.
+    assert.same({ n = 1, 4 }, (eval(s, "load('loaded = 4')() return loaded")))
+    assert.same({ n = 1, 5 }, (eval(s, "_G.loaded = 5 return loaded")))
+    local path = os.tmpname()
+    local file = io.open(path, "w")
+    file:write("#!shebang\nloaded = 6\nreturn ...")
+    file:close()
+    assert.same({ n = 1, 6 }, (eval(s, ("dofile(%q) return loaded"):format(path))))
+    os.remove(path)
+    assert.same({ n = 2, nil, "/dev/zero is no file" }, (eval(s, "loadfile('/dev/zero')")))
+    assert.same({ n = 2, nil, true }, (eval(s, "local f, err = loadfile('/none') return f, err ~= nil")))
+    assert.is_nil(rawget(_G, "loaded"))
+  end)
+
+  it("waits in coroutines of its own too", function()
+    local s = session.new()
+    local code = [[
+      local seen = {}
+      local co = coroutine.wrap(function(a)
+        sleep(0.001)
+        seen[1] = a
+        local b = coroutine.yield("y")
+        local inner = coroutine.create(function() sleep(0.001) print("inside") error("oops", 0) end)
+        local ok, err = coroutine.resume(inner)
+        seen[2], seen[3] = b, err
+        return "end"
+      end)
+      return co(1), co(2), table.unpack(seen)]]
+    local results, _, _, printed = eval(s, code)
+    assert.same({ n = 5, "y", "end", 1, 2, "oops" }, results)
+    assert.same({ "inside\n" }, printed)
+    local _, err = eval(s, "coroutine.wrap(function() kv.get('') end)()")
+    assert.equal("invalid", err.code)
+  end)
+
+  it("runs several things at once", function()
+    local s = session.new()
+    local code = "gather { function() sleep(0.002) return 'a' end, function() return 'b' end }"
+    assert.same({ "a", "b" }, (eval(s, code))[1])
+    local _, err = eval(s, "gather { function() error('oops') end }")
+    assert.truthy(err.message:find("oops", 1, true))
+  end)
+
+  it("helps", function()
+    local function help(code)
+      local _, _, _, printed = eval(session.new(), code)
+      return table.concat(printed)
+    end
+    assert.truthy(help("help()"):find("kv.put(key, value)", 1, true))
+    local kv = help("help(kv)")
+    assert.truthy(kv:find("^kv: ") and kv:find("kv.rm(key) -> revision", 1, true))
+    assert.truthy(help("help(kv.get)"):find("^kv.get%(key%) %-> entry\nThe entry of a key"))
+    assert.equal(help("help(kv.get)"), help("help('kv.get')"))
+    assert.truthy(help("help(require('symphony.async').sleep)"):find("Waits @ms milliseconds", 1, true))
+    assert.truthy(help("help(string.rep)"):find("in C", 1, true))
+    assert.truthy(help("help('none')"):find('Nothing here is called "none"', 1, true))
+    assert.truthy(help("help(5)"):find("A number", 1, true))
+    assert.truthy(help("help({f = print})"):find("functions f", 1, true))
   end)
 end)
 
@@ -275,6 +360,89 @@ describe("POST /v1/lua", function()
     end
     local _, req = run { code = "1", session = first }
     assert.equal(404, req.status)
+  end)
+
+  it("prints long texts in pieces, and errors on the other output", function()
+    local req = start { code = "print(('x'):rep(200000)) io.stderr:write('oops') return ('y'):rep(70000)" }
+    fake.loop()
+    local out, parts, result, err = "", 0, "", nil
+    for _, message in ipairs(req:messages()) do
+      out, result, err = out .. (message.out or ""), result .. (message.result or ""), message.err or err
+      if message.out then
+        parts = parts + 1
+        assert.is_true(#message.out <= 65536)
+      end
+    end
+    assert.equal(("x"):rep(200000) .. "\n", out)
+    assert.equal(4, parts)
+    assert.equal("oops", err)
+    assert.truthy(result:find('^"y+" %-%-%[%[ and 4464 more bytes %]%]\n$'))
+  end)
+
+  it("ends with the status of os.exit", function()
+    local seen = run { code = "print('a') os.exit(7) print('b')" }
+    assert.same({ out = "a\n", ended = true, exit = 7 }, seen)
+  end)
+
+  it("gives a script its arguments", function()
+    assert.equal('"s.lua"\n"x"\n"x"\n', run({ code = "return arg[0], arg[1], ...", name = "@s.lua",
+      args = { "x" } }).result)
+  end)
+
+  it("shows in colours if asked", function()
+    assert.equal("\27[32m\"a\"\27[0m\n", run({ code = "'a'", color = true }).result)
+  end)
+
+  it("stops what runs when asked, and keeps the session", function()
+    local function ask(body)
+      local req = fake.request("POST", "/v1/lua/cancel", { body = json.encode(body) })
+      router.dispatch(req)
+      return req.status, req:json()
+    end
+    local id = run({ code = "x = 5", session = "new" }).session
+    assert.same({ 200, { canceled = false } }, { ask { session = id } })
+    assert.equal(404, (ask { session = "unknown" }))
+    assert.equal(400, (ask {}))
+    for _, code in ipairs { "sleep(1000)", "local ok = pcall(sleep, 1000) sleep(1000)",
+      "gather { function() sleep(1000) end, function() sleep(1000) end }",
+      "coroutine.wrap(function() sleep(1000) end)()" } do
+      local req = start { code = code, session = id }
+      assert.same({ 200, { canceled = true } }, { ask { session = id } })
+      fake.loop()
+      local messages = req:messages()
+      assert.equal("canceled", messages[#messages - 1].error.code, code)
+      assert.same({ exit = 130 }, messages[#messages])
+      assert.equal("5\n", run({ code = "x", session = id }).result)
+    end
+  end)
+
+  it("completes, with the names of the session, also while it works", function()
+    local function ask(body)
+      local req = fake.request("POST", "/v1/lua/complete", { body = json.encode(body) })
+      router.dispatch(req)
+      return req.status, req:json()
+    end
+    local id = run({ code = "my_table = {alpha = 1, beta = 2}", session = "new" }).session
+    assert.same({ 200, { items = { "alpha", "beta" }, from = 10 } }, { ask { session = id, code = "my_table." } })
+    assert.same({ items = json.array(), from = 10 }, (select(2, ask { code = "my_table." })))
+    start { code = "sleep(0.01)", session = id }
+    assert.same({ "alpha" }, select(2, ask { session = id, code = "my_table.a" }).items)
+    fake.loop()
+    assert.equal(404, (ask { session = "unknown", code = "" }))
+    assert.equal(400, (ask { session = id }))
+    assert.equal(413, (ask { code = ("x"):rep(2 << 20) }))
+  end)
+
+  it("logs who ran what, without secrets", function()
+    local function last() return fake.logged[#fake.logged] end
+    run { code = "return 1\n\t+ 1" }
+    assert.equal("info: lua: uid 0, pid nil: return 1 + 1", last())
+    local id = run({ code = "x('SYMTKN-1-abc-def')", session = "new" }).session
+    assert.equal(("info: lua: uid 0, pid nil, session %s: x('(token)')"):format(id:sub(1, 8)), last())
+    run { code = "f(", session = id }
+    assert.truthy(last():find("x('(token)')", 1, true), "what is not finished has not run")
+    run { code = ("-"):rep(5000) .. "\27[31m" }
+    assert.truthy(last():find("^info: lua: .*%-%-%-%.%.%. %(5005 bytes%)$"))
   end)
 
   it("drops what runs when the client goes away", function()

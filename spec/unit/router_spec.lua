@@ -5,6 +5,7 @@ local mono = 1000000
 fake.module("sys", {
   now = os.time,
   mono_ms = function() return mono end,
+  resume = coroutine.resume,
   options = function()
     return { role = daemon, services = { "block" } }
   end,

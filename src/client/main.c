@@ -1,10 +1,12 @@
 /* symphony: starts Lua on a loop and hands it the command line; lua/symphony/cli/client.lua does the rest. */
 #include "base/err.h"
+#include "client/edit.h"
 #include "lua/paths.h"
 #include "lua/vm.h"
 
 #include <signal.h>
 #include <stdio.h>
+#include <unistd.h>
 
 struct args {
     int argc;
@@ -21,6 +23,13 @@ static int push_args(lua_State *L, void *arg)
     return args->argc > 1 ? args->argc - 1 : 0;
 }
 
+/* Until something else is to be done for it: the daemon sees the connection end. */
+static void on_interrupt(int signum)
+{
+    (void)signum;
+    _exit(130);
+}
+
 int main(int argc, char **argv)
 {
     static const luaL_Reg modules[] = {
@@ -28,6 +37,7 @@ int main(int argc, char **argv)
         {"sym.sys", luaopen_sym_sys},
         {"sym.crypto", luaopen_sym_crypto},
         {"sym.http", luaopen_sym_http},
+        {"sym.edit", luaopen_sym_edit},
         {NULL, NULL},
     };
     const char *paths[2];
@@ -36,6 +46,7 @@ int main(int argc, char **argv)
     struct args args = {argc, argv};
     /* A reader or a daemon that goes away is an error of the write, not the end of the program. */
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGINT, on_interrupt);
     lua_paths(paths, 2, NULL, 0);
     struct vm_config cfg = {.loop = &loop, .lua_paths = paths, .modules = modules};
     int rv = uv_loop_init(&loop);

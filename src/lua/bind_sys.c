@@ -22,7 +22,10 @@
  *   winsize()               columns of the terminal on standard output | nil
  *   guarded(handler, fn, ...)
  *                           xpcall(fn, handler, ...), but once fn, or a coroutine that it made, has kept the
- *                           loop busy for 200 ms it gets errors, from which no pcall of its own saves it
+ *                           loop busy for 200 ms, or would have Lua take more than 256 MiB, it gets errors, from
+ *                           which no pcall of its own saves it; the library is bounded meanwhile (lua/guard.h)
+ *   unguarded(fn, ...)      fn(...) without that: for what guarded code calls and must not be stopped half-way
+ *   resume(co, ...)         coroutine.resume, for what resumes coroutines that may have waited in guarded code
  *   exit(code)              ends the process; only in the client
  */
 #include "base/buf.h"
@@ -48,8 +51,6 @@
 #include <unistd.h>
 
 #define READ_MAX (16 << 20)
-#define BUSY_MS 200
-#define HOOK_EVERY 10000
 
 static int done(lua_State *L, int rv)
 {
@@ -408,42 +409,6 @@ static int l_options(lua_State *L)
     return 1;
 }
 
-/* The loop's own time is that of the start of its iteration. Once this has fired it fires at every
- * instruction, so that a pcall in the way only has its turn cut short; it rests again when the loop has gone
- * round. */
-static void on_count(lua_State *L, lua_Debug *ar)
-{
-    (void)ar;
-    bool over = uv_hrtime() / 1000000 > uv_now(vm_loop(L)) + BUSY_MS;
-    if (over != (lua_gethookcount(L) == 1)) {
-        lua_sethook(L, on_count, LUA_MASKCOUNT, over ? 1 : HOOK_EVERY);
-    }
-    if (over) {
-        luaL_error(L, "stopped: it kept the loop busy for more than %d ms", BUSY_MS);
-    }
-}
-
-/* @ctx: the hook was there before. In C, because Lua code behind the call would still be under the hook. */
-static int guarded_end(lua_State *L, int status, lua_KContext ctx)
-{
-    if (ctx == 0) {
-        lua_sethook(L, NULL, 0, 0);
-    }
-    bool ok = status == LUA_OK || status == LUA_YIELD;
-    lua_pushboolean(L, ok);
-    lua_replace(L, 1); /* where the handler was: what follows is the results, or the error */
-    return lua_gettop(L);
-}
-
-static int l_guarded(lua_State *L)
-{
-    luaL_checktype(L, 1, LUA_TFUNCTION);
-    luaL_checktype(L, 2, LUA_TFUNCTION);
-    lua_KContext nested = lua_gethook(L) == on_count;
-    lua_sethook(L, on_count, LUA_MASKCOUNT, HOOK_EVERY);
-    return guarded_end(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 1, nested, guarded_end), nested);
-}
-
 static int l_exit(lua_State *L)
 {
     int code = (int)luaL_optinteger(L, 1, 0);
@@ -476,7 +441,9 @@ int luaopen_sym_sys(lua_State *L)
         {"isatty", l_isatty},
         {"getenv", l_getenv},
         {"winsize", l_winsize},
-        {"guarded", l_guarded},
+        {"guarded", guard_guarded},
+        {"unguarded", guard_unguarded},
+        {"resume", guard_resume},
         {"exit", l_exit},
         {NULL, NULL},
     };

@@ -4,6 +4,7 @@
 
 #include <lua-cjson.h>
 #include <luv/luv.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,7 +13,8 @@ struct vm {
     lua_State *L;
     uv_loop_t *loop;
     void *daemon;
-    unsigned depth;    /* protected calls under way */
+    unsigned depth; /* protected calls under way */
+    struct guard guard;
     uv_timer_t reaper; /* waits for luv's handles to close and its requests to end */
 };
 
@@ -29,6 +31,46 @@ void *vm_daemon(lua_State *L)
 uv_loop_t *vm_loop(lua_State *L)
 {
     return vm_of(L)->loop;
+}
+
+struct guard *vm_guard(lua_State *L)
+{
+    return &vm_of(L)->guard;
+}
+
+/* --- memory --- */
+
+/* Lua names the type of a new object in the place of its old size. */
+static bool too_big(const void *p, size_t old, size_t size)
+{
+    return size > (p == NULL && old == LUA_TSTRING ? GUARD_STRING_MAX + 64 : GUARD_BLOCK_MAX);
+}
+
+static void *on_alloc(void *ud, void *p, size_t old, size_t size)
+{
+    struct guard *g = &((struct vm *)ud)->guard;
+    size_t had = p != NULL ? old : 0;
+    if (size == 0) {
+        free(p);
+        g->bytes -= had;
+        return NULL;
+    }
+    if (g->running && size > had && too_big(p, old, size)) {
+        return NULL;
+    }
+    void *q = realloc(p, size);
+    if (q != NULL) {
+        g->bytes += size - had;
+    }
+    return q;
+}
+
+/* An error outside of every protected call. */
+static int on_panic(lua_State *L)
+{
+    const char *text = lua_tostring(L, -1);
+    fprintf(stderr, "Lua: unprotected error: %s\n", text != NULL ? text : "without a message");
+    return 0; /* Lua aborts */
 }
 
 /* --- calls --- */
@@ -251,10 +293,10 @@ static void set_path(lua_State *L, const char *const *folders)
 }
 
 /* Not luv's walk, loop_close, run and stop: they would take handles that are not luv's for its own, or run
- * the loop inside itself. */
+ * the loop inside itself. Nor sleep, which stops it. */
 static int open_luv(lua_State *L)
 {
-    static const char *const unfit[] = {"walk", "loop_close", "run", "stop", "loop_configure"};
+    static const char *const unfit[] = {"walk", "loop_close", "run", "stop", "sleep", "loop_configure"};
     luaopen_luv(L);
     for (size_t i = 0; i < sizeof unfit / sizeof *unfit; i++) {
         lua_pushnil(L);
@@ -267,6 +309,7 @@ static int do_open(lua_State *L)
 {
     const struct vm_config *cfg = lua_touserdata(L, 1);
     luaL_openlibs(L);
+    bounded_open(L);
     set_path(L, cfg->lua_paths);
 
     luaL_newmetatable(L, "sym.error");
@@ -307,11 +350,12 @@ int vm_new(const struct vm_config *cfg, lua_State **out)
     }
     vm->loop = cfg->loop;
     vm->daemon = cfg->daemon;
-    vm->L = luaL_newstate();
+    vm->L = lua_newstate(on_alloc, vm);
     if (vm->L == NULL) {
         free(vm);
         return err_setf(SYM_ENOMEM, "out of memory");
     }
+    lua_atpanic(vm->L, on_panic);
     *(struct vm **)lua_getextraspace(vm->L) = vm;
     lua_setwarnf(vm->L, on_warning, NULL);
     lua_pushcfunction(vm->L, do_open);

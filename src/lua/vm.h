@@ -16,6 +16,7 @@
 #define SYM_LUA_VM_H
 
 #include "base/log.h"
+#include "lua/guard.h"
 
 #include <lauxlib.h>
 #include <lua.h>
@@ -40,6 +41,7 @@ int vm_new(const struct vm_config *cfg, lua_State **out);
 void vm_close(lua_State *L);
 void *vm_daemon(lua_State *L);
 uv_loop_t *vm_loop(lua_State *L);
+struct guard *vm_guard(lua_State *L);
 
 /* Calls the function below its @nargs arguments, protected; an error is logged with its traceback. Leaves
  * @nresults and returns 0, or leaves nothing and returns SYM_EINVAL with err_msg() the error's text. */

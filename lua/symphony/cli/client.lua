@@ -45,7 +45,7 @@ local function finish(code)
   sys.exit(code)
 end
 
--- Asks the person; a Ctrl-C meanwhile ends the program (the signal has its usual effect here).
+-- Asks the person; a Ctrl-C meanwhile ends the program.
 local function ask(question)
   io.stdout:flush()
   io.stderr:write(question, " [y/N] ")
@@ -162,10 +162,11 @@ local function fail(err, found)
   finish(errors.exit_code(err))
 end
 
--- Ctrl-C: the daemon sees the connection end with this process, and cancels the command.
-local function on_interrupt()
+-- A Ctrl-C ends the process with status 130, unless there is something else to do: the daemon sees the connection end
+-- with it, and cancels what it did.
+local function on_interrupt(fn)
   local signal = require("luv").new_signal()
-  signal:start("sigint", function()
+  signal:start("sigint", fn or function()
     finish(130)
   end)
   return signal
@@ -181,12 +182,10 @@ local function words(argv)
 end
 
 local function remote(argv, found, socket)
-  local status, signal
+  local status
 
   local function answer(question)
-    signal:stop()
     local yes = ask(question.ask)
-    signal = on_interrupt()
     M.call(socket, "POST", "/v1/command/answer", { id = question.id, yes = yes }, nil, function(err)
       if err then
         fail(err, found)
@@ -226,7 +225,6 @@ local function remote(argv, found, socket)
     end
     fail((not err or err.code == "outcome_unknown") and cut_short(found, socket) or err, found)
   end)
-  signal = on_interrupt()
   local limit = tonumber(found.timeout)
   if limit and limit > 0 then
     local timer = require("luv").new_timer()
@@ -248,14 +246,17 @@ local function here(argv, found, socket)
     function ctx.confirm(question)
       return ctx.args.yes or (ctx.interactive and ask(question)) or false
     end
-    --- In a task: the answer's body (true if there is none), or nil, err, status.
+    ctx.edits = ctx.tty and ctx.interactive and sys.getenv("TERM") ~= "dumb"
+    ctx.quit = finish
+    --- In a task: the answer's body (true if there is none), or nil, err, status. opts.on_interrupt(): for a Ctrl-C
+    --- meanwhile, which ends the program otherwise.
     function ctx.call(method, path, body, opts)
       local done, result = async.event(), nil
       M.call(socket, method, path, body, opts, function(...)
         result = table.pack(...)
         done:set()
       end)
-      local signal = on_interrupt()
+      local signal = on_interrupt(opts and opts.on_interrupt)
       done:wait()
       signal:close()
       if result[1] then
@@ -300,13 +301,95 @@ local function complete(typed)
   end)
 end
 
+-- The arguments of `symphony lua` in a line that has only the usual options; nil: lua-argparse has to look at it.
+local function lua_arguments(argv)
+  local args, list, options, at = {}, {}, true, 1
+  while at <= #argv do
+    local word = argv[at]
+    local name, value = word:match("^(%-%-%l+)=(.*)$")
+    if not options or word == "-" or word:sub(1, 1) ~= "-" then
+      list[#list + 1] = word
+    elseif word == "--" then
+      options = false
+    elseif name == "--eval" then
+      args.eval = value
+    elseif word == "-e" or word == "--eval" then
+      at = at + 1
+      args.eval = argv[at]
+      if not args.eval then return nil end
+    elseif word == "--socket" then
+      at = at + 1
+    elseif word ~= "--json" and name ~= "--socket" then
+      return nil
+    end
+    at = at + 1
+  end
+  if list[1] ~= "lua" then return nil end
+  args.script, args.arguments = list[2], table.move(list, 3, #list, 1, {})
+  return args
+end
+
+-- Code to run as a program, which should take no longer to start than one: without lua-argparse, luv and tasks. True if
+-- the line is of that kind.
+local function run_program(argv, found, socket)
+  if found.words[1] ~= "lua" then return false end
+  local args = lua_arguments(argv)
+  if not args then return false end
+  local program = require "symphony.repl.program"
+  local request, bad = program.request(args, found.terminal.interactive)
+  if bad then
+    fail(bad, found)
+  elseif not request then
+    return false
+  end
+  local ctx = { out = out, err = err_out, json = found.json, color_err = found.terminal.color_err }
+  local seen = {}
+  local stream = program.receiver(ctx, seen)
+  request.json, request.color = found.json, found.terminal.color or nil
+  M.call(socket, "POST", "/v1/lua", request, {
+    on_data = function(chunk)
+      stream(chunk)
+      checked(io.stdout:flush())
+    end,
+  }, function(err)
+    if err or not seen.exit then fail(err or explain({ code = "closed" }, socket), found) end
+    if seen.more then program.complain(ctx, seen.late) end
+    finish(seen.exit)
+  end)
+  return true
+end
+
+local VALUED = { ["--socket"] = true, ["--timeout"] = true, ["-e"] = true, ["--eval"] = true }
+
+--- The words of a command line in which a script's own, behind its name, are not taken for options of `symphony lua`.
+function M.protect(argv)
+  local at, command = 1, nil
+  while at <= #argv and argv[at] ~= "--" do
+    local word = argv[at]
+    if VALUED[word] then
+      at = at + 1
+    elseif word == "-" or word:sub(1, 1) ~= "-" then
+      if command then
+        table.insert(argv, at, "--")
+        break
+      end
+      command = word
+      if command ~= "lua" then break end
+    end
+    at = at + 1
+  end
+  return argv
+end
+
 --- Called by the program with its arguments (without its name).
 function M.main(...)
   local argv = { ... }
   if argv[1] == "__complete" then return complete(table.move(argv, 2, #argv, 1, {})) end
+  argv = M.protect(argv)
   local found = commands.scan(argv)
   found.terminal = terminal()
   local socket = found.socket or sys.getenv("SYMPHONY_SOCKET") or "./control.sock"
+  if not found.help and run_program(argv, found, socket) then return end
   local word, about = found.words[1], found.words[2]
   if word == "help" and about and not commands.has(about) then
     -- The daemon may know more commands.

@@ -9,6 +9,7 @@ local async = require "symphony.async"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
 local lazy = require "symphony.lazy"
+local lines = require "symphony.lines"
 
 local commands = lazy "symphony.cli.commands"
 local execute = lazy "symphony.cli.execute"
@@ -16,7 +17,6 @@ local execute = lazy "symphony.cli.execute"
 local M = {}
 
 local ALIVE_MS = 15000
-local CHUNK = 65536
 local ARGS_MAX = 1024
 
 local questions = {} -- id -> {event, who, yes}
@@ -46,24 +46,6 @@ local function encode(kind, text)
   return json.encode { [kind .. "64"] = require("sym.crypto").base64(text) }
 end
 
--- Text in pieces that neither side has to hold many of, cut between characters where it has any.
-local function pieces(text)
-  local at = 1
-  return function()
-    if at > #text then
-      return nil
-    end
-    local to = math.min(at + CHUNK - 1, #text)
-    local cut = to < #text and utf8.offset(text, 0, to + 1) or to + 1
-    if cut <= at then
-      cut = to + 1
-    end
-    local piece = text:sub(at, cut - 1)
-    at = cut
-    return piece
-  end
-end
-
 local function same(a, b)
   return a.kind == b.kind and a.id == b.id and a.uid == b.uid
 end
@@ -88,9 +70,9 @@ local function context(req, who, body)
     end
   end
   local function print_to(kind, text)
-    for piece in pieces(text) do
+    for piece in lines.pieces(text) do
       send(encode(kind, piece))
-      if #text > CHUNK then async.sleep(0) end -- a reader that is fast must not keep the others waiting
+      if #text > #piece then async.sleep(0) end -- a reader that is fast must not keep the others waiting
     end
   end
   function ctx.out(text)

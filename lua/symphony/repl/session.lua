@@ -1,234 +1,97 @@
 --- One conversation with the daemon: an environment that lives from line to line, and the running of a chunk in it.
 local async = require "symphony.async"
+local env = require "symphony.repl.env"
 local errors = require "symphony.errors"
-local json = require "symphony.json"
-local show = require "symphony.repl.show"
+local lazy = require "symphony.lazy"
 local sys = require "sym.sys"
+
+local show = lazy "symphony.repl.show"
 
 local M = {}
 
-local HELP = [[
-The code runs in the daemon. What waits looks like a plain call.
-  state.get(key)             an entry of the replicated state, as this manager has it
-  state.list(prefix, opts)   the entries below a prefix; opts: after, limit
-  kv.get(key) kv.put(key, value) kv.rm(key)
-                             the users' own keys, as through the API
-  kv.ls(prefix, opts)        those below a prefix, at most 1000 and 1 MiB; opts: after, limit
-  members()                  the managers, as in `symphony manager members`
-  raft.status()              this manager's view of raft
-  json.encode(v) json.decode(text)
-  sleep(seconds)             waits
-  print(...)                 prints here
-  show(v)                    a value as text
-  require(name)              any module of the daemon, such as symphony.cluster.state
-A value is printed by naming it; _ is the last one. A line that is not finished asks for more.
-Lua code that keeps the daemon busy for more than 200 ms without waiting is stopped; one long call of a
-library function, such as a pattern that backtracks, is not.]]
+local EXIT = setmetatable({}, { __name = "exit", __tostring = function() return "os.exit" end })
 
-local ENTRY_FIELDS = { key = true, value = true, create_revision = true, mod_revision = true }
-
-local function plain(entry)
-  local copy = {}
-  for k in pairs(ENTRY_FIELDS) do
-    copy[k] = entry[k]
-  end
-  return copy
+-- The traceback without what is not the user's code: what is below it, this handler, and what is called for it.
+local function traceback(text)
+  local trace = debug.traceback(text, 3):gsub("\n%s*%[C%]: in function 'sym%.sys%.guarded'.*", "")
+    :gsub("(\nstack traceback:)\n%s*%[C%]: in %?%f[\n\0]", "%1", 1)
+    :gsub("\n%s*%[C%]: in function 'sym%.sys%.unguarded'", "")
+    :gsub("\n[^\n]*symphony/repl/env[%w_]*%.lua:%d+:[^\n]*", "")
+  return (trace:gsub("\n%s*%(%.%.%.tail calls%.%.%.%)$", ""):gsub("\nstack traceback:$", ""))
 end
 
--- Raises what a function returned as nil, err: at a prompt an error should be seen, not lost.
-local function must(...)
-  local v, err = ...
-  if v == nil and err ~= nil then
-    error(errors.from(err), 0)
-  end
-  return ...
-end
-
-local function users_key(key)
-  if type(key) ~= "string" or key == "" then
-    errors.raise("invalid", "a key is a string that is not empty")
-  end
-  return "/kv/" .. key
-end
-
-local LIST_MAX, LIST_BYTES = 1000, 1 << 20 -- a page of keys: what is printed in one turn
-
-local function kv_functions(session)
-  local function state()
-    return require "symphony.cluster.state"
-  end
-  local function submit(op)
-    local result = must(state().submit { compare = {}, ops = { op } })
-    return result.revision
-  end
-  local function strip(entry)
-    entry = plain(entry)
-    entry.key = entry.key:sub(#"/kv/" + 1)
-    return entry
-  end
-  return {
-    get = function(key)
-      key = users_key(key)
-      must(state().read())
-      local _, entry = must(state().text(key))
-      return entry and strip(entry)
-    end,
-    put = function(key, value)
-      return submit { put = users_key(key), value = tostring(value) }
-    end,
-    rm = function(key)
-      return submit { delete = users_key(key) }
-    end,
-    ls = function(prefix, opts)
-      prefix, opts = prefix or "", opts or {}
-      local limit = opts.limit or LIST_MAX
-      if math.type(limit) ~= "integer" or limit < 1 then
-        errors.raise("invalid", "limit is a whole number, 1 or more")
-      end
-      must(state().read())
-      local rows, more = must(state().list_raw("/kv/" .. prefix, { bytes = LIST_BYTES,
-        limit = math.min(limit, LIST_MAX), after = opts.after and users_key(opts.after) }))
-      local list, bytes = json.array(), 0
-      for i, entry in ipairs(rows) do
-        bytes = bytes + #entry.key + #entry.value
-        if bytes > LIST_BYTES and i > 1 then
-          more = true
-          break
-        end
-        list[i] = strip(entry)
-      end
-      if more and #list > 0 then
-        session.note(("there are more keys than these %d: kv.ls(%s, { after = %s })"):format(#list, show.quote(prefix),
-          show.quote(list[#list].key)))
-      end
-      return list
-    end,
-  }
-end
-
--- No message handler of the user's runs where the hook that guards the loop does not reach, and no finalizer.
-local function bounded_xpcall(fn, handler, ...)
-  local results = table.pack(pcall(fn, ...))
-  if results[1] then
-    return table.unpack(results, 1, results.n)
-  end
-  return false, handler(results[2])
-end
-
-local function bounded_setmetatable(t, mt)
-  if type(mt) == "table" and rawget(mt, "__gc") ~= nil then
-    error("a finalizer cannot be bounded: not here", 2)
-  end
-  return setmetatable(t, mt)
-end
-
-local function forbidden(what)
-  return function()
-    error(what .. " would stop the daemon", 2)
-  end
-end
-
-local function environment(session)
-  local env = {
-    help = function()
-      session.print(HELP)
-    end,
-    print = function(...)
-      local texts = table.pack(...)
-      for i = 1, texts.n do
-        texts[i] = tostring(texts[i])
-      end
-      session.print(table.concat(texts, "\t"))
-    end,
-    show = show.show,
-    json = json,
-    async = async,
-    sleep = function(seconds)
-      async.sleep((seconds or 0) * 1000)
-    end,
-    state = {
-      get = function(key)
-        local entry = must(require("sym.store").get(key))
-        return entry and plain(entry)
-      end,
-      list = function(prefix, opts)
-        opts = opts or {}
-        local list, after, more = json.array(), opts.after, true
-        while more and #list < (opts.limit or math.huge) do
-          local page
-          page, more = must(require("sym.store").list(prefix or "",
-            { after = after, limit = opts.limit and opts.limit - #list }))
-          for _, entry in ipairs(page) do
-            list[#list + 1], after = plain(entry), entry.key
-          end
-        end
-        return list
-      end,
-    },
-    raft = {
-      status = function()
-        return must(require("sym.raft").status())
-      end,
-    },
-    members = function()
-      return must(require("symphony.cluster.members").list())
-    end,
-    kv = kv_functions(session),
-    xpcall = bounded_xpcall,
-    setmetatable = bounded_setmetatable,
-    os = setmetatable({ exit = forbidden "os.exit", execute = forbidden "os.execute" }, { __index = os }),
-    io = setmetatable({ read = forbidden "io.read", popen = forbidden "io.popen" }, { __index = io }),
-  }
-  return setmetatable(env, { __index = _G })
+local function handler(v)
+  if v == EXIT or (errors.is(v) and v.trace) then return v end
+  local text = type(v) == "string" and v or errors.is(v) and ("%s (%s)"):format(v.message, v.code)
+    or ("(the error is a %s)"):format(type(v))
+  local trace = traceback(text)
+  local err = errors.is(v) and v or { code = "error" }
+  return { code = err.code, message = text, hint = err.hint, trace = trace }
 end
 
 --- A session; where it prints is said at every eval.
 function M.new()
-  local session = {}
-  session.env = environment(session)
+  local session = { EXIT = EXIT }
+  session.env = env.new(session, handler)
   return session
 end
 
 --- The function of @code: as an expression, else as statements. nil, err; nil, err, true if the code is not finished.
-local function compile(code, name, env)
-  local fn = load("return " .. code, name, "t", env)
+function M.compile(session, code, name)
+  local fn = load("return " .. code, name, "t", session.env)
   if fn then
     return fn
   end
   local err
-  fn, err = load(code, name, "t", env)
+  fn, err = load(code, name, "t", session.env)
   if fn then
     return fn
   end
   return nil, errors.new("syntax", err), err:match("<eof>$") ~= nil
 end
 
--- The traceback without what is below the user's code.
-local function handler(v)
-  local text = type(v) == "string" and v or errors.is(v) and ("%s (%s)"):format(v.message, v.code)
-    or ("(the error is a %s)"):format(type(v))
-  local trace = debug.traceback(text, 2):gsub("\n%s*%[C%]: in function 'sym%.sys%.guarded'.*", "")
-  local err = errors.is(v) and v or { code = "error" }
-  return { code = err.code, message = text, hint = err.hint, trace = trace }
+local function nowhere() end
+
+-- The values as text, or what was raised on the way. The code may have made them large, and JSON has no room for all.
+local function render(results, opts)
+  local done = table.pack(sys.guarded(handler, function()
+    if not opts.json then return show.show_all(results, opts.color) end
+    local json = require "symphony.json"
+    if results.n <= 1 then return json.encode(results[1]) .. "\n" end
+    local list = {}
+    for i = 1, results.n do
+      list[i] = results[i] == nil and json.null or results[i]
+    end
+    return json.encode(list) .. "\n"
+  end))
+  if not done[1] then return nil, errors.new(done[2].code, done[2].message) end
+  return done[2]
 end
 
---- Runs @code in @session; @opts: name of the chunk, args for its `...`, print(text) and note(text), for one line
---- without its end; a note is not part of what the code prints. Must be in a task. Returns
---- {n =, values...}; or nil, {code, message, trace}; or nil, err, true if more input could complete the code.
-function M.eval(session, code, opts)
-  session.print, session.note = opts.print, opts.note or opts.print
-  local fn, err, more = compile(code, opts.name or "=lua", session.env)
-  if not fn then
-    return nil, err, more
-  end
+--- Runs a function of M.compile; @opts: args for its `...`; out(text) and err(text), for what it prints, and
+--- note(line), for what is not part of that, all of which may wait; json, color: how the values are shown. In a task.
+--- Returns {n =, values..., text = the values as text, nil if there are none} or {exit = status}; or nil, {code,
+--- message, trace}.
+function M.run(session, fn, opts)
+  session.out, session.err, session.note, session.exit = opts.out, opts.err or opts.out, opts.note or nowhere, nil
   local results = table.pack(sys.guarded(handler, fn, table.unpack(opts.args or {})))
-  if not results[1] then
+  session.out, session.err, session.note = nowhere, nowhere, nowhere
+  if session.exit then
+    return { n = 0, exit = session.exit }
+  elseif not results[1] then
     return nil, results[2]
   end
   if results.n > 1 then
     session.env._ = results[2]
   end
-  return table.move(results, 2, results.n, 1, { n = results.n - 1 })
+  results = table.move(results, 2, results.n, 1, { n = results.n - 1 })
+  if results.n > 0 or opts.json then
+    async.sleep(0) -- in a turn of its own: the code may have used up this one
+    local text, err = render(results, opts)
+    if not text then return nil, err end
+    results.text = text
+  end
+  return results
 end
 
 return M

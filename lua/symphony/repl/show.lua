@@ -5,12 +5,18 @@ local M = {}
 local DEPTH = 8
 local ITEMS = 200
 local SIZE = 256 * 1024
+local STRING = 64 * 1024 -- of one string, in bytes
+local SORTED = 10000     -- keys that are sorted; of more, those that come first are shown
 
 local keywords = {}
 for word in ([[and break do else elseif end false for function goto if in local nil not or repeat return then true until
   while]]):gmatch("%a+") do
   keywords[word] = true
 end
+M.keywords = keywords
+
+local RESET = "\27[0m"
+local COLORS = { string = "\27[32m", number = "\27[36m", word = "\27[33m", note = "\27[90m" }
 
 --- @s as a Lua string literal in one line, UTF-8 kept.
 function M.quote(s)
@@ -27,32 +33,40 @@ end
 
 local order = { number = 1, string = 2, boolean = 3 }
 
+-- A name for what has no text of its own.
+local function name(v)
+  return ("%s: %p"):format(type(v), v)
+end
+
 -- Numbers, then strings, each in their order, then the rest as it comes.
 local function before(a, b)
   local ta, tb = type(a), type(b)
   if ta == tb and (ta == "number" or ta == "string") then
     return a < b
-  elseif ta == tb then
-    return tostring(order[ta] and a or ta) < tostring(order[tb] and b or tb)
+  elseif ta == "boolean" and tb == "boolean" then
+    return not a and b
+  elseif (order[ta] or 4) ~= (order[tb] or 4) then
+    return (order[ta] or 4) < (order[tb] or 4)
   end
-  return (order[ta] or 4) < (order[tb] or 4)
+  return name(a) < name(b)
 end
 
 local Printer = {}
 Printer.__index = Printer
 
-function Printer:put(text)
+function Printer:put(text, style)
   self.size = self.size + #text
-  self.out[#self.out + 1] = text
+  self.out[#self.out + 1] = style and self.color and COLORS[style] .. text .. RESET or text
 end
 
-local function name(v)
-  -- tostring without __tostring and __name
-  local mt = debug.getmetatable(v)
-  if mt == nil or type(v) == "string" then
-    return tostring(v)
+function Printer:string(s)
+  local more = #s - STRING
+  if more <= 0 then
+    return self:put(M.quote(s), "string")
   end
-  return ("%s: %p"):format(type(v), v)
+  local cut = utf8.offset(s, 0, STRING + 1) or STRING + 1
+  self:put(M.quote(s:sub(1, cut - 1)), "string")
+  self:put((" --[[ and %d more bytes ]]"):format(#s - cut + 1), "note")
 end
 
 function Printer:key(k)
@@ -67,18 +81,21 @@ end
 
 function Printer:items(t, depth)
   local n = rawlen(t)
-  local keys = {}
+  local keys, others = {}, 0
   for k in next, t do
     if not (math.type(k) == "integer" and k >= 1 and k <= n) then
-      keys[#keys + 1] = k
+      others = others + 1
+      if others <= SORTED then keys[others] = k end
     end
   end
   table.sort(keys, before)
   local pad = ("  "):rep(depth + 1)
-  local lines = n + #keys
+  local lines = n + others
   for i = 1, math.min(lines, ITEMS) do
     if self.size > SIZE then
-      return self:put(pad .. "-- and so on: too much to show\n")
+      self:put(pad)
+      self:put("-- and so on: too much to show", "note")
+      return self:put("\n")
     end
     self:put(pad)
     local k = i <= n and i or keys[i - n]
@@ -89,20 +106,28 @@ function Printer:items(t, depth)
     self:put(",\n")
   end
   if lines > ITEMS then
-    self:put(("%s-- and %d more\n"):format(pad, lines - ITEMS))
+    self:put(pad)
+    self:put(("-- and %d more"):format(lines - ITEMS), "note")
+    self:put("\n")
   end
+end
+
+local function number(v)
+  return math.type(v) == "integer" and tostring(v) or (("%.17g"):format(v):gsub("^(-?%d+)$", "%1.0"))
 end
 
 function Printer:value(v, depth)
   local kind = type(v)
   if kind == "string" then
-    self:put(M.quote(v))
+    self:string(v)
   elseif kind == "number" then
-    self:put(math.type(v) == "integer" and tostring(v) or ("%.17g"):format(v):gsub("^(-?%d+)$", "%1.0"))
+    self:put(number(v), "number")
+  elseif kind == "nil" or kind == "boolean" then
+    self:put(tostring(v), "word")
   elseif kind ~= "table" then
-    self:put(kind == "nil" and "nil" or kind == "boolean" and tostring(v) or "<" .. name(v) .. ">")
+    self:put("<" .. name(v) .. ">", "note")
   elseif self.inside[v] then
-    self:put("<cycle>")
+    self:put("<cycle>", "note")
   elseif next(v) == nil then
     self:put("{}")
   elseif depth >= DEPTH then
@@ -116,10 +141,25 @@ function Printer:value(v, depth)
   end
 end
 
---- @v as text.
-function M.show(v)
-  local printer = setmetatable({ out = {}, size = 0, inside = {} }, Printer)
+--- @v as text, in colours if @color.
+function M.show(v, color)
+  local printer = setmetatable({ out = {}, size = 0, inside = {}, color = color }, Printer)
   printer:value(v, 0)
+  return table.concat(printer.out)
+end
+
+--- The values of @results, {n =, ...}, one below the other.
+function M.show_all(results, color)
+  local printer = setmetatable({ out = {}, size = 0, inside = {}, color = color }, Printer)
+  for i = 1, results.n do
+    if i > ITEMS or printer.size > SIZE then
+      printer:put(("-- and %d more values"):format(results.n - i + 1), "note")
+      printer:put("\n")
+      break
+    end
+    printer:value(results[i], 0)
+    printer:put("\n")
+  end
   return table.concat(printer.out)
 end
 

@@ -1,0 +1,153 @@
+--- Documentation from comments. An entry is a block of lines that begin with three dashes, the first of which is what
+--- is called: "kv.get(key) -> entry"; or "# kv: what it is", which heads those that follow. Lines that are indented by
+--- two spaces or more are examples; behind "-->" stands what they print.
+local show = require "symphony.repl.show"
+
+local M = {}
+
+--- The modules whose comments docs/lua.md shows and help() knows: of the prompt, which the overview shows, and of what
+--- runs elsewhere.
+M.PROMPT = { "symphony.repl.env", "symphony.repl.env_keys", "symphony.repl.env_cluster", "symphony.repl.env_std" }
+M.ELSEWHERE = { "symphony.policy.reference" }
+
+local SIZE_MAX = 1 << 20
+
+local function read(path)
+  return (require("sym.sys").read_file(path, SIZE_MAX))
+end
+
+local function entry_of(block)
+  local first = block[1]
+  local entry = { text = table.concat(block, "\n", 2) }
+  local heading, title = first:match("^# ([%w_.]+): (.*)$")
+  if heading then
+    entry.name, entry.title = heading, title
+    return entry
+  end
+  local name = first:match("^([%a_][%w_.:]*)%(.*%)")
+  if not name then return nil end
+  entry.name, entry.signature = name, first
+  return entry
+end
+
+--- The entries of a module's @source: a list of {name, text} with signature (a function) or title (what heads others).
+function M.parse(source)
+  local list, block = {}, nil
+  for line in (source .. "\n"):gmatch("([^\n]*)\n") do
+    local text = line:match("^%s*%-%-%- ?(.*)$")
+    if text then
+      block = block or {}
+      block[#block + 1] = text
+    elseif block then
+      list[#list + 1] = entry_of(block)
+      block = nil
+    end
+  end
+  return list
+end
+
+--- The lines of an entry's examples: {code, prints = what stands behind "-->" or nil}.
+function M.examples(entry)
+  local list = {}
+  for line in (entry.text .. "\n"):gmatch("([^\n]*)\n") do
+    local code = line:match("^  +(.*)$")
+    if code then
+      local before, prints = code:match("^(.-)%s*%-%->%s*(.*)$")
+      list[#list + 1] = { code = before or code, prints = prints }
+    end
+  end
+  return list
+end
+
+--- The entries of these modules, in their order.
+function M.of(modules)
+  local list = {}
+  for _, name in ipairs(modules) do
+    local path = package.searchpath(name, package.path)
+    local source = path and read(path)
+    for _, entry in ipairs(source and M.parse(source) or {}) do list[#list + 1] = entry end
+  end
+  return list
+end
+
+--- The comment right above the definition of a function written in Lua; nil if there is none, or no file to read.
+function M.comment(fn)
+  local info = debug.getinfo(fn, "S")
+  local path = info.source:match("^@(.*)$")
+  local source = path and path:find("%.lua$") and read(path)
+  if not source then return nil end
+  local lines, n = {}, 0
+  for line in source:gmatch("([^\n]*)\n") do
+    n = n + 1
+    if n > info.linedefined then break end
+    lines[n] = line
+  end
+  local comment = {}
+  for i = info.linedefined - 1, 1, -1 do
+    local text = lines[i] and lines[i]:match("^%s*%-%-+ ?(.*)$")
+    if not text then break end
+    table.insert(comment, 1, text)
+  end
+  local head = (lines[info.linedefined] or ""):match("^%s*(.-)%s*$")
+  return #comment > 0 and head .. "\n" .. table.concat(comment, "\n") or nil
+end
+
+local function sentence(text)
+  return (text:gsub("\n", " "):match("^(.-[.:;])%s") or text:gsub("\n", " ")):gsub("[:;]$", ".")
+end
+
+local function overview(list)
+  local out = { "The code runs in the daemon; what waits looks like a plain call. help(x) tells more of x." }
+  for _, entry in ipairs(list) do
+    if entry.title then
+      out[#out + 1] = ("\n%s: %s"):format(entry.name, entry.title)
+    else
+      out[#out + 1] = ("  %-36s %s"):format(entry.signature:gsub("%s*%->.*", ""), sentence(entry.text))
+    end
+  end
+  out[#out + 1] = "\n_ is the last value. A line that is not finished asks for more."
+  out[#out + 1] = "Ctrl-C stops what runs, Ctrl-D ends."
+  return table.concat(out, "\n")
+end
+
+local function described(entry, list)
+  local out = { entry.signature or ("%s: %s"):format(entry.name, entry.title) }
+  if entry.text ~= "" then out[2] = entry.text end
+  if entry.title then
+    for _, other in ipairs(list) do
+      if other.signature and other.name:find(entry.name .. ".", 1, true) == 1 then
+        out[#out + 1] = ("  %-36s %s"):format(other.signature, sentence(other.text))
+      end
+    end
+  end
+  return table.concat(out, "\n")
+end
+
+--- What there is to say of @v, a value or a name: text. @lookup(name) gives the value that the name has here. Without
+--- @v (nil) an overview.
+function M.help(v, lookup)
+  local list = M.of(M.PROMPT)
+  if v == nil then return overview(list) end
+  for _, entry in ipairs(M.of(M.ELSEWHERE)) do list[#list + 1] = entry end
+  for _, entry in ipairs(list) do
+    if entry.name == v or (type(v) ~= "string" and lookup(entry.name) == v) then return described(entry, list) end
+  end
+  if type(v) == "string" and lookup(v) ~= nil then v = lookup(v) end
+  if type(v) == "function" then
+    local comment = M.comment(v)
+    return comment or debug.getinfo(v, "S").what == "C" and "A function in C; Lua's own are in its manual."
+      or "There is no comment at its definition."
+  elseif type(v) == "table" then
+    local names = {}
+    for key, value in next, v do
+      if type(key) == "string" and type(value) == "function" then names[#names + 1] = key end
+    end
+    table.sort(names)
+    return #names > 0 and "A table with the functions " .. table.concat(names, ", ") or "A table: name it to see it."
+  elseif type(v) == "string" then
+    return ("Nothing here is called %s."):format(show.quote(v:sub(1, 80)))
+  end
+  return "A " .. type(v) .. "."
+end
+
+return M

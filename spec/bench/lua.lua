@@ -1,0 +1,73 @@
+-- The phase "lua" of the benchmark: what a command and a piece of Lua take as whole processes, beside what Redis takes.
+-- @b: what run.lua shares (opt, symphony, row, spawn, stop, wait_until, free_port).
+local uv = require "luv"
+
+local SAMPLES = 50 -- in each run
+local WARM = 5     -- before them: pages of programs and libraries are read, modules of the daemon loaded
+
+-- Runs a program to its end: milliseconds. Raises unless it ends well.
+local function timed(argv)
+  local began, took = uv.hrtime(), nil
+  local handle, err
+  handle, err = uv.spawn(argv[1], { args = table.move(argv, 2, #argv, 1, {}), stdio = { nil, nil, 2 } },
+    function(code, signal)
+      took = (uv.hrtime() - began) / 1e6
+      handle:close()
+      err = (code ~= 0 or signal ~= 0) and ("%s ended with %d, signal %d"):format(argv[1], code, signal) or nil
+    end)
+  if not handle then error(argv[1] .. ": " .. tostring(err)) end
+  while not took do uv.run("once") end
+  uv.run("nowait") -- the handle is closed
+  if err then error(err) end
+  return took
+end
+
+local function path_of(program)
+  for folder in (os.getenv("PATH") or ""):gmatch("[^:]+") do
+    local path = folder .. "/" .. program
+    if uv.fs_access(path, "X") then return path end
+  end
+  error(program .. " is not installed")
+end
+
+return function(b)
+  local symphony = b.symphony
+
+  local function redis()
+    local port = b.free_port()
+    local dir = symphony.members[1].dir .. ".redis"
+    assert(uv.fs_mkdir(dir, 448))
+    local pid = b.spawn(("%s --port %d --bind 127.0.0.1 --save '' --appendonly no --dir %s"):format(
+      path_of "redis-server", port, dir), dir .. "/log")
+    local ping = { path_of "redis-cli", "-h", "127.0.0.1", "-p", tostring(port), "ping" }
+    b.wait_until("redis", 10, function() return (pcall(timed, ping)) end)
+    return pid, ping
+  end
+
+  if #symphony.members ~= 3 then
+    b.clear(symphony)
+    symphony.start(3)
+  end
+  symphony.cli(1, "kv put bench value")
+  local leader = symphony.members[symphony.leader()]
+  local client = { b.opt.bin .. "/symphony", "--socket", leader.dir .. "/control.sock" }
+  local function command(...)
+    local argv = table.move(client, 1, #client, 1, {})
+    return table.move({ ... }, 1, select("#", ...), #argv + 1, argv)
+  end
+  local server, ping = redis()
+  local what = {
+    { name = "symphony lua -e 'return 1', whole process", argv = command("lua", "-e", "return 1"), aim = "under 15" },
+    { name = "symphony kv get, whole process", argv = command("kv", "get", "bench"), aim = "under 15" },
+    { name = "redis-cli ping, whole process", argv = ping },
+  }
+  for _, each in ipairs(what) do
+    each.times = {}
+    for _ = 1, WARM do timed(each.argv) end
+  end
+  for _ = 1, b.opt.runs * SAMPLES do
+    for _, each in ipairs(what) do table.insert(each.times, timed(each.argv)) end
+  end
+  b.stop(server)
+  for _, each in ipairs(what) do b.row(each.name, "ms", each.times, nil, nil, each.aim) end
+end

@@ -1,0 +1,138 @@
+-- docs/lua.md is what the comments say, has an entry for every function, and its examples give what they say.
+local cluster = require "spec.support.cluster"
+local json = require "spec.support.json"
+local proc = require "spec.support.proc"
+require "spec.unit.fake"
+
+local docs = require "symphony.repl.docs"
+local PROMPT, POLICY = docs.PROMPT, { "symphony.policy.reference" }
+
+local function by_name(modules)
+  local found = {}
+  for _, entry in ipairs(docs.of(modules)) do
+    assert.is_nil(found[entry.name], "twice: " .. entry.name)
+    found[entry.name] = entry
+  end
+  return found
+end
+
+describe("docs/lua.md", function()
+  it("is what the comments in the modules say", function()
+    local result = proc.run { "scripts/lua-docs", "--check" }
+    assert.equal(0, result.code, result.err)
+    local text = assert(proc.read_file("docs/lua.md"))
+    for _, modules in ipairs { docs.PROMPT, docs.ELSEWHERE } do
+      for name, entry in pairs(by_name(modules)) do
+        assert.truthy(entry.title or entry.text ~= "", name .. " has no text")
+        assert.truthy(text:find("`" .. (entry.signature or name), 1, true) or text:find("## " .. name, 1, true), name)
+      end
+    end
+  end)
+
+  it("has an entry for every function at the prompt, and no other", function()
+    local env = require("symphony.repl.env").new({}, function(err) return err end)
+    local entries = by_name(PROMPT)
+    local aliases, count = {}, 0
+    for name, entry in pairs(entries) do
+      local v = env
+      for word in name:gmatch("[^.]+") do v = rawget(v, word) end
+      if entry.signature then
+        assert.is_function(v, name .. " is described, and not there")
+        aliases[v] = name
+      elseif name ~= "prompt" then
+        assert.is_table(v, name)
+      end
+    end
+    local function check(t, lua, above)
+      for name, v in next, t do
+        local own = lua == nil or lua[name] == nil
+        if type(v) == "function" and own then
+          count = count + 1
+          assert.truthy(aliases[v], above .. name .. " has no entry")
+        elseif type(v) == "table" and v ~= env then
+          assert.truthy(not own or entries[above .. name], above .. name .. " has no entry")
+          check(v, not own and lua[name] or nil, above .. name .. ".")
+        end
+      end
+    end
+    check(env, _G, "")
+    assert.is_true(count > 20, count)
+  end)
+
+  it("has examples for the prompt that give what they say", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    t:wait_voters(1, m)
+    cluster.wait_for("the node to be ready", 10, function()
+      local row = m:json("node", "ls")[1]
+      return row.status == "ready", row
+    end)
+    local session, count = "new", 0
+    local function run(code)
+      local answer = m:http("POST", "/v1/lua", json.encode { code = code, session = session })
+      local seen = { out = "", result = "" }
+      for line in answer.body:gmatch("[^\n]+") do
+        local message = json.decode(line)
+        for name, value in pairs(message or {}) do
+          seen[name] = (name == "out" or name == "result") and seen[name] .. value or value
+        end
+      end
+      session = seen.session or session
+      return seen
+    end
+    for _, entry in ipairs(docs.of(PROMPT)) do
+      for _, example in ipairs(docs.examples(entry)) do
+        local seen = run(example.code)
+        assert.equal(0, seen.exit, example.code .. ": " .. json.encode(seen))
+        if example.prints then assert.equal(example.prints .. "\n", seen.result, example.code) end
+        count = count + 1
+      end
+    end
+    assert.is_true(count > 30, count)
+  end))
+
+  local env_c = proc.read_file("src/sandbox/env.c")
+  if not env_c then return end -- this part is not there yet
+
+  it("has an entry for every function of a policy, and no other", function()
+    local there = {}
+    for name in env_c:match("static const luaL_Reg functions%[%] = (%b{})"):gmatch('{"([%l_]+)"') do
+      there[name] = true
+    end
+    for name in env_c:match("} commands%[%] = (%b{})"):gmatch('{"([%l_]+)", "[%l.]+", {') do
+      there[name] = true
+    end
+    assert.is_true(there.refuse and there.kv_put)
+    for name in pairs(there) do assert.truthy(by_name(POLICY)[name], name .. " has no entry") end
+    for name, entry in pairs(by_name(POLICY)) do
+      assert.truthy(entry.title or there[name], name .. " is described, and not there")
+    end
+  end)
+
+  it("has examples of policies that give what they say", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local count = 0
+    local function test(text)
+      local path = t.root .. "/policy.lua"
+      proc.write_file(path, text)
+      local result = m:cli("policy", "test", path)
+      assert.equal(0, result.code, text .. "\n" .. result.out .. result.err)
+      count = count + 1
+    end
+    for _, entry in ipairs(docs.of(POLICY)) do
+      local lines = {}
+      for i, example in ipairs(docs.examples(entry)) do
+        local code, prints = example.code, example.prints
+        lines[i] = prints and ("if (%s) ~= (%s) then return refuse(%q) end"):format(code, prints, code) or code
+      end
+      if entry.title and #lines > 0 then
+        test(table.concat(lines, "\n"))
+      elseif #lines > 0 then
+        test(([[return { summary = "an example", hooks = { ["admit.change"] = function() %s end },
+          selftest = { { name = "as it says", hook = "admit.change", expect = {},
+            input = { kind = "kv", key = "k", action = "put", new = "v" },
+            state = { ["/kv/team/a"] = "1", ["/kv/team/b"] = "2" } } } }]]):format(table.concat(lines, "\n")))
+      end
+    end
+    assert.is_true(count > 10, count)
+  end))
+end)

@@ -1,0 +1,3 @@
+/* string.find, match, gmatch and gsub in guarded code, beside Lua's own: the same of every pattern. */
+#define PROPERTY "lua_pattern.lua"
+#include "fuzz_lua.h"
