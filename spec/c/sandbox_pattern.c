@@ -1,6 +1,7 @@
 /* The pattern functions of policies say what Lua's own say, and stop where those would not. */
 #include "sandbox_support.h"
 
+#include "sandbox/box.h"
 #include "sandbox/pattern.h"
 
 #include <lauxlib.h>
@@ -12,7 +13,7 @@ static int do_lua(lua_State *L)
     const char *code = lua_touserdata(L, 1);
     lua_settop(L, 0);
     lua_newtable(L);
-    pattern_open(L);
+    pattern_open(L, box_charge);
     lua_setglobal(L, "own");
     if (luaL_loadstring(L, code) != LUA_OK) {
         return lua_error(L);

@@ -3,6 +3,7 @@
  * none at all, have one. In all other code they are Lua's own: their closures cost a call. */
 #include "lua/guard.h"
 #include "lua/vm.h"
+#include "sandbox/pattern.h"
 
 #include <string.h>
 
@@ -45,11 +46,20 @@ static int bounded_rep(lua_State *L)
     return original(L);
 }
 
-static int run(lua_State *L, lua_CFunction bounded)
+/* An iterator of gmatch may go on outside of guarded code. */
+static void charge(lua_State *L, uint64_t steps)
+{
+    (void)steps;
+    if (guard_on(L)) {
+        guard_check(L);
+    }
+}
+
+static int run(lua_State *L, int (*bounded)(lua_State *L, pattern_charge *charge))
 {
     if (guard_on(L)) {
         guard_check(L);
-        return bounded(L);
+        return bounded(L, charge);
     }
     return original(L);
 }

@@ -36,10 +36,4 @@ int guard_resume(lua_State *L);
 /* Puts the bounded functions in the place of Lua's own, for all of the state. */
 void bounded_open(lua_State *L);
 
-/* string.find, match, gmatch and gsub that call guard_check. */
-int pattern_find(lua_State *L);
-int pattern_match(lua_State *L);
-int pattern_gmatch(lua_State *L);
-int pattern_gsub(lua_State *L);
-
 #endif

@@ -600,7 +600,7 @@ static void open_string(lua_State *L)
     lua_newtable(L);
     copy(L, -2, names);
     wrap_all(L, -2, charged, l_charged);
-    pattern_open(L);
+    pattern_open(L, box_charge);
     wrap(L, -2, "format", l_format);
     set_function(L, "rep", l_rep);
     lua_remove(L, -2);

@@ -1,9 +1,9 @@
 #include "sandbox/pattern.h"
 
-#include "sandbox/box.h"
-
 #include <ctype.h>
 #include <lauxlib.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <string.h>
 
 enum { CAPTURES_MAX = 32, DEPTH_MAX = 200, PORTION = 256 };
@@ -13,6 +13,7 @@ typedef unsigned char byte;
 
 struct match {
     lua_State *L;
+    pattern_charge *charge;
     const byte *text, *text_end, *pattern_end;
     uint64_t steps; /* not charged yet */
     int depth, n;   /* recursions left; captures */
@@ -27,7 +28,7 @@ static void step(struct match *m)
     if (++m->steps >= PORTION) {
         uint64_t steps = m->steps;
         m->steps = 0;
-        box_charge(m->L, steps);
+        m->charge(m->L, steps);
     }
 }
 
@@ -369,9 +370,11 @@ static int push_captures(struct match *m, const byte *s, const byte *end)
 
 /* --- the functions --- */
 
-static struct match begin(lua_State *L, const char *text, size_t n, const char *pattern, size_t n_pattern)
+static struct match begin(
+    lua_State *L, pattern_charge *charge, const char *text, size_t n, const char *pattern, size_t n_pattern)
 {
-    struct match m = {.L = L, .text = (const byte *)text, .text_end = (const byte *)text + n};
+    struct match m = {
+        .L = L, .charge = charge, .text = (const byte *)text, .text_end = (const byte *)text + n};
     m.pattern_end = (const byte *)pattern + n_pattern;
     return m;
 }
@@ -386,9 +389,10 @@ static size_t offset(lua_State *L, int idx, size_t n)
     return i == 0 || i < -(lua_Integer)n ? 0 : n - (size_t)-i;
 }
 
-static int find_plain(lua_State *L, const char *text, size_t n, size_t from, const char *what, size_t n_what)
+static int find_plain(lua_State *L, pattern_charge *charge, const char *text, size_t n, size_t from,
+    const char *what, size_t n_what)
 {
-    box_charge(L, (n - from) / 16);
+    charge(L, (n - from) / 16);
     const char *at = n_what == 0 ? text + from : memmem(text + from, n - from, what, n_what);
     if (at == NULL) {
         lua_pushnil(L);
@@ -399,7 +403,7 @@ static int find_plain(lua_State *L, const char *text, size_t n, size_t from, con
     return 2;
 }
 
-static int find_or_match(lua_State *L, bool find)
+static int find_or_match(lua_State *L, pattern_charge *charge, bool find)
 {
     size_t n, n_pattern;
     const char *text = luaL_checklstring(L, 1, &n);
@@ -410,11 +414,11 @@ static int find_or_match(lua_State *L, bool find)
         return 1;
     }
     if (find && (lua_toboolean(L, 4) || strcspn(pattern, "^$*+?.([%-") == n_pattern)) {
-        return find_plain(L, text, n, from, pattern, n_pattern);
+        return find_plain(L, charge, text, n, from, pattern, n_pattern);
     }
     bool anchored = *pattern == '^';
     const byte *p = (const byte *)pattern + (anchored ? 1 : 0);
-    struct match m = begin(L, text, n, pattern, n_pattern);
+    struct match m = begin(L, charge, text, n, pattern, n_pattern);
     for (const byte *s = m.text + from; s <= m.text_end; s++) {
         const byte *end = match_at(&m, s, p);
         if (end != NULL && find) {
@@ -433,25 +437,34 @@ static int find_or_match(lua_State *L, bool find)
     return 1;
 }
 
-/* find(s, pattern[, init[, plain]]) */
-static int l_find(lua_State *L)
+int pattern_find(lua_State *L, pattern_charge *charge)
 {
-    return find_or_match(L, true);
+    return find_or_match(L, charge, true);
 }
 
-/* match(s, pattern[, init]) */
-static int l_match(lua_State *L)
+int pattern_match(lua_State *L, pattern_charge *charge)
 {
-    return find_or_match(L, false);
+    return find_or_match(L, charge, false);
 }
 
-/* Upvalues: text, pattern, where to go on, where the last match ended (-1: none). */
+static void push_charge(lua_State *L, pattern_charge *charge)
+{
+    lua_pushlightuserdata(L, (void *)(uintptr_t)charge);
+}
+
+static pattern_charge *charge_at(lua_State *L, int upvalue)
+{
+    return (pattern_charge *)(uintptr_t)lua_touserdata(L, lua_upvalueindex(upvalue));
+}
+
+/* Upvalues: text, pattern, where to go on, where the last match ended (-1: none), charge. */
 static int next_match(lua_State *L)
 {
     size_t n, n_pattern;
     const char *text = lua_tolstring(L, lua_upvalueindex(1), &n);
     const char *pattern = lua_tolstring(L, lua_upvalueindex(2), &n_pattern);
-    struct match m = begin(L, text, n, pattern, n_pattern);
+    pattern_charge *charge = charge_at(L, 5);
+    struct match m = begin(L, charge, text, n, pattern, n_pattern);
     lua_Integer last = lua_tointeger(L, lua_upvalueindex(4));
     for (const byte *s = m.text + lua_tointeger(L, lua_upvalueindex(3)); s <= m.text_end; s++) {
         const byte *end = match_at(&m, s, (const byte *)pattern);
@@ -468,8 +481,7 @@ static int next_match(lua_State *L)
     return 0;
 }
 
-/* gmatch(s, pattern[, init]) */
-static int l_gmatch(lua_State *L)
+int pattern_gmatch(lua_State *L, pattern_charge *charge)
 {
     size_t n;
     luaL_checklstring(L, 1, &n);
@@ -478,7 +490,8 @@ static int l_gmatch(lua_State *L)
     lua_settop(L, 2);
     lua_pushinteger(L, (lua_Integer)(from > n ? n + 1 : from));
     lua_pushinteger(L, -1);
-    lua_pushcclosure(L, next_match, 4);
+    push_charge(L, charge);
+    lua_pushcclosure(L, next_match, 5);
     return 1;
 }
 
@@ -536,8 +549,7 @@ static bool add_value(struct match *m, luaL_Buffer *b, const byte *s, const byte
     return true;
 }
 
-/* gsub(s, pattern, text | table | function[, n]) */
-static int l_gsub(lua_State *L)
+int pattern_gsub(lua_State *L, pattern_charge *charge)
 {
     size_t n, n_pattern;
     const char *text = luaL_checklstring(L, 1, &n);
@@ -549,7 +561,7 @@ static int l_gsub(lua_State *L)
     luaL_argexpected(L,
         type == LUA_TNUMBER || type == LUA_TSTRING || type == LUA_TFUNCTION || type == LUA_TTABLE, 3,
         "string/function/table");
-    struct match m = begin(L, text, n, pattern, n_pattern);
+    struct match m = begin(L, charge, text, n, pattern, n_pattern);
     const byte *s = m.text;
     luaL_Buffer b;
     luaL_buffinit(L, &b);
@@ -574,9 +586,30 @@ static int l_gsub(lua_State *L)
     return 2;
 }
 
-void pattern_open(lua_State *L)
+static int l_find(lua_State *L)
+{
+    return pattern_find(L, charge_at(L, 1));
+}
+
+static int l_match(lua_State *L)
+{
+    return pattern_match(L, charge_at(L, 1));
+}
+
+static int l_gmatch(lua_State *L)
+{
+    return pattern_gmatch(L, charge_at(L, 1));
+}
+
+static int l_gsub(lua_State *L)
+{
+    return pattern_gsub(L, charge_at(L, 1));
+}
+
+void pattern_open(lua_State *L, pattern_charge *charge)
 {
     static const luaL_Reg functions[] = {
         {"find", l_find}, {"match", l_match}, {"gmatch", l_gmatch}, {"gsub", l_gsub}, {NULL, NULL}};
-    luaL_setfuncs(L, functions, 0);
+    push_charge(L, charge);
+    luaL_setfuncs(L, functions, 1);
 }
