@@ -49,7 +49,7 @@ _symphony() {
 
   case ${command#help } in
     '' | help) words='manager block token node cert policy events kv txn cluster lua help version' ;;
-    manager) words='init join members status remove leave transfer recover' ;;
+    manager) words='init join members status remove leave transfer recover meet' ;;
     block) words='join leave status' ;;
     token) words='create ls rm rotate' ;;
     node) words='ls inspect update rm pending approve reject' ;;

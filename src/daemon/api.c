@@ -7,6 +7,7 @@
 #include "sandbox/kv_admit.h"
 #include "lua/bind_policy.h"
 #include "sandbox/host.h"
+#include "net/allowance.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -23,7 +24,10 @@ enum {
     SCRATCH_KEEP = 256 << 10,
     HEARTBEAT_MS = 10000,
     IDEMPOTENCY_MAX = 256,
-    USER_KEY_MAX = 1024
+    USER_KEY_MAX = 1024,
+    /* Who is unknown here costs a round of the quorum with each request: as often as of Lua's routes (router.lua). */
+    LOOKS = 100,
+    LOOK_MS = 200
 };
 
 static const uint8_t kv_folder[PREFIX_LEN] = {'/', 'k', 'v', '/'};
@@ -79,6 +83,7 @@ struct api {
     unsigned n_heard;
     TAILQ_HEAD(, call) asking;
     struct buf scratch; /* answers are built here and copied out at once */
+    struct allowance looks;
 };
 
 static void call_release(struct call *c)
@@ -419,25 +424,49 @@ static bool is_client(const struct tls_peer *peer)
     return is_role(peer, "operator") || is_role(peer, "reader");
 }
 
+/* What the state has to say for a certificate to be worth anything: of its key, whose it is. That is there until its
+ * owner is removed, with the owner's node id, or with the role and the name that a client certificate was issued for.
+ */
+struct basis {
+    char key[16 + 2 * SHA256_LEN + 1];
+    char owner[2 * sizeof((struct tls_peer *)NULL)->cert.cn];
+};
+
+static void basis_of(const struct tls_peer *peer, struct basis *out)
+{
+    strcpy(out->key, "/fingerprint/");
+    hex_encode(peer->cert.fingerprint, SHA256_LEN, out->key + strlen(out->key));
+    snprintf(out->owner, sizeof out->owner, "%s%s%s", is_client(peer) ? peer->cert.ou : "",
+        is_client(peer) ? " " : "", peer->cert.cn);
+}
+
+static bool is_node(struct daemon *d, const char *id)
+{
+    char key[8 + sizeof((struct tls_peer *)NULL)->cert.cn];
+    struct kv kv;
+    int n = snprintf(key, sizeof key, "/node/%s", id);
+    return store_get(d->store, key, (size_t)n, &kv) == 0;
+}
+
 /* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A certificate is worth what the state says of its
- * key now: it is there until its owner is removed, with the owner's node id, or with the role and the name that a
- * client certificate was issued for.
+ * key now.
  */
 static int access_of_peer(struct daemon *d, const struct tls_peer *peer)
 {
-    char key[16 + 2 * SHA256_LEN + 1] = "/fingerprint/";
-    char owner[2 * sizeof peer->cert.cn];
+    struct basis basis;
     struct kv kv;
     if (!peer->present || tls_peer_expired(peer) || (!is_role(peer, "manager") && !is_client(peer))) {
         return 0;
     }
-    hex_encode(peer->cert.fingerprint, SHA256_LEN, key + strlen(key));
-    if (store_get(d->store, key, strlen(key), &kv) != 0) {
+    basis_of(peer, &basis);
+    if (store_get(d->store, basis.key, strlen(basis.key), &kv) != 0) {
         return UNSURE; /* this manager may be behind */
     }
-    int n = is_client(peer) ? snprintf(owner, sizeof owner, "%s %s", peer->cert.ou, peer->cert.cn)
-                            : snprintf(owner, sizeof owner, "%s", peer->cert.cn);
-    if ((size_t)n != kv.value.n || memcmp(owner, kv.value.p, kv.value.n) != 0) {
+    if (strlen(basis.owner) != kv.value.n || memcmp(basis.owner, kv.value.p, kv.value.n) != 0) {
+        return 0;
+    }
+    /* Of a node that is out, what stands elsewhere may go a little later. */
+    if (!is_client(peer) && !is_node(d, peer->cert.cn)) {
         return 0;
     }
     return is_role(peer, "reader") ? READ : READ | WRITE;
@@ -566,6 +595,13 @@ static void on_changed(void *arg, int status, const struct txn_result *result)
     if (status == SYM_ECANCELED) {
         /* It may be in the log already, and those who go on have that. */
         status = err_setf(SYM_EUNKNOWN, "this node is stopping; the write may or may not have happened");
+    } else if (status == 0 && result->status == TXN_CONFLICT && c->req->tls && result->failed == 0) {
+        if (!result->repeated || http_req_header(c->req, "idempotency-key") == NULL) {
+            refuse(c->req);
+            return;
+        }
+        status = err_setf(
+            SYM_ECONFLICT, "this request was refused under this Idempotency-Key, for its certificate");
     } else if (status == 0 && result->status == TXN_CONFLICT) {
         status = err_setf(SYM_ECONFLICT, "the key is not as the request expects it");
     } else if (status == 0 && result->status == TXN_UNKNOWN) {
@@ -657,6 +693,16 @@ static int idempotency(struct api *a, struct http_req *req, const char *key, str
     return rv;
 }
 
+/* What this manager judges by may be behind, and the owner be removed while the change is on its way: it is made only
+ * if the state still says the same where it is applied. The first of the compares, and *@basis lives as long as @t. */
+static void rest_on(struct txn *t, const struct tls_peer *peer, struct basis *basis)
+{
+    basis_of(peer, basis);
+    t->cmps[t->n_cmps++] = (struct txn_cmp){.kind = CMP_VALUE,
+        .key = {(const uint8_t *)basis->key, strlen(basis->key)},
+        .value = {(const uint8_t *)basis->owner, strlen(basis->owner)}};
+}
+
 /* The set of policies, what the key held, and all that was read. There is room: a client has one compare. */
 static void bind_to_decision(
     const struct call *c, const struct kv_admitted *admitted, struct txn *t, struct txn_cmp set)
@@ -682,6 +728,7 @@ static int start_change(struct call *c, const struct kv_admitted *admitted)
     struct api *a = c->api;
     struct http_req *req = c->req;
     bool is_put = c->kind == PUT_KEY;
+    struct basis basis;
     struct txn t; /* 11 KiB: only what is used is set */
     memset(&t.id, 0, sizeof t.id);
     t.n_cmps = 0;
@@ -698,12 +745,14 @@ static int start_change(struct call *c, const struct kv_admitted *admitted)
     if (given < 0) {
         return given;
     }
+    if (req->tls) {
+        rest_on(&t, req->peer, &basis);
+    }
     if (given == 1) {
-        t.n_cmps = 1;
-        t.cmps[0].kind = revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION;
-        t.cmps[0].key = t.ops[0].key;
-        t.cmps[0].value = (struct slice){(const uint8_t *)"", 0};
-        t.cmps[0].number = revision;
+        t.cmps[t.n_cmps++] = (struct txn_cmp){.kind = revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION,
+            .key = t.ops[0].key,
+            .value = {(const uint8_t *)"", 0},
+            .number = revision};
     }
     /* The change is decided by nobody, as long as there is no policy that would want to; or else by what it is bound
      * to. */
@@ -1024,6 +1073,12 @@ bool api_handle(struct api *a, struct http_req *req)
         refuse(req);
         return true;
     }
+    bool unsure = (may & UNSURE) != 0;
+    if (unsure && !allowance_take(&a->looks, req->peer->cert.fingerprint, uv_now(d->loop))) {
+        err_setf(SYM_EBUSY, "cannot tell so often whether this peer is a member");
+        fail(req, SYM_EBUSY, "say it again in some seconds");
+        return true;
+    }
     size_t key_len = one ? req->path_len - sizeof kv : 0;
     if (key_len > USER_KEY_MAX) {
         err_setf(SYM_ETOOBIG, "a key of %zu bytes; at most %d fit", key_len, USER_KEY_MAX);
@@ -1047,7 +1102,6 @@ bool api_handle(struct api *a, struct http_req *req)
     c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
-    bool unsure = (may & UNSURE) != 0;
     /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read. */
     /* Nor those that wait for what policies say. */
     req->overlap = one && !unsure && (get || !a->lua_decides);
@@ -1084,6 +1138,8 @@ int api_new(struct daemon *d, struct api **out)
         return err_setf(SYM_ENOMEM, "out of memory");
     }
     a->d = d;
+    a->looks.burst = LOOKS;
+    a->looks.every = LOOK_MS;
     TAILQ_INIT(&a->watches);
     TAILQ_INIT(&a->asking);
     uv_timer_init(d->loop, &a->heartbeat);

@@ -1,6 +1,6 @@
 /* require "sym.node": the node of this daemon, as lua/symphony/cluster starts and stops it.
  *
- * start{node_id, raft_id, raft_address, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
+ * start{node_id, raft_id, raft_address, raft_moves, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
  *     -> {raft_port, remote_port} | nil, err; ports that are not given are the options'; without a raft_id it is a
  *     worker: no raft, no store, and nothing of theirs need be given
  * stop(cb) -> true | nil, err; back to idle: cb(nil) from the loop, also if it was being stopped already
@@ -65,6 +65,7 @@ static int l_start(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     struct node_config cfg = {
         .raft_id = (uint64_t)number(L, "raft_id", 0),
+        .raft_moves = (uint64_t)number(L, "raft_moves", 0),
         .starts = (uint64_t)number(L, "starts", 0),
         .cert = field(L, "cert"),
         .ca = field(L, "ca"),

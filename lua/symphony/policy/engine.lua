@@ -17,6 +17,7 @@
 ---
 --- What fails in a hook of admission refuses (closed); what fails in place.<kind> leaves the placement as it is; a
 --- reaction that fails does nothing. A policy that fails FAILURES times in a row is disabled.
+local answer = require "symphony.policy.answer"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
@@ -35,10 +36,9 @@ M.PREFIX = "/policy/"
 M.FAILURES = 10  -- in a row, of one policy
 M.ROUNDS = 3     -- so often is a decision made again when what it saw has changed
 local MOVES = 20 -- and so often when only the policies have
-local COMPARES_MAX = 192
+local COMPARES_MAX = 188 -- of a txn, without those on which a request rests (cluster/basis.lua)
 local WAIT_MS = 3000  -- for the set to be in the sandbox
 local RETRY_MS = 1000 -- what does not load is tried again
-local READABLE = { "/kv/", "/res/", "/node/", "/status/" }
 local ADMISSION = "^admit%."
 
 -- {revision = the highest of /policy/, count, list = enabled policies in the order in which they run}; of each {name,
@@ -48,6 +48,7 @@ local loaded = {}      -- name -> sha256: what the sandbox holds
 local dirty = true     -- the state may have gone on since
 local syncing = async.mutex()
 local failures = {}    -- name -> {version, n}: in a row, on this manager
+local counts = { allow = 0, refuse = 0, amend = 0, nothing = 0, failed = 0, approve = 0, choose = 0, commands = 0 }
 local watch, task
 local wakeup = async.event()
 
@@ -56,11 +57,6 @@ local function new_refusals() return limiter.new(5, 10, 256) end
 local refusals = new_refusals()
 
 local function sandbox() return require "sym.policy" end
-
-local function nullable(v)
-  if v == json.null then return nil end
-  return v
-end
 
 -- The set -------------------------------------------------------------------------------------------------------------
 
@@ -72,7 +68,7 @@ end
 -- What the state has: a set as above, and the sources by name. Raises.
 local function read_set()
   local rows = assert(state.list_raw(M.PREFIX))
-  local set, sources = { revision = 0, count = #rows, list = {} }, {}
+  local set, sources = { revision = 0, count = #rows, list = {}, off = {} }, {}
   for _, kv in ipairs(rows) do
     set.revision = math.max(set.revision, kv.mod_revision)
     local record = json.decode(kv.value)
@@ -87,6 +83,8 @@ local function read_set()
       entry.own_fault = not ok
       set.list[#set.list + 1] = entry
       sources[entry.name] = record.source
+    elseif type(record) == "table" and record.reason then
+      table.insert(set.off, { name = kv.key:sub(#M.PREFIX + 1), reason = record.reason })
     end
   end
   table.sort(set.list, in_order)
@@ -263,6 +261,21 @@ local function note(name, why)
   if known.n == M.FAILURES then give_up(name, version, known.n, why) end
 end
 
+--- Those that are disabled for a reason, as {name, reason}: from what is known now.
+function M.off()
+  return current and current.off or {}
+end
+
+--- For GET /metrics: {enabled, disabled, failing = how many of them, said = {<what> = how often}}, on this manager.
+function M.figures()
+  local set = current or { list = {}, count = 0 }
+  local failing = 0
+  for _, entry in ipairs(set.list) do
+    if entry.broken or failures[entry.name] then failing = failing + 1 end
+  end
+  return { enabled = #set.list, disabled = set.count - #set.list, failing = failing, said = counts }
+end
+
 --- How often each policy has failed in a row on this manager: name -> count.
 function M.failures()
   local out = {}
@@ -277,26 +290,17 @@ local function failure(name, why)
   return err
 end
 
-local function clean_trace(trace)
-  local out = json.array {}
-  for i, row in ipairs(type(trace) == "table" and trace or {}) do
-    out[i] = { policy = row.policy, said = row.said, decision = nullable(row.decision), error = nullable(row.error),
-      us = row.us, instructions = row.instructions }
-  end
-  return out
-end
-
 -- The sandbox has failed over a policy, which @err may name: what was found out before, as ask() has it.
 local function failed_over(err, names)
   local policy = err.policy or names[1] or "?"
   local prefix = ("policy %s failed: "):format(policy)
   local why = err.message:sub(1, #prefix) == prefix and err.message:sub(#prefix + 1) or err.message
-  local before = err.result and json.decode(err.result)
-  local trace = clean_trace(type(before) == "table" and before.trace)
+  local trace = answer.trace_before(err.result)
   local last = trace[#trace]
   if not (last and last.said == "failed") then
     trace[#trace + 1] = { policy = policy, said = "failed", error = why }
   end
+  counts.failed = counts.failed + 1
   if err.policy then note(policy, why) end -- else the sandbox is to blame
   return { trace = trace, reads = {}, failed = { policy = policy, why = why } }
 end
@@ -307,16 +311,15 @@ local function ask(hook, input, names, must, fake)
   local opts = { only = names, state_json = fake and json.encode(fake) or nil }
   local text, err = async.await(sandbox().call, hook, json.encode(input), opts)
   if not text then return failed_over(err, names) end
-  local got = assert(json.decode(text))
-  local out = { decision = nullable(got.decision), amended = nullable(got.amended), trace = clean_trace(got.trace),
-    reads = nullable(got.reads) or {} }
+  local ok, out = pcall(answer.of_call, text)
+  if not ok then return failed_over(errors.from(out), names) end
   local heard = {}
   for _, row in ipairs(out.trace) do
     heard[row.policy] = true
-    local bad = row.said == "failed" and tostring(row.error) or nil
+    counts[row.said] = counts[row.said] + 1
+    local bad = row.said == "failed" and (row.error or "no reason given") or nil
     note(row.policy, bad)
     if bad and not out.failed then out.failed = { policy = row.policy, why = bad } end
-    if type(row.decision) == "table" and row.decision.approve == true then out.approve = true end
   end
   local over = out.decision and (out.decision.refuse ~= nil or out.decision.choose ~= nil)
   for _, name in ipairs(not over and must or {}) do
@@ -391,28 +394,6 @@ local function amended(hook, input, given)
   return out
 end
 
-local function is_readable(name)
-  for _, prefix in ipairs(READABLE) do
-    if type(name) == "string" and name:sub(1, #prefix) == prefix then return true end
-  end
-  return false
-end
-
-local function is_number(v)
-  return math.type(v) == "integer" and v >= 0
-end
-
--- The compares of one read; it comes from the sandbox. Raises.
-local function compares_of(read)
-  if is_readable(read.key) and is_number(read.revision) then
-    return { read.revision == 0 and { key = read.key, absent = true }
-      or { key = read.key, mod_revision = read.revision } }
-  elseif is_readable(read.prefix) and is_number(read.revision) and is_number(read.count) then
-    return { { prefix = read.prefix, revision = read.revision }, { prefix = read.prefix, count = read.count } }
-  end
-  errors.raise("policy_failed", "the sandbox told of a read that there cannot be")
-end
-
 local function fingerprint(c)
   return ("%s\0%s\0%s"):format(c.key or "\1" .. c.prefix, c.count and "count" or "",
     c.count or c.revision or c.mod_revision or "absent")
@@ -445,7 +426,7 @@ function Admission:decide(hook, input)
   local decision = out.decision or {}
   if decision.refuse ~= nil then error(refusal(out), 0) end
   for _, read in ipairs(out.reads) do
-    for _, c in ipairs(compares_of(read)) do
+    for _, c in ipairs(answer.compares(read)) do
       local text = fingerprint(c)
       if not self.seen[text] then
         self.seen[text] = true
@@ -631,15 +612,11 @@ function M.test(source, cases)
     local code = err.code == "policy_failed" and "invalid" or err.code
     return nil, errors.new(code, "the policy does not load: " .. err.message, err.hint)
   end
-  local got = assert(json.decode(text))
-  local ok, about = pcall(match.check_about, got.about)
-  if not ok then return nil, about end
-  local rows = json.array {}
-  for i, case in ipairs(nullable(got.cases) or {}) do
-    rows[i] = { name = tostring(nullable(case.name) or i), ok = case.ok == true, got = nullable(case.got),
-      want = nullable(case.want), error = nullable(case.error), trace = nullable(case.trace) }
-  end
-  return { about = about, cases = rows }
+  local ok, got = pcall(answer.of_test, text)
+  if not ok then return nil, got end
+  ok, got.about = pcall(match.check_about, got.about)
+  if not ok then return nil, got.about end
+  return got
 end
 
 return M
