@@ -160,7 +160,8 @@ end
 
 local function start(watched, fn, ...)
   n_started = n_started + 1
-  local task = setmetatable({ co = coroutine.create(body), watched = watched }, Task)
+  local task = setmetatable({ co = coroutine.create(body), watched = watched,
+    bound = watched and current and current.bound or nil }, Task)
   resume(task, task, fn, ...)
   return task
 end
@@ -179,6 +180,16 @@ end
 --- The running task, nil outside of tasks.
 function M.current()
   return current and current.co == coroutine.running() and current or nil
+end
+
+--- Keeps @value with the running task, and with those that with_timeout and gather begin for it from now on; bound()
+--- is it, nil where there is none.
+function M.bind(value)
+  current.bound = value
+end
+
+function M.bound()
+  return current and current.bound
 end
 
 --- Cancels the task, wherever it waits; see the top. Nothing if it has ended.

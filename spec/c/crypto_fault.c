@@ -273,6 +273,9 @@ static int conversation(void)
         rv = tls_peer_chain(s.tls, &chain);
     }
     if (rv == 0) {
+        rv = tls_forget_chain(s.tls);
+    }
+    if (rv == 0) {
         rv = tls_close(s.tls, &s.wire);
     }
     buf_free(&chain);

@@ -1,5 +1,6 @@
 #include "crypto_support.h"
 
+#include <malloc.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
@@ -124,6 +125,62 @@ static void mutual(void **state)
     free(text);
     part(&c, &s);
 }
+
+/* A server may let go of what its peer has sent, and the connection goes on. */
+static void forgotten_chain(void **state)
+{
+    (void)state;
+    struct end c, s;
+    struct buf chain = {0};
+    end_open(&c, w.dial);
+    end_open(&s, w.listen);
+    OK(tls_forget_chain(s.tls)); /* there is none yet */
+    shake(&c, &s, SIZE_MAX);
+    are_open(&c, &s);
+    struct cert_info before = tls_peer(s.tls)->cert;
+    OK(tls_forget_chain(s.tls));
+    OK(tls_forget_chain(s.tls));
+    assert_true(tls_peer(s.tls)->present);
+    assert_memory_equal(&tls_peer(s.tls)->cert, &before, sizeof before);
+    assert_false(tls_peer_expired(tls_peer(s.tls)));
+    OK(tls_peer_chain(s.tls, &chain));
+    assert_int_equal(chain.len, 0);
+    say(&c, &s, "hello");
+    say(&s, &c, "hello yourself");
+    OK(tls_close(s.tls, &s.wire));
+    carry(&s, &c, SIZE_MAX);
+    assert_int_equal(c.err, SYM_ECLOSED);
+    part(&c, &s);
+
+    meet(ctx_of(0, NULL, w.ca.pem), ctx_of(TLS_SERVER | TLS_PEER_OPTIONAL, &w.server, w.ca.pem), &c, &s);
+    are_open(&c, &s);
+    OK(tls_forget_chain(s.tls));
+    assert_false(tls_peer(s.tls)->present);
+    say(&c, &s, "let me join");
+    part(&c, &s);
+}
+
+#ifndef __SANITIZE_ADDRESS__ /* it has an allocator of its own */
+static void forgotten_chains_are_freed(void **state)
+{
+    (void)state;
+    enum { MANY = 64 }; /* malloc keeps a few of what was freed as if it were in use */
+    struct end c[MANY], s[MANY];
+    for (int i = 0; i < MANY; i++) {
+        meet(w.dial, w.listen, &c[i], &s[i]);
+        are_open(&c[i], &s[i]);
+    }
+    size_t before = mallinfo2().uordblks;
+    for (int i = 0; i < MANY; i++) {
+        OK(tls_forget_chain(s[i].tls));
+    }
+    size_t after = mallinfo2().uordblks;
+    assert_in_range((before - after) / MANY, 4000, 8000);
+    for (int i = 0; i < MANY; i++) {
+        part(&c[i], &s[i]);
+    }
+}
+#endif
 
 static void nothing_to_resume(void **state)
 {
@@ -715,6 +772,14 @@ static void other_clients(void **state)
 {
     (void)state;
     SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    BIO *pem = BIO_new_mem_buf(w.client.pem, -1);
+    X509 *cert = PEM_read_bio_X509(pem, NULL, NULL, NULL);
+    struct buf key = {0};
+    OK(key_to_pem(w.client.key, &key));
+    BIO *key_pem = BIO_new_mem_buf(buf_data(&key), (int)key.len);
+    EVP_PKEY *pkey = PEM_read_bio_PrivateKey(key_pem, NULL, NULL, NULL);
+    assert_int_equal(SSL_CTX_use_certificate(ctx, cert), 1);
+    assert_int_equal(SSL_CTX_use_PrivateKey(ctx, pkey), 1);
     for (int round = 0; round < 2; round++) {
         struct end s;
         struct tls_ctx *listen = ctx_of(TLS_SERVER | TLS_PEER_OPTIONAL, &w.server, w.ca.pem);
@@ -727,6 +792,9 @@ static void other_clients(void **state)
         SSL_set_connect_state(ssl);
         for (int turn = 0; turn < 8; turn++) {
             char *data;
+            if (turn == 4) {
+                OK(tls_forget_chain(s.tls)); /* which is nothing to what follows */
+            }
             if (turn < 4) {
                 SSL_do_handshake(ssl);
             } else if (round == 1) {
@@ -747,6 +815,7 @@ static void other_clients(void **state)
         if (round == 1) {
             char text[8] = "";
             assert_int_equal(s.plain.len, 4);
+            assert_string_equal(tls_peer(s.tls)->cert.cn, "node2");
             OK(tls_write(s.tls, "answer", 6, &s.wire));
             BIO_write(in, buf_data(&s.wire), (int)s.wire.len);
             assert_int_equal(SSL_read(ssl, text, sizeof text), 6);
@@ -756,6 +825,11 @@ static void other_clients(void **state)
         SSL_free(ssl);
         end_free(&s);
     }
+    X509_free(cert);
+    EVP_PKEY_free(pkey);
+    BIO_free(pem);
+    BIO_free(key_pem);
+    buf_free(&key);
     SSL_CTX_free(ctx);
 }
 
@@ -763,6 +837,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(mutual),
+        cmocka_unit_test(forgotten_chain),
+#ifndef __SANITIZE_ADDRESS__
+        cmocka_unit_test(forgotten_chains_are_freed),
+#endif
         cmocka_unit_test(nothing_to_resume),
         cmocka_unit_test(anonymous_client),
         cmocka_unit_test(wrong_ca),

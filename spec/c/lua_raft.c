@@ -45,7 +45,7 @@ static void not_started(void **state)
         "closed(r.status()) closed(r.stats()) closed(r.snapshot())\n"
         "closed(r.submit({ops = {{put = 'k', value = 'v'}}}, 100, never)) closed(r.read(100, never))\n"
         "closed(r.add(2, 'a:1', never)) closed(r.assign(2, 'voter', never)) closed(r.remove(2, never))\n"
-        "closed(r.transfer(0, never))");
+        "closed(r.transfer(0, never)) closed(r.locate(2, 'a:1', 1))");
 }
 
 static void misuse(void **state)
@@ -57,7 +57,8 @@ static void misuse(void **state)
         "bad(r.submit, {ops = {{put = 'k', value = 'v'}}}, 100) bad(r.read, 'x', cb) bad(r.read, 100)\n"
         "bad(r.add, 0, 'a:1', cb) bad(r.add, 2, nil, cb) bad(r.assign, 2, 'king', cb) bad(r.remove, 'x', "
         "cb)\n"
-        "bad(r.transfer, -1, cb)");
+        "bad(r.transfer, -1, cb) bad(r.locate, 0, 'a:1', 1) bad(r.locate, 2, nil, 1) bad(r.locate, 2, 'a:1') "
+        "bad(r.locate, 2, 'a:1', -1)");
 }
 
 static void calls(void **state)
@@ -94,7 +95,13 @@ static void calls(void **state)
         "expect('conflict'))\n"
         "r.assign(7, 'voter', expect('not_found'))");
     run_until(&cluster, 5000, is_true("done"));
-    run("assert(r.snapshot() == true)\n"
+    run("assert(r.locate(2, '127.0.0.1:1', 1) == true and r.locate(1, '127.0.0.1:2', 1) == true)\n"
+        "assert(r.status().servers[1].address == '127.0.0.1:2')\n"
+        "for id = 1, 2 do\n"
+        "  local ok, err = r.locate(id, ':', 1)\n"
+        "  assert(ok == nil and err.code == 'invalid', tostring(err and err.code))\n"
+        "end\n"
+        "assert(r.snapshot() == true)\n"
         "local s = r.stats()\n"
         "assert(s.submitted == 2 and s.reads == 1 and s.packs >= 2)");
 }

@@ -229,7 +229,12 @@ static void limits(void **state)
             assert_string_equal(http_parser_header(&parser, "a98"), "98");
         }
         http_parser_end(&parser);
+        assert_int_equal(parser.max_headers, 0); /* so much room is not kept */
     }
+    http_parser_begin(&parser, 4096, 100, NULL, 0);
+    assert_int_equal(feed("GET / HTTP/1.1\r\n" HEAD "\r\n", 27, SIZE_MAX, &used), HTTP_PARSE_REQUEST);
+    assert_in_range(parser.max_headers, 1, 8);
+    http_parser_end(&parser);
 
     /* All bodies together. */
     held = 950;

@@ -564,6 +564,14 @@ static void tls_mutual(void **state)
     assert_int_equal(stream_tls_chain(client.s, &chain), 0);
     assert_int_equal(buf_append(&chain, "", 1), 0);
     assert_non_null(strstr(strstr((char *)buf_data(&chain), "BEGIN") + 1, "BEGIN"));
+    buf_clear(&chain);
+    assert_int_equal(stream_tls_chain(server.s, &chain), 0);
+    assert_true(chain.len > 0);
+    buf_clear(&chain);
+    stream_forget_chain(server.s);
+    assert_int_equal(stream_tls_chain(server.s, &chain), 0);
+    assert_int_equal(chain.len, 0);
+    assert_string_equal(stream_tls_peer(server.s)->cert.cn, "client-node");
     buf_free(&chain);
     for (int i = 0; i < 3; i++) {
         size_t before = client.in.len;

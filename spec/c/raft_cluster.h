@@ -35,7 +35,7 @@ struct manager {
     uint64_t id;
     char address[64], raft_dir[256], state_dir[256];
     uint16_t port;
-    uint64_t starts;
+    uint64_t starts, moves;
     struct buf cert;
     struct key *key;
     struct store *store;
@@ -322,6 +322,7 @@ static inline int manager_try_start(struct manager *m)
         .loop = &c->loop,
         .id = m->id,
         .address = m->address,
+        .moves = m->moves,
         .bind_addr = "127.0.0.1",
         .port = m->port,
         .dir = m->raft_dir,

@@ -11,6 +11,7 @@
 #include "base/buf.c"
 #include "raft/frame.c"
 #include "raft/hello.c"
+#include "raft/where.c"
 
 /* What came out of a reader, in order. */
 struct seen {
@@ -435,6 +436,55 @@ static void without_memory(void **state)
     buf_free(&wire);
 }
 
+static void where_they_are(void **state)
+{
+    (void)state;
+    struct buf out = {0};
+    struct wr w = wr_init(&out);
+    struct where where;
+    char longest[WHERE_ADDRESS_MAX + 1];
+
+    memset(longest, 'a', sizeof longest);
+    longest[WHERE_ADDRESS_MAX - 1] = '\0';
+    where_put(&w, 1, UINT64_MAX, longest);
+    where_put(&w, UINT64_MAX, 2, "[::1]:5");
+    assert_false(w.bad);
+    struct rd r = rd_init(buf_data(&out), out.len);
+    assert_true(where_next(&r, &where));
+    assert_int_equal(where.id, 1);
+    assert_true(where.moves == UINT64_MAX);
+    assert_string_equal(where.address, longest);
+    assert_true(where_next(&r, &where));
+    assert_true(where.id == UINT64_MAX);
+    assert_string_equal(where.address, "[::1]:5");
+    assert_false(where_next(&r, &where));
+    assert_false(r.bad);
+    /* Cut anywhere but between the two it is malformed. */
+    size_t first = 8 + 8 + 4 + WHERE_ADDRESS_MAX - 1;
+    for (size_t i = 1; i < out.len; i++) {
+        unsigned n = 0;
+        r = rd_init(buf_data(&out), i);
+        while (where_next(&r, &where)) {
+            n++;
+        }
+        assert_int_equal(n, i >= first);
+        assert_int_equal(r.bad, i != first);
+    }
+    buf_clear(&out);
+    longest[WHERE_ADDRESS_MAX - 1] = 'a';
+    longest[WHERE_ADDRESS_MAX] = '\0';
+    where_put(&w, 1, 1, longest);
+    r = rd_init(buf_data(&out), out.len);
+    assert_false(where_next(&r, &where));
+    assert_true(r.bad);
+    buf_clear(&out);
+    where_put(&w, 1, 1, "a\x1b[2J:1");
+    r = rd_init(buf_data(&out), out.len);
+    assert_false(where_next(&r, &where));
+    assert_true(r.bad);
+    buf_free(&out);
+}
+
 static void hellos(void **state)
 {
     (void)state;
@@ -465,6 +515,21 @@ static void hellos(void **state)
     assert_int_equal(back.format, 2);
     assert_int_equal(back.from, 0);
     buf_data(&out)[0] ^= 1;
+    assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
+    buf_clear(&out);
+
+    /* Of one that has moved; the others' are as they were before there was that. */
+    h.moves = 3;
+    assert_int_equal(hello_encode(&h, &out), 0);
+    assert_true(out.len <= FRAME_CONTROL_MAX);
+    assert_int_equal(hello_decode(buf_data(&out), out.len, &back), 0);
+    assert_memory_equal(&h, &back, sizeof h);
+    for (size_t i = out.len - 7; i < out.len; i++) {
+        assert_int_equal(hello_decode(buf_data(&out), i, &back), SYM_EPROTO);
+    }
+    assert_int_equal(hello_decode(buf_data(&out), out.len - 8, &back), 0);
+    assert_int_equal(back.moves, 0);
+    buf_append(&out, "x", 1);
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
     buf_clear(&out);
 
@@ -509,6 +574,7 @@ int main(void)
         cmocka_unit_test(callee_may_stop),
         cmocka_unit_test(broken_on_the_way),
         cmocka_unit_test(without_memory),
+        cmocka_unit_test(where_they_are),
         cmocka_unit_test(hellos),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

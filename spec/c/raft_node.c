@@ -1,6 +1,7 @@
 /* Managers as a whole: real folders, real sockets, real certificates, one process. */
 #include "raft/kinds.h"
 #include "raft/node_int.h"
+#include "raft/where.h"
 #include "raft/wire.h"
 #include "raft_cluster.h"
 
@@ -389,13 +390,40 @@ static void a_quiet_log_is_tidied(void **state)
     cluster_open(&c);
     form(&c, 1);
     struct manager *m = leader_of(&c);
-    write_much(m, 8, 1 << 20);
+    write_much(m, 24, 1 << 18);
     status(m, &st);
-    assert_true(st.log_bytes > 8 << 20 && st.snapshot_index == 0);
+    assert_true(st.log_bytes > 6 << 20 && st.snapshot_index == 0);
     run_until(&c, 15000, snapshot_of(m) == applied_of(m));
     status(m, &st);
     print_message("%u bytes of log are left\n", (unsigned)st.log_bytes);
-    assert_true(st.log_bytes < NODE_TRAILING_BYTES + (2 << 20));
+    assert_true(st.log_bytes < NODE_QUIET_TRAILING_BYTES + (1 << 20));
+    stop_all(&c);
+    cluster_close(&c);
+}
+
+/* But not as much of it when somebody is away, who would else need the whole state. */
+static void a_quiet_log_waits_for_who_is_away(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct rnode_status st;
+    struct rnode_stats stats;
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *m = leader_of(&c), *away = &c.managers[2];
+    assert_true(m != away);
+    put_ok(m, "a", "1");
+    run_until(&c, 5000, applied_of(away) == applied_of(m));
+    manager_stop(away);
+    write_much(m, 8, 1 << 18);
+    unsigned written = 2 << 20;
+    run_until(&c, 15000, snapshot_of(m) == applied_of(m));
+    status(m, &st);
+    assert_true(st.log_bytes >= written);
+    manager_start(away);
+    run_until(&c, 10000, applied_of(away) == applied_of(m));
+    rnode_stats(away->node, &stats);
+    assert_int_equal(stats.disk.installed, 0); /* the log was enough */
     stop_all(&c);
     cluster_close(&c);
 }
@@ -772,6 +800,117 @@ static void members(void **state)
     cluster_close(&c);
 }
 
+static void move(struct manager *m)
+{
+    m->port = free_port();
+    snprintf(m->address, sizeof m->address, "127.0.0.1:%u", m->port);
+    m->moves++;
+}
+
+static bool sees_all_up(struct manager *m, unsigned n)
+{
+    struct rnode_status s;
+    unsigned up = 0;
+    rnode_status(m->node, &s);
+    for (unsigned i = 0; i < s.n_servers; i++) {
+        up +=
+            s.servers[i].up && strcmp(s.servers[i].address, m->c->managers[s.servers[i].id - 1].address) == 0;
+    }
+    return s.n_servers == n && up == n;
+}
+
+/* What this one's state says of the others. */
+static void locate_others(struct manager *m, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++) {
+        const struct manager *other = &m->c->managers[i];
+        if (other->moves > 0 && other != m) {
+            check_ok(rnode_locate(m->node, other->id, other->address, other->moves));
+        }
+    }
+}
+
+/* Started at another address, they go on as the members that they were; and the old one may be another's. */
+static void members_move(void **state)
+{
+    (void)state;
+    struct cluster c;
+    struct answer a;
+    char left[64];
+    cluster_open(&c);
+    form(&c, 3);
+    struct manager *m = c.managers;
+    put_ok(leader_of(&c), "a", "1");
+    snprintf(left, sizeof left, "%s", m[1].address);
+    uint16_t left_port = m[1].port;
+
+    /* One, then two at once: these know of each other only by what the third tells them. */
+    manager_stop(&m[1]);
+    move(&m[1]);
+    manager_start(&m[1]);
+    run_until(&c, 5000, sees_all_up(&m[0], 3) && sees_all_up(&m[1], 3) && sees_all_up(&m[2], 3));
+    put_ok(leader_of(&c), "a", "2");
+    manager_stop(&m[0]);
+    manager_stop(&m[2]);
+    move(&m[0]);
+    move(&m[2]);
+    for (unsigned i = 0; i < 3; i += 2) {
+        manager_start(&m[i]);
+        check_ok(rnode_locate(m[i].node, 2, m[1].address, m[1].moves));
+    }
+    run_until(&c, 5000, sees_all_up(&m[0], 3) && sees_all_up(&m[1], 3) && sees_all_up(&m[2], 3));
+    put_ok(leader_of(&c), "a", "3");
+
+    /* Raft's configuration still has the address that the second has left. */
+    struct manager *fresh = manager_new(&c, 3);
+    fresh->port = left_port;
+    snprintf(fresh->address, sizeof fresh->address, "%s", left);
+    manager_start(fresh);
+    run_until(&c, 5000, leader_of(&c) != NULL);
+    ask(&c, 2000, a, rnode_add, leader_of(&c)->node, 4, m[1].address);
+    assert_int_equal(a.status, SYM_EEXIST);
+    change_ok(&c, rnode_add, 4, fresh->address);
+    change_ok(&c, rnode_assign, 4, ROLE_STANDBY);
+    run_until(&c, 5000, sees_all_up(leader_of(&c), 4) && knows_itself_as(fresh, ROLE_STANDBY));
+    ask(&c, 2000, a, rnode_add, leader_of(&c)->node, 5, fresh->address);
+    assert_int_equal(a.status, SYM_EEXIST);
+    /* The others learn of the fourth from the configuration, which names it with its id. */
+    for (unsigned i = 0; i < 3; i++) {
+        run_until(&c, 5000, sees_all_up(&m[i], 4));
+    }
+
+    /* A start at an address that is told nobody: the configuration's own is an old one. */
+    stop_all(&c);
+    for (unsigned i = 0; i < 4; i++) {
+        manager_start(&m[i]);
+        locate_others(&m[i], 4);
+    }
+    run_until(&c, 5000, leader_of(&c) != NULL);
+    put_ok(leader_of(&c), "a", "4");
+    for (unsigned i = 0; i < 4; i++) {
+        run_until(&c, 5000, sees_all_up(&m[i], 4));
+    }
+
+    /* Hostile bytes of that kind change nothing. */
+    struct buf bytes = {0};
+    struct wr w = wr_init(&bytes);
+    where_put(&w, 2, 99, ":no address:");
+    where_put(&w, 77, 99, "127.0.0.1:1");      /* nobody */
+    where_put(&w, m[3].id, 99, "127.0.0.1:1"); /* the one that it is sent to */
+    wr_u64(&w, 1);
+    uint64_t moves;
+    send_frame(m[0].node->peers, m[3].id, KIND_WHERE, &bytes);
+    buf_clear(&bytes);
+    where_put(&w, 3, 99, "127.0.0.1:1"); /* this is taken, and the third not found there */
+    send_frame(m[0].node->peers, m[3].id, KIND_WHERE, &bytes);
+    run_until(&c, 5000, strcmp(peers_address(m[3].node->peers, 3), "127.0.0.1:1") == 0);
+    assert_string_equal(peers_address(m[3].node->peers, 2), m[1].address);
+    assert_null(peers_moved(m[3].node->peers, 77, &moves));
+    buf_free(&bytes);
+    stop_all(&c);
+    cluster_close(&c);
+}
+
 static void older_copy_is_refused(void **state)
 {
     (void)state;
@@ -938,6 +1077,7 @@ int main(void)
         cmocka_unit_test(log_for_a_member_that_lags_is_bounded),
         cmocka_unit_test(snapshots_of_a_large_state),
         cmocka_unit_test(a_quiet_log_is_tidied),
+        cmocka_unit_test(a_quiet_log_waits_for_who_is_away),
         cmocka_unit_test(log_in_memory_is_bounded),
         cmocka_unit_test(told_for_what_it_waited),
         cmocka_unit_test(no_write_before_the_terms_own_entry),
@@ -948,6 +1088,7 @@ int main(void)
         cmocka_unit_test(stranger),
         cmocka_unit_test(without_quorum),
         cmocka_unit_test(members),
+        cmocka_unit_test(members_move),
         cmocka_unit_test(older_copy_is_refused),
         cmocka_unit_test(low_disk),
         cmocka_unit_test(snapshots_that_wait),

@@ -859,6 +859,111 @@ static void change_of_address(void **state)
     (free)(data);
 }
 
+/* A member that has moved is looked for where it says in its hello, also by one that is told otherwise later. */
+static void moved(void **state)
+{
+    (void)state;
+    struct node a, b;
+
+    start(&a, 1, 1);
+    start(&b, 2, 1);
+    meet(&a, &b);
+    char before[32];
+    snprintf(before, sizeof before, "%s", b.address);
+    stop(&b);
+    UNTIL(a.downs[2] == 1);
+
+    b = (struct node){0};
+    struct peers_config cfg = config_of(&b, 2, 2);
+    struct node elsewhere = {0};
+    start(&elsewhere, 3, 1); /* for its port */
+    cfg.port = peers_port(elsewhere.peers);
+    stop(&elsewhere);
+    char address[32];
+    snprintf(address, sizeof address, "127.0.0.1:%u", cfg.port);
+    cfg.address = address;
+    cfg.moves = 4;
+    start_as(&b, &cfg, &identities[2]);
+    OK(peers_set(b.peers, 1, a.address)); /* who moved comes to those who did not */
+    UNTIL(both_up(&a, &b));
+    assert_string_equal(peers_address(a.peers, 2), address);
+    /* What is older than that is not believed, nor what says nothing of how old it is. */
+    OK(peers_set(a.peers, 2, before));
+    OK(peers_locate(a.peers, 2, before, 3));
+    OK(peers_locate(a.peers, 2, before, 4));
+    assert_string_equal(peers_address(a.peers, 2), address);
+    assert_true(peers_is_up(a.peers, 2));
+    stop(&b);
+    UNTIL(a.downs[2] == 2);
+
+    /* It is remembered before it is set, and after it was forgotten. */
+    OK(peers_locate(a.peers, 3, "127.0.0.1:1", 1));
+    assert_null(peers_address(a.peers, 3));
+    OK(peers_set(a.peers, 3, "127.0.0.1:2"));
+    assert_string_equal(peers_address(a.peers, 3), "127.0.0.1:1");
+    peers_forget(a.peers, 3);
+    OK(peers_set(a.peers, 3, "127.0.0.1:2"));
+    assert_string_equal(peers_address(a.peers, 3), "127.0.0.1:1");
+    assert_int_equal(peers_locate(a.peers, 3, ":no address:", 9), SYM_EINVAL);
+    assert_int_equal(peers_locate(a.peers, 1, "127.0.0.1:1", 9), SYM_EINVAL);
+    stop(&a);
+}
+
+/* Neither knows where the other is now but by a third, as from the state or from gossip. */
+static void located(void **state)
+{
+    (void)state;
+    struct node a, b;
+
+    start(&a, 1, 2);
+    start(&b, 2, 2);
+    OK(peers_set(a.peers, 2, "127.0.0.1:1"));
+    OK(peers_set(b.peers, 1, "127.0.0.1:1"));
+    struct peer *peer = peer_find(a.peers, 2);
+    UNTIL(peer->backoff >= 400);
+    OK(peers_locate(a.peers, 2, b.address, 1));
+    UNTIL(peers_is_up(a.peers, 2));
+    assert_false(peers_is_up(b.peers, 1));
+    OK(peers_locate(b.peers, 1, a.address, 1));
+    UNTIL(both_up(&a, &b));
+
+    /* One that is given another address as it runs says so. */
+    assert_int_equal(peers_move(a.peers, ":no address:", 2), SYM_EINVAL);
+    OK(peers_move(a.peers, "127.0.0.1:2", 2));
+    UNTIL(b.downs[1] == 1);
+    assert_string_equal(peers_address(b.peers, 1), "127.0.0.1:2");
+    UNTIL(peers_is_up(a.peers, 2));
+    stop(&a);
+    stop(&b);
+}
+
+/* Whoever has a copy of a folder has its next start, too; but not while the member runs. */
+static void a_second_one(void **state)
+{
+    (void)state;
+    struct node a, b, c = {0};
+
+    start(&a, 1, 1);
+    start(&b, 2, 1);
+    meet(&a, &b);
+    UNTIL(peer_find(a.peers, 2)->in != NULL);
+    struct peers_config cfg = config_of(&c, 2, 2);
+    cfg.address = "127.0.0.1:3";
+    cfg.moves = 1;
+    start_as(&c, &cfg, &identities[2]);
+    OK(peers_set(c.peers, 1, a.address));
+    UNTIL(c.n_refused > 0);
+    assert_int_equal(c.refused, SYM_EBUSY);
+    assert_non_null(strstr(c.reason, "copied"));
+    assert_string_equal(peers_address(a.peers, 2), b.address);
+    assert_true(both_up(&a, &b));
+    stop(&b);
+    UNTIL(peer_find(a.peers, 2)->in != NULL); /* now it may */
+    assert_string_equal(peers_address(a.peers, 2), "127.0.0.1:3");
+    stop(&a);
+    stop(&c);
+}
+
 /* A member that starts again is back before its old connections have ended, as after a cut of power. */
 static void another_process(void **state)
 {
@@ -1674,6 +1779,9 @@ int main(void)
         TEST(starts_are_kept),
         TEST(the_wrong_one),
         TEST(change_of_address),
+        TEST(moved),
+        TEST(located),
+        TEST(a_second_one),
         TEST(another_process),
         TEST(back_at_once),
         TEST(forgotten),

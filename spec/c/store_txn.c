@@ -143,14 +143,18 @@ static void limits(void **state)
     FAILS(SYM_EINVAL, txn_encode(t, &out));
     assert_int_equal(out.len, held);
 
-    t->n_cmps = t->n_ops = TXN_OPS_MAX;
-    for (unsigned i = 0; i < TXN_OPS_MAX; i++) {
+    t->n_cmps = TXN_CMPS_MAX;
+    t->n_ops = TXN_OPS_MAX;
+    for (unsigned i = 0; i < TXN_CMPS_MAX; i++) {
         t->cmps[i] = cmp_number(CMP_ABSENT, "k", 0);
+    }
+    for (unsigned i = 0; i < TXN_OPS_MAX; i++) {
         t->ops[i] = op_put("k", "v");
     }
     buf_clear(&out);
     OK(txn_encode(t, &out));
     OK(txn_decode(buf_data(&out), out.len, back));
+    assert_int_equal(back->n_cmps, TXN_CMPS_MAX);
     assert_int_equal(back->n_ops, TXN_OPS_MAX);
     buf_free(&out);
     free(big);

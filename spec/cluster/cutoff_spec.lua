@@ -2,6 +2,7 @@
 -- revoked. How long it takes is printed.
 local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
+local json = require "spec.support.json"
 local proc = require "spec.support.proc"
 local prometheus = require "spec.support.prometheus"
 
@@ -143,5 +144,106 @@ describe("a client certificate that was revoked", function()
       cut.add("metrics of " .. one.label, function() return status(one) == 403 end)
     end
     print("\ncert revoke to: " .. cut.finish(AT_ONCE))
+  end))
+
+  it("costs no rounds of the quorum without end when it goes on asking", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local dir = t:folder("certs")
+    for _, name in ipairs { "rita", "olga" } do m:json("cert", "issue", name, "--role", "operator", "--out", dir) end
+    local function ask(name, times)
+      local call = clients.watch(m, { "--cert", ("%s/%s.crt"):format(dir, name), "--key", ("%s/%s.key"):format(dir,
+        name) }, ("/v1/kv/none[1-%d]"):format(times))
+      cluster.wait_for("all answers", 20, call.ended)
+      local counts = {}
+      for _, line in ipairs(call.lines()) do counts[line.error.code] = (counts[line.error.code] or 0) + 1 end
+      return counts, call.out .. call.err
+    end
+    m:json("cert", "revoke", "rita")
+    local function rounds() return value(m, "symphony_raft_read_rounds_total") end
+    local before = rounds()
+    local counts, seen = ask("rita", 400)
+    assert.is_true((counts.denied or 0) >= 100 and (counts.busy or 0) > 0, seen)
+    assert.equal(400, counts.denied + counts.busy)
+    assert.is_true(rounds() - before < 400, rounds() - before)
+    assert.same({ not_found = 400 }, (ask("olga", 400)))
+  end))
+
+  it("has what it was refused for under an Idempotency-Key not done by another one", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local dir = t:folder("certs")
+    m:json("cert", "issue", "olga", "--role", "operator", "--out", dir)
+    local words = { "--cert", dir .. "/olga.crt", "--key", dir .. "/olga.key" }
+    -- As it is when another certificate was revoked while the request was under way.
+    clients.evaluate(m, [[
+      local state, crypto, store = require "symphony.cluster.state", require "sym.crypto", require "sym.store"
+      local id = crypto.sha256("order 66\0PUT\0/v1/kv/once\0\0x"):sub(1, 16)
+      local result = assert(state.submit { id = id, since = store.revision(), compare = { { key = "/fingerprint/none",
+        value = "operator otto" } }, ops = { state.put("/kv/once", "x") } })
+      assert(result.status == "conflict" and result.failed == 1)
+      return true]])
+    local header = "Idempotency-Key: order 66"
+    local answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header))
+    clients.refused(answer, 409, "conflict")
+    assert.truthy(answer.json.error.message:find("under this Idempotency-Key", 1, true), answer.body)
+    assert.equal(200, assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header .. "6")).status)
+    -- Its own conflict is told as one.
+    answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once?mod_revision=1", "x"))
+    clients.refused(answer, 409, "conflict")
+    assert.truthy(answer.json.error.message:find("not as the request expects", 1, true), answer.body)
+  end))
+
+  it("writes nothing through a manager that does not know it yet", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local behind, dir = others[1], t:folder("certs")
+    local node = json.decode(proc.read_file(behind.dir .. "/key.json")).node_id
+    leader:json("kv", "put", "stays", "as it was")
+    local requests = {
+      { "PUT", "/v1/kv/late", "x" },
+      { "DELETE", "/v1/kv/stays" },
+      { "POST", "/v1/txn", '{"ops": [{"put": "late", "value": "x"}]}' },
+      { "PATCH", "/v1/nodes/" .. node, '{"labels": {"late": "x"}}' },
+    }
+    for i, request in ipairs(requests) do
+      local name, where = "olga-" .. i, table.concat(request, " ", 1, 2)
+      leader:json("cert", "issue", name, "--role", "operator", "--out", dir)
+      local line = clients.connect(behind, { "--cert", ("%s/%s.crt"):format(dir, name), "--key",
+        ("%s/%s.key"):format(dir, name) })
+      line.ask("GET", "/v1/kv")
+      assert.equal(200, line.answer().status, where)
+      -- What it gets to see first when it goes on is the request: of the revocation it can know only later.
+      behind:kill("sigstop")
+      leader:json("cert", "revoke", name)
+      line.ask(table.unpack(request))
+      cluster.wait_for("the request to be there", 5, function() return proc.unread(behind.remote_port) > 0 end)
+      behind:kill("sigcont")
+      local answer = line.answer() -- it may have been cut off already
+      if answer then clients.refused(answer, 403, "denied") end
+      line.close()
+      behind:json("kv", "put", "marker", where) -- goes the same way, behind it
+    end
+    assert.equal("as it was", leader:json("kv", "get", "stays").value)
+    assert.equal("not_found", leader:fails("kv", "get", "late").code)
+    assert.same({}, t:nodes(leader)[node].labels)
+  end))
+end)
+
+describe("a manager that is not in the state any more", function()
+  it("is nobody, though something of it is left there", cluster.scenario(function(t)
+    t:cluster(3)
+    local leader, others = t:leader()
+    local out, rest = others[1], { leader, others[2] }
+    local id = json.decode(proc.read_file(out.dir .. "/key.json")).node_id
+    for _, one in ipairs(rest) do
+      assert.equal(404, assert(clients.secure(one, clients.own(out), "GET", "/v1/kv/none")).status)
+    end
+    clients.evaluate(leader, ([[
+      local state = require "symphony.cluster.state"
+      return assert(state.submit { ops = { state.delete("/node/%s") } })]]):format(id))
+    for _, one in ipairs(rest) do
+      clients.refused(clients.secure(one, clients.own(out), "GET", "/v1/kv/none"), 403, "denied")
+      clients.refused(clients.secure(one, clients.own(out), "PUT", "/v1/kv/some", "x"), 403, "denied")
+      clients.refused(clients.secure(one, clients.own(out), "GET", "/v1/nodes"), 403, "denied")
+    end
   end))
 end)

@@ -242,6 +242,10 @@ describe("policies", function()
     plan = m:json("node", "update", "--plan", "--label-add", "a=b", m.label == "manager-01" and "1" or "2")
     assert.same({ false, "policy short refuses: not by control" }, { plan.allow, plan.refuse })
     assert.equal("denied", m:fails("node", "update", "2", "--label-add", "a=b").code)
+    plan = m:json("manager", "remove", "--plan", "3")
+    assert.same({ false, "policy short: not by control", "short" }, { plan.allowed, plan.reason,
+      plan.policies[2] and plan.policies[2].policy or plan.policies[1].policy })
+    assert.equal("denied", m:fails("manager", "remove", "3").code)
     local trace = m:json("policy", "trace", "admit.change", "--input", [[{"kind": "kv", "key": "a", "action": "put",
       "new": "LONGER"}]])
     assert.same({ 2, "amend", "refuse", "longer than 3: longer" }, { #trace.policies, trace.policies[1].said,
@@ -281,7 +285,7 @@ describe("policies", function()
     local term = leader:json("manager", "status").term
     -- So long that whatever waited for it would be seen to.
     for _, m in ipairs(list) do
-      clients.evaluate(m, [[require("sym.policy").configure { deadline_ms = 3000, instructions = 1000000000 }
+      clients.evaluate(m, [[require("sym.policy").configure { deadline_ms = 2000, instructions = 1000000000 }
         return { done = true }]])
     end
     -- One that looks for a match in all the ways there are.
@@ -291,7 +295,7 @@ describe("policies", function()
       local hung = proc.begin { "curl", "-s", "--unix-socket", m.socket, "-X", "PUT", "-d", "x",
         "http://localhost/v1/kv/hang/x" }
       cluster.wait_for("the policy to run", 10, function()
-        return clients.evaluate(leader, [[return { n = require("sym.policy").stats().waiting }]]).n > 0
+        return clients.evaluate(m, [[return { n = require("sym.policy").stats().waiting }]]).n > 0
       end)
       for i, each in ipairs(list) do
         assert.equal(200, each:http("PUT", "/v1/kv/other/" .. i, "x").status)
@@ -300,7 +304,7 @@ describe("policies", function()
         assert.equal(200, each:http("GET", "/v1/nodes").status)
       end
       assert.is_falsy(hung.ended(), hung.out)
-      cluster.wait_for("the hung one to be answered", 30, hung.ended)
+      cluster.wait_for("the hung one to be answered", 60, hung.ended)
       assert.truthy(hung.out:find('"code":"policy_failed"', 1, true), hung.out)
       assert.truthy(hung.out:find('"policy":"hangs"', 1, true), hung.out)
     end

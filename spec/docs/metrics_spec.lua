@@ -5,7 +5,8 @@ local proc = require "spec.support.proc"
 local prometheus = require "spec.support.prometheus"
 
 -- What no cluster that is well has.
-local SOMETIMES = { symphony_node_down_since_seconds = true, symphony_service_resources = true }
+local SOMETIMES = { symphony_node_down_since_seconds = true, symphony_ca_change_waiting_nodes = true,
+  symphony_service_resources = true }
 
 -- name -> {type, labels as a text}
 local function documented()

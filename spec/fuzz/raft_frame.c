@@ -2,14 +2,18 @@
  * what portions it comes, and whether before the hello. */
 #include "raft/frame.h"
 #include "raft/hello.h"
+#include "raft/where.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static bool take(void *arg, enum frame_class class, uint8_t kind, uint8_t *data, size_t n)
 {
     struct hello hello;
     struct welcome welcome;
     struct refusal refusal;
+    struct where where;
+    struct rd r = rd_init(data, n);
 
     (void)arg;
     (void)kind;
@@ -17,6 +21,11 @@ static bool take(void *arg, enum frame_class class, uint8_t kind, uint8_t *data,
         (void)hello_decode(data, n, &hello);
         (void)welcome_decode(data, n, &welcome);
         (void)refusal_decode(data, n, &refusal);
+    }
+    while (where_next(&r, &where)) {
+        if (strlen(where.address) >= sizeof where.address) {
+            abort();
+        }
     }
     free(data);
     return true;

@@ -116,6 +116,33 @@ function M.secure(m, who, method, target, body, headers)
   return answer
 end
 
+-- A connection with the words @who that stays: ask(method, target, body) sends a request and waits for nothing;
+-- answer() waits for the answer, as secure() has it; nil if the connection ended instead. One request at a time.
+function M.connect(m, who)
+  local name = json.decode(proc.read_file(m.dir .. "/key.json")).node_id
+  local argv = { "openssl", "s_client", "-quiet", "-verify_return_error", "-CAfile", m.dir .. "/tls/ca.crt",
+    "-servername", name, "-connect", m:remote() }
+  for i = 1, #who, 2 do table.move({ who[i]:sub(2), who[i + 1] }, 1, 2, #argv + 1, argv) end
+  local call, from = proc.begin(argv, { hold_stdin = true }), 1
+  local line = {}
+  function line.ask(method, target, body)
+    from = #call.out + 1
+    call.stdin:write(("%s %s HTTP/1.1\r\nHost: %s\r\nContent-Length: %d\r\n\r\n%s"):format(method, target, name,
+      #(body or ""), body or ""))
+  end
+  function line.answer()
+    local answer
+    cluster.wait_for("an answer", 10, function()
+      answer = parse(call.out:sub(from))
+      local length = answer and tonumber(answer.headers["content-length"])
+      return length and #answer.body >= length or call.ended(), call.out .. call.err
+    end)
+    return answer
+  end
+  function line.close() call.process:kill("sigterm") end
+  return line
+end
+
 function M.refused(answer, status, code)
   assert.equal(status, answer.status, answer.body)
   assert.is_table(answer.json, answer.body)

@@ -245,6 +245,14 @@ function scope:cluster(n, options)
     end
   end
   self:wait_voters(n >= 5 and 5 or n >= 3 and 3 or 1, list[1])
+  -- What the leader writes of its own accord, and revisions are counted from: that each is ready.
+  M.wait_for("all managers to be ready", 20, function()
+    local rows = list[1]:json("node", "ls")
+    for _, row in ipairs(rows) do
+      if not row.since then return false, rows end
+    end
+    return #rows == n
+  end)
   return list
 end
 

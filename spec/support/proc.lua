@@ -247,6 +247,16 @@ function M.port_is_free(port)
   return free and true or false
 end
 
+-- Bytes that have come to TCP port @port of this machine (IPv4) and were not read yet.
+function M.unread(port)
+  local sum = 0
+  for line in assert(M.read_file("/proc/net/tcp")):gmatch("[^\n]+") do
+    local at, waiting = line:match("^%s*%d+: %x+:(%x+) %x+:%x+ 01 %x+:(%x+)")
+    if at and tonumber(at, 16) == port then sum = sum + tonumber(waiting, 16) end
+  end
+  return sum
+end
+
 function M.temp_folder()
   return assert(uv.fs_mkdtemp((os.getenv("TMPDIR") or "/tmp") .. "/symphony-spec-XXXXXX"))
 end

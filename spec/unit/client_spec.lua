@@ -37,6 +37,8 @@ package.loaded["symphony.cli.commands.kv"] = {
   summary = "Keys",
   commands = {
     { name = "get", summary = "Read", args = function(p) p:argument("key") end, run = function() end },
+    { name = "watch follow", summary = "Follow", reads = true, args = function(p) p:argument("key"):args("?") end,
+      run = function() end },
     {
       name = "save",
       where = "client",
@@ -206,6 +208,27 @@ describe("the client", function()
       assert.equal(1, status)
     end
     assert.truthy(err.text:find("(outcome_unknown)", 1, true))
+  end)
+
+  it("does not say that the end of what only reads leaves something in doubt", function()
+    for _, words in ipairs { { "kv", "watch", "save" }, { "kv", "follow" }, { "events", "--follow" } } do
+      for _, failure in ipairs { false, { code = "closed", message = "gone" } } do
+        calls, status, err.text = {}, nil, ""
+        local call = start(table.unpack(words))
+        call.opts.on_head(200)
+        lines(call, { out = "part" })
+        catch(call.cb, failure or nil, not failure and { status = 200 } or nil)
+        assert.equal(1, status)
+        assert.truthy(err.text:find("has ended (closed)\n  hint: nothing was changed", 1, true), err.text)
+      end
+    end
+    -- That there is none is another thing.
+    calls, status = {}, nil
+    local call = start("kv", "watch")
+    catch(call.cb, { code = "not_found", message = "no such file" })
+    assert.equal(3, status)
+    assert.is_false(commands.only_reads { "kv", "save" })
+    assert.is_false(commands.only_reads { "none" })
   end)
 
   it("ends quietly when nobody reads, loudly when the disk is full", function()

@@ -334,6 +334,8 @@ end
 
 --- raft.status()'s answer, for the test to change; changes: what add, assign, remove and transfer were called with.
 M.status, M.changes = nil, {}
+--- What locate was called with.
+M.located = {}
 M.read_error, M.submit_error, M.reads = nil, nil, 0
 --- Called before each txn is applied: a test slips something in between.
 M.before_submit = nil
@@ -376,6 +378,10 @@ M.module("raft", {
     local result = M.apply(txn)
     if at then M.results[at] = result end
     cb(nil, result)
+  end,
+  locate = function(id, address, moves)
+    M.located[#M.located + 1] = ("%d %s %d"):format(id, address, moves)
+    return true
   end,
   add = change("add", function(id, address)
     table.insert(M.status.servers, { id = id, address = address, role = "spare", up = true })
@@ -425,6 +431,7 @@ M.module("node", {
   drop_peer = function(id) M.dropped[#M.dropped + 1] = id end,
   on_quit = function(fn) M.hooks.quit = fn end,
   kv_policies = function(revision) M.kv_policies = revision or "lua" end,
+  kv_heard = function() return 0 end,
   quit = function(code) M.quits[#M.quits + 1] = code or 0 end,
 })
 
@@ -500,7 +507,7 @@ end
 --- As after the daemon's start: nothing there but the options.
 function M.reset()
   for _, t in ipairs { M.files, M.folders, M.kvs, M.changes, M.starts, M.quits, M.logged, M.requests, M.dropped,
-    held } do
+    held, M.located } do
     for k in pairs(t) do t[k] = nil end
   end
   for w in pairs(watches) do watches[w] = nil end

@@ -5,6 +5,7 @@ local errors = require "symphony.errors"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
+local sys = require "sym.sys"
 local uv = require "luv"
 
 local SECRET = crypto.base64(("s"):rep(32))
@@ -60,6 +61,26 @@ describe("the metadata of a node", function()
     local manager = gossip.decode_meta(gossip.encode_meta { remote_port = 1, role = "manager", ring = 1, ring_use = 1,
       version = "x" })
     assert.same({ "manager", {} }, { manager.role, manager.services })
+  end)
+
+  it("says where a manager is whose raft address has changed, if there is room for it", function()
+    local m = { remote_port = 27242, role = "manager", services = {}, ring = 3, ring_use = 3, version = "0.1.0",
+      raft = { id = 2, moves = 7, address = "[fd00::5]:15760" } }
+    local text = gossip.encode_meta(m)
+    assert.is_true(#text <= 192)
+    assert.same(m.raft, gossip.decode_meta(text).raft)
+    m.raft.address = ("a"):rep(63) .. "." .. ("b"):rep(63) .. "." .. ("c"):rep(63) .. ":15760"
+    text = gossip.encode_meta(m)
+    assert.is_true(#text <= 192)
+    assert.equal("manager", gossip.decode_meta(text).role)
+    assert.is_nil(gossip.decode_meta(text).raft)
+    -- Nonsense there is left out, and nothing else with it.
+    for _, more in ipairs { '0,1,"a:1"', '1,0,"a:1"', '1,1,"a"', '1,1,7', '"1",1,"a:1"', '1,1.5,"a:1"', '1,1',
+      'null,null,null', '1,1,"' .. ("a"):rep(100) .. ':x"' } do
+      local info = gossip.decode_meta('[1,5,"m","",1,1,"v",' .. more .. "]")
+      assert.same({ "manager", 5 }, { info.role, info.remote_port }, more)
+      assert.is_nil(info.raft, more)
+    end
   end)
 
   it("is nothing when it is of another version, or none", function()
@@ -316,6 +337,27 @@ describe("gossip", function()
     async.sleep(5)
     assert.equal(5, #held)
     fake.release(held[5], errors.new("unreachable", "no"))
+  end))
+
+  it("exchanges once when many return, and again after a while", started(nil, function(g)
+    local asked, now, mono = {}, 1000000, sys.mono_ms
+    local _ <close> = setmetatable({}, { __close = function() sys.mono_ms = mono end })
+    sys.mono_ms = function() return now end
+    fake.answer = function(opts)
+      asked[#asked + 1] = opts
+      return nil, { status = 200, body = "{}", peer = { cn = "a" } }
+    end
+    g.stats = function() return { count = 500 } end
+    for _, id in ipairs { "a", "b", "c" } do g.fns.event(nil, "returned", see(id)) end
+    g.fns.event(nil, "differs", see("a"))
+    async.sleep(5)
+    assert.equal(1, #asked)
+    now = now + 2499
+    g.fns.event(nil, "returned", see("a"))
+    now = now + 1
+    g.fns.event(nil, "differs", see("b"))
+    async.sleep(5)
+    assert.equal(2, #asked)
   end))
 
   it("serves a step of an exchange", started(nil, function(g)

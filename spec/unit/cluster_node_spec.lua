@@ -1,6 +1,7 @@
 local fake = require "spec.unit.cluster_fake"
 local async = require "symphony.async"
 local crypto = require "sym.crypto"
+local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
 local init = require "symphony.cluster.init"
 local json = require "symphony.json"
@@ -12,6 +13,7 @@ local recover = require "symphony.cluster.recover"
 local resuming = require "symphony.cluster.resuming"
 local state = require "symphony.cluster.state"
 local token = require "symphony.cluster.token"
+local whereabouts = require "symphony.cluster.whereabouts"
 
 -- Lets the tasks that have been started run.
 local function settle() async.sleep(1) end
@@ -42,6 +44,21 @@ local function restart()
   fake.started, identity.me, identity.tls, identity.trouble = false, nil, nil, nil
   lifecycle.start()
   settle()
+end
+
+local function wait_for(check)
+  for _ = 1, 1000 do
+    if check() then return end
+    async.sleep(5)
+  end
+  error("it never came true", 2)
+end
+
+-- What this manager's gossip says of its raft address.
+local function said_by_gossip()
+  wait_for(function() return fake.gossip ~= nil end)
+  local said = gossip.decode_meta(fake.gossip.told.meta or fake.gossip.options.meta).raft or {}
+  return { said.id, said.moves, said.address }
 end
 
 local function logged(word)
@@ -97,7 +114,15 @@ describe("identity.parse", function()
       return json.encode(doc)
     end
     assert.truthy(identity.parse(with { gossip_start = 7, trust = 2, phase = "init" }))
+    local moved = { id = 2, moves = 1, address = "a:4" }
+    assert.truthy(identity.parse(with { moves = 3, moved = json.array { moved } }))
+    for _, wrong in ipairs { { first = moved }, json.array { 7 }, json.array { { id = 2, moves = 1 } } } do
+      assert.is_nil(identity.parse(with { moved = wrong }))
+    end
     for _, wrong in ipairs { 0, -1, 1.5, 1 << 53, "7" } do
+      assert.is_nil(identity.parse(with { moves = wrong }))
+      assert.is_nil(identity.parse(with { moved = json.array { { id = wrong, moves = 1, address = "a:4" } } }))
+      assert.is_nil(identity.parse(with { moved = json.array { { id = 2, moves = wrong, address = "a:4" } } }))
       assert.is_nil(identity.parse(with { gossip_start = wrong }))
       assert.is_nil(identity.parse(with { trust = wrong }))
     end
@@ -408,17 +433,205 @@ describe("the start of a daemon", function()
     assert.equal("127.0.0.1:30000", state.get("/node/" .. made.node_id).remote_address)
   end))
 
-  it("keeps its raft address, by which the others find it", fake.task(function()
-    fake.make()
+  it("says that its raft address is another one, numbered, raft and the state", fake.task(function()
+    local made = fake.make()
+    local key = "/node/" .. made.node_id
+    assert.is_nil(fake.starts[1].raft_moves)
     fake.options.raft_port = 30000
+    restart()
+    assert.is_true(fake.started)
+    assert.is_true(logged("is 127.0.0.1:30000 now, and was 127.0.0.1:15760"))
+    assert.same({ "127.0.0.1:30000", 1 }, { saved().advertise.raft, saved().moves })
+    assert.same({ "127.0.0.1:30000", 1 }, { fake.starts[2].raft_address, fake.starts[2].raft_moves })
+    wait_for(function() return state.get(key).raft_address == "127.0.0.1:30000" end)
+    assert.equal(1, state.get(key).raft_moves)
+    local all = state.list("/event/")
+    local event = all[#all].value
+    assert.equal("node.updated", event.kind)
+    assert.equal(made.node_id, event.node_id)
+    assert.truthy(event.message:find("raft address 127.0.0.1:30000", 1, true), event.message)
+    assert.same({ 1, 1, "127.0.0.1:30000" }, said_by_gossip())
+    -- The same again is no move; nor is a remote port.
+    fake.options.remote_port = 30001
+    restart()
+    assert.equal(1, saved().moves)
+    assert.equal(1, fake.starts[3].raft_moves)
+    fake.options.raft_port, fake.options.advertise_addr = 15760, nil
+    restart()
+    assert.same({ "127.0.0.1:15760", 2 }, { saved().advertise.raft, saved().moves })
+  end))
+
+  it("tries to tell the state until it can", fake.task(function()
+    local made = fake.make()
+    fake.options.raft_port = 30000
+    fake.read_error = { code = "no_quorum", message = "no quorum" }
+    restart()
+    wait_for(function() return fake.reads > 3 end)
+    assert.equal("127.0.0.1:15760", state.get("/node/" .. made.node_id).raft_address)
+    fake.read_error = nil
+    wait_for(function() return state.get("/node/" .. made.node_id).raft_address == "127.0.0.1:30000" end)
+  end))
+
+  it("says so when it has moved before anybody had taken it in", fake.task(function()
+    local made = fake.make()
+    fake.options.raft_port = 30000
+    fake.kvs["/node/" .. made.node_id] = nil
+    fake.status = nil -- a follower, and no member of anything
+    restart()
+    wait_for(function() return logged("has not taken this manager in yet") end)
+  end))
+
+  it("meets the others where a person says that they are", fake.task(function()
+    local failure = select(2, whereabouts.meet("10.0.0.1"))
+    assert.equal("no_cluster", failure.code)
+    fake.make()
+    assert.equal("invalid", select(2, whereabouts.meet("10.0.0.1:x")).code)
+    wait_for(function() return fake.gossip ~= nil end)
+    local asked = {}
+    fake.answer = function(opts)
+      asked[#asked + 1] = ("%s:%d %s"):format(opts.host, opts.port, opts.role)
+      if opts.role == "manager" then return { code = "denied", message = "its certificate is that of a worker" } end
+      return nil, { status = 200, body = "{}", peer = { cn = "0worker" } }
+    end
+    assert.same({ at = "10.0.0.1:27242", leader = true }, (whereabouts.meet("10.0.0.1")))
+    assert.same({ "10.0.0.1:27242 manager", "10.0.0.1:27242 worker" }, asked)
+    fake.answer = function() return { code = "unreachable", message = "connection refused" } end
+    assert.equal("unreachable", select(2, whereabouts.meet("10.0.0.2:1")).code)
+    gossip.stop()
+    assert.equal("state_unknown", select(2, whereabouts.meet("10.0.0.1")).code)
+  end))
+
+  it("is no copy of one that runs at its old address", fake.task(function()
+    local made = fake.make()
+    local asked
+    local function answered_by(cn)
+      fake.answer = function(opts)
+        asked = opts
+        if not cn then return { code = "unreachable", message = "connection refused" } end
+        return nil, { status = 200, body = "{}", peer = { cn = cn } }
+      end
+    end
+    fake.options.advertise_addr = "127.0.0.2"
+    answered_by(made.node_id)
     restart()
     assert.is_false(fake.started)
     assert.equal(1, #fake.quits)
-    assert.is_true(logged("127.0.0.1:15760"))
-    assert.equal("127.0.0.1:15760", saved().advertise.raft)
-    fake.options.raft_port, fake.options.advertise_addr = 15760, nil
+    assert.is_true(logged("is running at 127.0.0.1:27242: this folder is a copy"))
+    assert.same({ "127.0.0.1", 27242, "GET" }, { asked.host, asked.port, asked.method })
+    assert.same({ "127.0.0.1:15760" }, { saved().advertise.raft, saved().moves })
+    answered_by("0another")
     restart()
     assert.is_true(fake.started)
+    assert.equal("127.0.0.2:15760", saved().advertise.raft)
+    fake.options.advertise_addr = "127.0.0.3"
+    answered_by(nil)
+    restart()
+    assert.is_true(fake.started)
+    assert.equal(2, saved().moves)
+  end))
+
+  it("follows its machine's address only if nobody chose one", fake.task(function()
+    local here = "10.0.0.7"
+    fake.options.advertise_addr, fake.options.bind_addr = nil, nil
+    local sys = require "sym.sys"
+    local default_address = sys.default_address
+    local _ <close> = setmetatable({}, { __close = function() sys.default_address = default_address end })
+    sys.default_address = function() return here end
+    fake.answer = function() return { code = "unreachable", message = "connection refused" } end
+    local made = fake.make()
+    assert.equal("10.0.0.7:15760", saved().advertise.raft)
+    -- As it starts, and as it runs.
+    here = "10.0.0.8"
+    restart()
+    assert.same({ "10.0.0.8:15760", 1 }, { saved().advertise.raft, saved().moves })
+    here = "10.0.0.9"
+    lifecycle.look_after()
+    assert.same({ "10.0.0.9:15760", 2 }, { saved().advertise.raft, saved().moves })
+    assert.equal("1 10.0.0.9:15760 2", fake.located[#fake.located])
+    assert.equal("10.0.0.9:27242", state.get("/node/" .. made.node_id).remote_address)
+    here = "127.0.0.1" -- it has none
+    lifecycle.look_after()
+    assert.equal(2, saved().moves)
+    -- Chosen.
+    fake.options.advertise_addr = "10.0.0.9"
+    here = "10.0.0.10"
+    restart()
+    lifecycle.look_after()
+    assert.same({ "10.0.0.9:15760", 2 }, { saved().advertise.raft, saved().moves })
+  end))
+
+  it("stays on its machine in development mode", fake.task(function()
+    fake.make { dev = true }
+    fake.answer = function() return { code = "unreachable", message = "connection refused" } end
+    fake.options.advertise_addr = "10.0.0.1"
+    restart()
+    assert.is_false(fake.started)
+    assert.equal(1, #fake.quits)
+    assert.is_true(logged("development mode"))
+  end))
+
+  it("tells raft where the others are that have moved", fake.task(function()
+    fake.make()
+    local two, three = add_member(2), add_member(3)
+    assert.same({}, fake.located)
+    two.raft_address, two.raft_moves = "10.0.0.2:1", 4
+    fake.apply { ops = { state.put("/node/" .. two.node_id, two) } }
+    assert.same({ "2 10.0.0.2:1 4" }, fake.located)
+    assert.same(json.array { { id = 2, moves = 4, address = "10.0.0.2:1" } }, saved().moved)
+    -- Also at the start, before anything is heard; also when the state is not there yet.
+    fake.located[1] = nil
+    local kvs = fake.kvs["/node/" .. two.node_id]
+    fake.kvs["/node/" .. two.node_id] = nil
+    restart()
+    assert.equal("2 10.0.0.2:1 4", fake.located[1])
+    fake.kvs["/node/" .. two.node_id] = kvs
+    -- Of one that has gone nothing is kept, and what is kept goes before what is older.
+    local older = { { value = { raft_node_id = 2, raft_moves = 3, raft_address = "x:1" } },
+      { value = { raft_node_id = 1, raft_moves = 3, raft_address = "x:2" } } }
+    local kept = { id = 2, moves = 4, address = "10.0.0.2:1" }
+    assert.same(json.array { kept }, whereabouts.moved({ raft_node_id = 1, moved = { kept } }, older))
+    assert.is_nil(whereabouts.moved({ raft_node_id = 1, moved = { kept } }, { older[2] }))
+    -- What one says by gossip counts for itself only.
+    for i = #fake.located, 1, -1 do fake.located[i] = nil end
+    wait_for(function() return fake.gossip ~= nil end)
+    local function heard(n, id)
+      fake.gossip.fns.event(nil, "updated", { node_id = n.node_id, address = "10.0.0.3:3",
+        meta = gossip.encode_meta { remote_port = 1, role = "manager", ring = 1, ring_use = 1, version = "1",
+          raft = { id = id, moves = 2, address = "10.0.0.3:1" } } })
+    end
+    heard(three, 2)
+    heard({ node_id = "0nobody" }, 3)
+    assert.same({}, fake.located)
+    heard(three, 3)
+    assert.same({ "3 10.0.0.3:1 2" }, fake.located)
+  end))
+
+  it("looks for the others at every address that it knows", fake.task(function()
+    fake.make()
+    add_member(2)
+    local w = { node_id = "0worker", name = "w", role = "worker", fingerprint = "fw", remote_address = "10.0.0.20:1",
+      gossip_address = "10.0.0.20:2", labels = {} }
+    local asked = {}
+    fake.answer = function(opts)
+      asked[#asked + 1] = ("%s:%s %s"):format(opts.host, opts.port, opts.role)
+      if opts.host == "10.0.0.20" and opts.path == "/v1/gossip" then
+        return nil, { status = 200, body = "{}", peer = { cn = "0worker" } }
+      end
+      return { code = "unreachable", message = "connection refused" }
+    end
+    fake.apply { ops = { state.put("/node/0worker", w) } }
+    local doc = saved()
+    doc.managers = json.array { "10.0.0.1:27242", "127.0.0.1:27242" }
+    fake.files["/dir/key.json"] = json.encode(doc)
+    fake.status.leader, fake.status.state = 0, "follower"
+    local status = fake.status
+    restart()
+    fake.status = status
+    wait_for(function() return #asked >= 3 end)
+    local all = table.concat(asked, ", ")
+    assert.truthy(all:find("10.0.0.1:27242 manager", 1, true), all)
+    assert.truthy(all:find("10.0.0.20:1 worker", 1, true), all)
+    assert.is_nil(all:find("127.0.0.1", 1, true), all)
   end))
 
   it("remembers where the others are", fake.task(function()
@@ -574,6 +787,7 @@ describe("recover", function()
     assert.same({ raft_id = 1, raft_address = "127.0.0.1:15760" }, fake.recovered)
     assert.equal(1, #state.list_raw("/node/"))
     assert.equal(1, #state.list_raw("/raft/"))
+    assert.equal(1, #state.list_raw("/fingerprint/"))
     for _ = 1, 200 do
       if #state.list_raw("/removed/") == 0 then break end
       require("symphony.async").sleep(5)

@@ -296,6 +296,19 @@ describe("the removal of a worker", function()
     local txn = require("symphony.cluster.recover").cleanup({ node_id = "m1" }, rows, { key = "/cluster" }, {},
       { key = "/n", value = "33" })
     assert.is_true(#txn.ops <= 120, #txn.ops)
+    -- What lets them in goes with them, or is named by what goes on with it.
+    local gone = {}
+    for _, op in ipairs(txn.ops) do
+      if op.delete then gone[op.delete] = true end
+      for _, key in ipairs(op.put and op.put:find("^/removed/") and json.decode(op.value).also or {}) do
+        gone[key] = "later"
+      end
+    end
+    for i = 2, 32 do
+      assert.is_true(gone["/node/m" .. i])
+      assert.equal(i <= 21 or "later", gone["/fingerprint/f" .. i])
+      assert.equal("later", gone["/name/m" .. i])
+    end
   end)
 
   it("is finished by the leader's loop, and only by a leader's", cluster(function()

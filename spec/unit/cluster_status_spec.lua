@@ -42,7 +42,7 @@ function events.add(txn, fields)
   local key = ("/event/%012d"):format(number)
   table.insert(txn.compare, state.absent(key))
   table.insert(txn.ops, state.put(key, { kind = fields.kind, node_id = fields.node and fields.node.node_id,
-    message = fields.message, reason = fields.reason }))
+    message = fields.message, reason = fields.reason, left_out = fields.left_out }))
 end
 function events.record(fields)
   local txn = { compare = {}, ops = {} }
@@ -383,6 +383,43 @@ describe("a node's report", function()
     local now = state.get("/node/0w1")
     assert.same({ "1.3.0", "h.example:9", "[fd00::1]:8" }, { now.version, now.remote_address, now.gossip_address })
     assert.same({ "block", "other" }, table.move(now.services, 1, 2, 1, {}))
+    assert.same({ "node.ready", "node.updated" }, events_of("0w1"))
+  end))
+
+  it("is no event each time when it changes without end", leading(function()
+    local n, other = add("0w1"), add("0w2")
+    report(n)
+    report(other)
+    for i = 1, 60 do
+      pass(5)
+      assert(report(n, { addresses = { remote = "h.example:" .. i, gossip = "h.example:" .. i } }))
+      assert.equal("h.example:" .. i, state.get("/node/0w1").remote_address)
+    end
+    local told, left_out = 0, 0
+    for _, kv in ipairs(state.list("/event/")) do
+      if kv.value.node_id == "0w1" and kv.value.kind == "node.updated" then
+        told, left_out = told + 1, left_out + (kv.value.left_out or 0)
+        if kv.value.left_out then assert.truthy(kv.value.message:find("left out", 1, true), kv.value.message) end
+      end
+    end
+    -- Ten at once and one a minute, in five minutes; the last ones are still to be told.
+    assert.is_true(told >= 14 and told <= 16, told)
+    assert.is_true(told + left_out > 60 - 12 and told + left_out <= 60, left_out)
+    -- Other kinds, and others, are told as before.
+    assert.same({ status = "left" }, report(n, { status = "left" }))
+    assert(report(other, { version = "1.3.0" }))
+    assert.equal("node.left", events_of("0w1")[told + 2])
+    assert.same({ "node.ready", "node.updated" }, events_of("0w2"))
+  end))
+
+  it("is one event, also when another one comes between", leading(function()
+    local n = add("0w1")
+    report(n)
+    fake.before_submit = function()
+      fake.before_submit = nil
+      fake.apply { ops = { state.put("/event/000000000999", {}), state.put("/node/0w1", state.get("/node/0w1")) } }
+    end
+    assert(report(n, { starts = 2, instance = "cd", version = "1.3.0" }))
     assert.same({ "node.ready", "node.updated" }, events_of("0w1"))
   end))
 

@@ -253,6 +253,80 @@ describe("a change of the CA", function()
     assert.equal("both", state.cluster().rotation.phase)
   end))
 
+  it("is told of in the status and in a metric when it waits for long", with_cluster(function()
+    local members, metric = require "symphony.cluster.members", require "symphony.metrics.ca"
+    local function said()
+      local warnings = assert(members.overview()).warnings
+      return table.concat(warnings, "\n"):match("the change of the CA[^\n]*")
+    end
+    local function waiting()
+      local family = (metric.families() or {})[1]
+      return family and family.samples[1].value
+    end
+    for i = 1, 7 do
+      fake.apply { ops = { state.put("/node/0w" .. i, { node_id = "0w" .. i, name = "w" .. i, role = "worker" }) } }
+    end
+    rotation.turn()
+    assert.is_nil(waiting())
+    rotation.begin {}
+    adopt()
+    rotation.turn()
+    assert.equal(7, waiting())
+    fake.now = fake.now + 3599
+    assert.is_nil(said())
+    fake.now = fake.now + 1
+    assert.truthy(said():find("waited since 2023-11-14 22:13:20 UTC for 7 nodes (w1, w2, w3, w4, w5, ...)", 1, true),
+      said())
+    -- Who does not lead knows it too, but the metric is there once.
+    fake.status.state = "follower"
+    rotation.turn()
+    assert.is_nil(waiting())
+    assert.is_string(said())
+    fake.status.state = "leader"
+    for i = 1, 7 do fake.apply { ops = { state.delete("/node/0w" .. i) } } end
+    assert.is_nil(said())
+    for _ = 1, 3 do
+      rotation.turn()
+      adopt()
+    end
+    rotation.turn()
+    assert.is_nil(state.cluster().rotation)
+    assert.is_nil(waiting())
+  end))
+
+  it("says which damaged records it passes over", with_cluster(function()
+    assert.same({}, rotation.status().damaged)
+    fake.apply { ops = { state.put("/node/0w1", "no json"), state.put("/token/x", "7"),
+      state.put("/node/0w2", { node_id = "0w2", name = "w2", role = "worker" }) } }
+    rotation.begin {}
+    adopt()
+    local function said()
+      local n, text = 0, nil
+      for _, line in ipairs(fake.logged) do
+        if line:find("damaged", 1, true) then n, text = n + 1, line end
+      end
+      return n, text
+    end
+    local before = said()
+    for _ = 1, 3 do rotation.turn() end
+    local n, text = said()
+    assert.equal(before + 1, n)
+    assert.truthy(text:find("/node/0w1, /token/x", 1, true), text)
+    assert.same({ "/node/0w1", "/token/x" }, rotation.status().damaged)
+    local command
+    for _, leaf in ipairs(require("symphony.cli.commands.cluster").commands) do
+      if leaf.name == "rotate-ca" then command = leaf end
+    end
+    local data, how = command.run { args = { status = true }, confirm = function() end, note = function() end }
+    assert.truthy(how.text(data):find("Damaged records in the state, passed over with what they were of: /node/0w1, "
+      .. "/token/x", 1, true), how.text(data))
+    -- Others, and the same after a while in which there were none, are said again.
+    fake.apply { ops = { state.delete("/token/x") } }
+    rotation.turn()
+    rotation.turn()
+    assert.equal(before + 2, (said()))
+  end))
+
   it("takes no old CA back from a state that is behind", with_cluster(function()
     local before = state.cluster()
     rotation.begin {}

@@ -115,6 +115,25 @@ describe("advertise", function()
       advertise.on_loopback { raft = "[fd00::1]:1", gossip = "h:3" })
   end)
 
+  it("goes on with what was chosen, and with what the machine has where nothing was", function()
+    local here = "10.1.1.1"
+    local function host(follows, options)
+      return advertise.host({ follows = follows, advertise = { remote = "10.0.0.5:1" } }, options,
+        function() return here end)
+    end
+    assert.equal("h2", host(nil, { advertise_addr = "h2" }))
+    assert.equal("h2", host(true, { advertise_addr = "h2", bind_addr = "10.2.2.2" }))
+    assert.equal("10.0.0.5", host(nil, {}))
+    assert.equal("10.0.0.5", host(nil, { bind_addr = "10.2.2.2" }))
+    assert.equal("10.2.2.2", host(true, { bind_addr = "10.2.2.2" }))
+    for _, bind in ipairs { "0.0.0.0", "::" } do assert.equal("10.1.1.1", host(true, { bind_addr = bind })) end
+    here = "127.0.0.1" -- it has none
+    assert.equal("10.0.0.5", host(true, {}))
+    assert.is_true(advertise.follows(nil, { bind_addr = "10.2.2.2" }))
+    assert.is_false(advertise.follows("h1", {}))
+    assert.is_false(advertise.follows(nil, { advertise_addr = "h2" }))
+  end)
+
   it("keeps development mode on the loopback", function()
     assert.is_nil(advertise.pick("10.0.0.1", {}, true))
     local _, err = advertise.pick(nil, { advertise_addr = "10.0.0.1" }, true)
@@ -255,6 +274,18 @@ describe("limiter", function()
     assert.is_false(l:allow("a", 9))
     assert.is_true(l:allow("a", 19.5))
     assert.is_false(l:allow("a", 19.6))
+  end)
+
+  it("lets all of a burst through, however little each takes and whatever the time is", function()
+    for _, now in ipairs { 0, 1000.1, 123456.789, 1.5e9 + 1 / 3 } do
+      for _, every in ipairs { 0.05, 0.2, 1 / 3, 3, 3600 } do
+        local l = limiter.new(200, every, 100)
+        for _ = 1, 200 do assert.is_true(l:allow("a", now)) end
+        assert.is_false(l:allow("a", now))
+        assert.is_false(l:allow("a", now + 0.9 * every))
+        assert.is_true(l:allow("a", now + 1.1 * every))
+      end
+    end
   end)
 
   it("in two steps lets the next wait for as long as it was too often, within bounds", function()

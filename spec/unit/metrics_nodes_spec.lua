@@ -116,6 +116,21 @@ describe("the metrics of nodes", function()
     assert.equal(2, fake.watching())
   end)
 
+  it("are left out, and read again by the next, when the history goes while they are read", function()
+    put(node("a", "worker"), node("b", "worker"), status("a", "ready"))
+    local list = store.list
+    store.list = function(prefix, opts)
+      local page, more = list(prefix, opts)
+      if prefix == "/node/" then failing["/node/"]({ code = "compacted", message = "gone" }) end
+      return page, more
+    end
+    fake.run(function() assert.is_nil(nodes.families()) end)
+    assert.equal(0, fake.watching())
+    store.list = list
+    assert.same({ 'role="worker",status="down" 0', 'role="worker",status="joining" 1',
+      'role="worker",status="left" 0', 'role="worker",status="ready" 1' }, scrape().symphony_nodes)
+  end)
+
   it("read thousands in pages, and show only some of those that are down", function()
     for i = 1, 1000 do
       local id = ("n%04d"):format(i)

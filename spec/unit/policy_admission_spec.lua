@@ -345,6 +345,7 @@ describe("a txn from wherever", function()
     local result = state.submit { ops = { { put = "/kv/team/c", value = "x" }, { put = "/other", value = "y" } } }
     assert.equal("conflict", result.status)
     fake.status.state, fake.status.leader = "follower", 9
+    op.put = "/kv/team/z"
     _, err = state.submit { compare = { { key = "/other", value = "x" } }, ops = { op } }
     assert.equal("not_leader", err.code)
   end))
@@ -365,6 +366,8 @@ describe("the routes of keys", function()
     assert.equal(409, (ask("PUT", "/v1/kv/a/b", { body = "2", query = "mod_revision=0" })))
     assert.equal(400, (ask("PUT", "/v1/kv/a/b", { body = "2", query = "mod_revision=x" })))
     assert.equal(413, (ask("PUT", "/v1/kv/a", { body = ("x"):rep((1 << 20) + 1) })))
+    assert.equal(200, (ask("PUT", "/v1/kv/a/b", { body = "3", query = "plan=true" }))) -- as in C there is no such thing
+    assert.equal("3", value "a/b")
     assert.equal(200, (ask("DELETE", "/v1/kv/a/b")))
     assert.is_nil(value "a/b")
     assert.equal(200, (ask("DELETE", "/v1/kv/a/b")))
@@ -422,11 +425,30 @@ describe("the routes of keys", function()
     assert.same({}, events.list { kind = "policy.refused" })
   end))
 
-  it("leave it to the leader where another one leads", cluster(function()
-    store.set("p", policy [[return allow()]], "me")
+  it("are tried where another manager leads, and left to it when that does not go through", cluster(function()
+    store.set("p", policy [[if not glob("fine*", change.key) then return refuse("no") end return amend { new = "A" }]],
+      "me")
     engine.list()
     fake.status.state = "follower"
+    assert.same({ "applied", { "p" } }, { put("fine", "a").status, put("fine", "a").policies })
+    assert.equal("A", value "fine")
     assert.equal(writes.FORWARD, put("a", "1"))
+    assert.same({}, told "policy.refused") -- the leader says so, if it does
+    sandbox.after_call = function()
+      sandbox.after_call = nil
+      fake.apply { ops = { state.put("/kv/fine", "b") } }
+    end
+    assert.equal(writes.FORWARD, put("fine", "a"))
+    assert.equal("b", value "fine")
+    sandbox.call_error = { code = "policy_timeout", message = "late", policy = "p" }
+    assert.equal("policy_failed", select(2, put("fine", "a")).code)
+    sandbox.call_error = nil
+    local result = writes.submit({ compare = { { key = "/kv/fine", value = "x" } },
+      ops = { { put = "/kv/fine", value = "1" } } }, ME)
+    assert.same({ "conflict", 1 }, { result.status, result.failed })
+    fake.submit_error = { code = "outcome_unknown", message = "no answer" } -- it may have been done
+    assert.equal("outcome_unknown", select(2, put("fine", "a")).code)
+    fake.submit_error = nil
     fake.status.leader = 9
     fake.apply { ops = { state.put("/raft/9", "n9"), state.put("/node/n9", { remote_address = "10.9.9.9:1",
       raft_node_id = 9, node_id = "n9" }) } }

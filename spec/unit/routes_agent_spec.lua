@@ -23,7 +23,8 @@ describe("what a worker's certificate opens", function()
 
   local function add(id)
     fake.apply { ops = { state.put("/node/" .. id, { node_id = id, name = id, role = "worker", fingerprint = "f" .. id,
-      remote_address = "10.0.0.1:1", gossip_address = "10.0.0.1:2", labels = {} }) } }
+      remote_address = "10.0.0.1:1", gossip_address = "10.0.0.1:2", labels = {} }),
+      state.put("/fingerprint/f" .. id, id) } }
   end
 
   -- Asks until it is told to wait; how often it was heard.

@@ -2,49 +2,6 @@
 
 #include <string.h>
 
-const uint8_t *rd_bytes(struct rd *r, size_t n)
-{
-    if (r->bad || (size_t)(r->end - r->p) < n) {
-        r->bad = true;
-        return NULL;
-    }
-    const uint8_t *p = r->p;
-    if (n > 0) {
-        r->p += n;
-    }
-    return p;
-}
-
-static uint64_t read_le(struct rd *r, size_t n)
-{
-    const uint8_t *p = rd_bytes(r, n);
-    uint64_t v = 0;
-    for (size_t i = 0; p != NULL && i < n; i++) {
-        v |= (uint64_t)p[i] << (8 * i);
-    }
-    return v;
-}
-
-uint8_t rd_u8(struct rd *r)
-{
-    return (uint8_t)read_le(r, 1);
-}
-
-uint16_t rd_u16(struct rd *r)
-{
-    return (uint16_t)read_le(r, 2);
-}
-
-uint32_t rd_u32(struct rd *r)
-{
-    return (uint32_t)read_le(r, 4);
-}
-
-uint64_t rd_u64(struct rd *r)
-{
-    return read_le(r, 8);
-}
-
 const uint8_t *rd_blob(struct rd *r, size_t max, size_t *len)
 {
     uint32_t n = rd_u32(r);

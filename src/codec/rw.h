@@ -25,12 +25,44 @@ static inline size_t rd_left(const struct rd *r)
 {
     return r->bad ? 0 : (size_t)(r->end - r->p);
 }
-uint8_t rd_u8(struct rd *r);
-uint16_t rd_u16(struct rd *r);
-uint32_t rd_u32(struct rd *r);
-uint64_t rd_u64(struct rd *r);
 /* @n bytes in place, or NULL. */
-const uint8_t *rd_bytes(struct rd *r, size_t n);
+static inline const uint8_t *rd_bytes(struct rd *r, size_t n)
+{
+    if (r->bad || (size_t)(r->end - r->p) < n) {
+        r->bad = true;
+        return NULL;
+    }
+    const uint8_t *p = r->p;
+    if (n > 0) {
+        r->p += n;
+    }
+    return p;
+}
+static inline uint64_t rd_le(struct rd *r, size_t n)
+{
+    const uint8_t *p = rd_bytes(r, n);
+    uint64_t v = 0;
+    for (size_t i = 0; p != NULL && i < n; i++) {
+        v |= (uint64_t)p[i] << (8 * i);
+    }
+    return v;
+}
+static inline uint8_t rd_u8(struct rd *r)
+{
+    return (uint8_t)rd_le(r, 1);
+}
+static inline uint16_t rd_u16(struct rd *r)
+{
+    return (uint16_t)rd_le(r, 2);
+}
+static inline uint32_t rd_u32(struct rd *r)
+{
+    return (uint32_t)rd_le(r, 4);
+}
+static inline uint64_t rd_u64(struct rd *r)
+{
+    return rd_le(r, 8);
+}
 /* A u32 length and that many bytes in place; longer than @max is a failure. A zero length gives a non-NULL
  * pointer. */
 const uint8_t *rd_blob(struct rd *r, size_t max, size_t *len);

@@ -112,6 +112,16 @@ static int on_verify(int ok, X509_STORE_CTX *store)
     return 1;
 }
 
+/* OpenSSL's own way, but that the chain that it has found is not kept: nobody asks for it, and it holds the peer's
+ * certificate, some 5 KiB, for as long as there is a connection. */
+static int verify(X509_STORE_CTX *store, void *arg)
+{
+    (void)arg;
+    int ok = X509_verify_cert(store);
+    X509_STORE_CTX_set0_verified_chain(store, NULL);
+    return ok;
+}
+
 static int accept_any(X509_STORE_CTX *store, void *arg)
 {
     (void)store;
@@ -209,6 +219,7 @@ int tls_ctx_new(
     } else {
         int strict = server && !optional ? SSL_VERIFY_FAIL_IF_NO_PEER_CERT : 0;
         SSL_CTX_set_verify(ctx->ssl, SSL_VERIFY_PEER | strict, on_verify);
+        SSL_CTX_set_cert_verify_callback(ctx->ssl, verify, NULL);
     }
     *out = ctx;
     return 0;
@@ -444,4 +455,28 @@ int tls_peer_chain(const struct tls *t, struct buf *out)
         err = cert_append_pem(sk_X509_value(chain, i), out);
     }
     return err;
+}
+
+int tls_forget_chain(struct tls *t)
+{
+    unsigned char text[256], *to = text;
+    const unsigned char *from = text;
+    SSL_SESSION *session = SSL_get0_session(t->ssl);
+    if (!t->established || !t->peer.present) {
+        return 0;
+    }
+    /* What OpenSSL has no call for: the connection's session becomes one of which nothing is known but how it is
+     * encrypted. It is of no use to anybody else, since there are neither tickets nor a cache. */
+    ERR_clear_error();
+    SSL_SESSION *blank = SSL_SESSION_new();
+    int n = -1;
+    if (blank != NULL &&
+        SSL_SESSION_set_protocol_version(blank, SSL_SESSION_get_protocol_version(session)) == 1 &&
+        SSL_SESSION_set_cipher(blank, SSL_SESSION_get0_cipher(session)) == 1) {
+        n = i2d_SSL_SESSION(blank, NULL);
+    }
+    bool done = n > 0 && (size_t)n <= sizeof text && i2d_SSL_SESSION(blank, &to) == n &&
+                d2i_SSL_SESSION(&session, &from, n) != NULL;
+    SSL_SESSION_free(blank);
+    return done ? 0 : ossl_errf(SYM_ENOMEM, "TLS session");
 }

@@ -4,6 +4,10 @@
 #include "codec/json.h"
 #include "codec/text.h"
 #include "crypto/crypto.h"
+#include "daemon/kv_admit.h"
+#include "lua/bind_policy.h"
+#include "sandbox/host.h"
+#include "net/allowance.h"
 
 #include <stddef.h>
 #include <stdio.h>
@@ -20,7 +24,10 @@ enum {
     SCRATCH_KEEP = 256 << 10,
     HEARTBEAT_MS = 10000,
     IDEMPOTENCY_MAX = 256,
-    USER_KEY_MAX = 1024
+    USER_KEY_MAX = 1024,
+    /* Who is unknown here costs a round of the quorum with each request: as often as of Lua's routes (router.lua). */
+    LOOKS = 100,
+    LOOK_MS = 200
 };
 
 static const uint8_t kv_folder[PREFIX_LEN] = {'/', 'k', 'v', '/'};
@@ -32,12 +39,14 @@ enum access { READ = 1, WRITE = 2, UNSURE = 4 };
 struct call {
     struct api *api;
     struct http_req *req;
-    TAILQ_ENTRY(call) link; /* watches only */
+    TAILQ_ENTRY(call) link; /* watches, and changes that the policies are asked about */
     enum { GET_KEY, LIST_KEYS, PUT_KEY, DELETE_KEY, WATCH_KEYS } kind;
     bool pending; /* an answer from raft is due */
     /* Change: the first compare, from 0, that is not the client's. Where such a one fails, or has failed when the
      * change was tried before, a policy has to be asked. */
     unsigned undecided;
+    bool asking; /* the policies, about a change; with what these are then bound to: */
+    uint64_t old_revision, set_revision, set_count;
     bool stale_ok;
     struct watch *watch;
     bool synced;    /* watch: has been told that it has all there was when it began */
@@ -51,6 +60,12 @@ struct call {
 };
 enum { KEY_ROOM = PREFIX_LEN + USER_KEY_MAX + 1 };
 
+/* How often a policy has had its say from here. */
+struct heard {
+    char name[BOX_NAME_MAX + 1];
+    uint64_t n;
+};
+
 struct api {
     struct daemon *d;
     TAILQ_HEAD(, call) watches;
@@ -58,9 +73,17 @@ struct api {
     uint64_t
         told; /* the last revision up to which every watch that was not paused had been told everything */
     uv_timer_t heartbeat;
-    uint64_t policies;  /* none of those set up to this revision has a word in changes of keys */
-    bool lua_decides;   /* one has */
+    uint64_t policies; /* none of those set up to this revision has a word in changes of keys */
+    bool lua_decides;  /* one has */
+    /* While that is so: the process of the policies holds all that there are at this revision and in this number, so
+     * that it may be asked from here; 0: not. */
+    uint64_t set_revision, set_count;
+    char own_name[64];
+    struct heard heard[BOXES_MAX];
+    unsigned n_heard;
+    TAILQ_HEAD(, call) asking;
     struct buf scratch; /* answers are built here and copied out at once */
+    struct allowance looks;
 };
 
 static void call_release(struct call *c)
@@ -401,25 +424,49 @@ static bool is_client(const struct tls_peer *peer)
     return is_role(peer, "operator") || is_role(peer, "reader");
 }
 
+/* What the state has to say for a certificate to be worth anything: of its key, whose it is. That is there until its
+ * owner is removed, with the owner's node id, or with the role and the name that a client certificate was issued for.
+ */
+struct basis {
+    char key[16 + 2 * SHA256_LEN + 1];
+    char owner[2 * sizeof((struct tls_peer *)NULL)->cert.cn];
+};
+
+static void basis_of(const struct tls_peer *peer, struct basis *out)
+{
+    strcpy(out->key, "/fingerprint/");
+    hex_encode(peer->cert.fingerprint, SHA256_LEN, out->key + strlen(out->key));
+    snprintf(out->owner, sizeof out->owner, "%s%s%s", is_client(peer) ? peer->cert.ou : "",
+        is_client(peer) ? " " : "", peer->cert.cn);
+}
+
+static bool is_node(struct daemon *d, const char *id)
+{
+    char key[8 + sizeof((struct tls_peer *)NULL)->cert.cn];
+    struct kv kv;
+    int n = snprintf(key, sizeof key, "/node/%s", id);
+    return store_get(d->store, key, (size_t)n, &kv) == 0;
+}
+
 /* What the peer may do to the users' keys: READ and WRITE, or UNSURE. A certificate is worth what the state says of its
- * key now: it is there until its owner is removed, with the owner's node id, or with the role and the name that a
- * client certificate was issued for.
+ * key now.
  */
 static int access_of_peer(struct daemon *d, const struct tls_peer *peer)
 {
-    char key[16 + 2 * SHA256_LEN + 1] = "/fingerprint/";
-    char owner[2 * sizeof peer->cert.cn];
+    struct basis basis;
     struct kv kv;
     if (!peer->present || tls_peer_expired(peer) || (!is_role(peer, "manager") && !is_client(peer))) {
         return 0;
     }
-    hex_encode(peer->cert.fingerprint, SHA256_LEN, key + strlen(key));
-    if (store_get(d->store, key, strlen(key), &kv) != 0) {
+    basis_of(peer, &basis);
+    if (store_get(d->store, basis.key, strlen(basis.key), &kv) != 0) {
         return UNSURE; /* this manager may be behind */
     }
-    int n = is_client(peer) ? snprintf(owner, sizeof owner, "%s %s", peer->cert.ou, peer->cert.cn)
-                            : snprintf(owner, sizeof owner, "%s", peer->cert.cn);
-    if ((size_t)n != kv.value.n || memcmp(owner, kv.value.p, kv.value.n) != 0) {
+    if (strlen(basis.owner) != kv.value.n || memcmp(basis.owner, kv.value.p, kv.value.n) != 0) {
+        return 0;
+    }
+    /* Of a node that is out, what stands elsewhere may go a little later. */
+    if (!is_client(peer) && !is_node(d, peer->cert.cn)) {
         return 0;
     }
     return is_role(peer, "reader") ? READ : READ | WRITE;
@@ -475,7 +522,7 @@ void api_recheck(struct api *a)
     }
 }
 
-static int start_change(struct call *c);
+static int start_change(struct call *c, const struct kv_admitted *admitted);
 
 static void on_read(void *arg, int status)
 {
@@ -513,7 +560,7 @@ static void on_read(void *arg, int status)
         answer_watch(c);
         break;
     default:
-        status = start_change(c);
+        status = start_change(c, NULL);
         if (status != 0) {
             fail(c->req, status, NULL);
         }
@@ -548,6 +595,13 @@ static void on_changed(void *arg, int status, const struct txn_result *result)
     if (status == SYM_ECANCELED) {
         /* It may be in the log already, and those who go on have that. */
         status = err_setf(SYM_EUNKNOWN, "this node is stopping; the write may or may not have happened");
+    } else if (status == 0 && result->status == TXN_CONFLICT && c->req->tls && result->failed == 0) {
+        if (!result->repeated || http_req_header(c->req, "idempotency-key") == NULL) {
+            refuse(c->req);
+            return;
+        }
+        status = err_setf(
+            SYM_ECONFLICT, "this request was refused under this Idempotency-Key, for its certificate");
     } else if (status == 0 && result->status == TXN_CONFLICT) {
         status = err_setf(SYM_ECONFLICT, "the key is not as the request expects it");
     } else if (status == 0 && result->status == TXN_UNKNOWN) {
@@ -639,11 +693,40 @@ static int idempotency(struct api *a, struct http_req *req, const char *key, str
     return rv;
 }
 
-static int start_change(struct call *c)
+/* What this manager judges by may be behind, and the owner be removed while the change is on its way: it is made only
+ * if the state still says the same where it is applied. The first of the compares, and *@basis lives as long as @t. */
+static void rest_on(struct txn *t, const struct tls_peer *peer, struct basis *basis)
+{
+    basis_of(peer, basis);
+    t->cmps[t->n_cmps++] = (struct txn_cmp){.kind = CMP_VALUE,
+        .key = {(const uint8_t *)basis->key, strlen(basis->key)},
+        .value = {(const uint8_t *)basis->owner, strlen(basis->owner)}};
+}
+
+/* The set of policies, what the key held, and all that was read. There is room: a client has one compare. */
+static void bind_to_decision(
+    const struct call *c, const struct kv_admitted *admitted, struct txn *t, struct txn_cmp set)
+{
+    struct txn_cmp old = {.kind = c->old_revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION,
+        .key = {c->key, c->key_len},
+        .value = {(const uint8_t *)"", 0},
+        .number = c->old_revision};
+    set.kind = CMP_PREFIX_COUNT;
+    set.number = c->set_count;
+    t->cmps[t->n_cmps++] = set;
+    t->cmps[t->n_cmps++] = old;
+    for (unsigned i = 0; i < admitted->n; i++) {
+        t->cmps[t->n_cmps++] = admitted->cmps[i];
+    }
+}
+
+/* @admitted: what the policies have agreed to holds as long as this does; NULL: nobody was asked. */
+static int start_change(struct call *c, const struct kv_admitted *admitted)
 {
     struct api *a = c->api;
     struct http_req *req = c->req;
     bool is_put = c->kind == PUT_KEY;
+    struct basis basis;
     struct txn t; /* 11 KiB: only what is used is set */
     memset(&t.id, 0, sizeof t.id);
     t.n_cmps = 0;
@@ -660,19 +743,26 @@ static int start_change(struct call *c)
     if (given < 0) {
         return given;
     }
-    if (given == 1) {
-        t.n_cmps = 1;
-        t.cmps[0].kind = revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION;
-        t.cmps[0].key = t.ops[0].key;
-        t.cmps[0].value = (struct slice){(const uint8_t *)"", 0};
-        t.cmps[0].number = revision;
+    if (req->tls) {
+        rest_on(&t, req->peer, &basis);
     }
-    /* The change is decided by nobody, as long as there is no policy that would want to. */
+    if (given == 1) {
+        t.cmps[t.n_cmps++] = (struct txn_cmp){.kind = revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION,
+            .key = t.ops[0].key,
+            .value = {(const uint8_t *)"", 0},
+            .number = revision};
+    }
+    /* The change is decided by nobody, as long as there is no policy that would want to; or else by what it is bound
+     * to. */
     c->undecided = t.n_cmps;
-    t.cmps[t.n_cmps++] = (struct txn_cmp){.kind = CMP_PREFIX_REVISION,
+    struct txn_cmp set = {.kind = CMP_PREFIX_REVISION,
         .key = {(const uint8_t *)policy_folder, sizeof policy_folder - 1},
         .value = {(const uint8_t *)"", 0},
-        .number = a->policies};
+        .number = admitted != NULL ? c->set_revision : a->policies};
+    t.cmps[t.n_cmps++] = set;
+    if (admitted != NULL) {
+        bind_to_decision(c, admitted, &t, set);
+    }
     const char *key = http_req_header(req, "idempotency-key");
     int rv = key == NULL ? 0 : idempotency(a, req, key, &t.id);
     buf_clear(&a->scratch);
@@ -686,6 +776,118 @@ static int start_change(struct call *c)
         buf_free(&a->scratch);
     }
     return 0;
+}
+
+/* --- the policies
+ * ----------------------------------------------------------------------------------------------------- */
+
+static void note_heard(void *arg, const char *name, size_t n)
+{
+    struct api *a = arg;
+    unsigned i = 0;
+    while (i < a->n_heard && (strlen(a->heard[i].name) != n || memcmp(a->heard[i].name, name, n) != 0)) {
+        i++;
+    }
+    if (i == a->n_heard) {
+        if (i == BOXES_MAX || n > BOX_NAME_MAX) {
+            return;
+        }
+        memcpy(a->heard[i].name, name, n);
+        a->heard[i].name[n] = '\0';
+        a->heard[i].n = 0;
+        a->n_heard++;
+    }
+    a->heard[i].n++;
+}
+
+uint64_t api_heard(const struct api *a, const char *name)
+{
+    for (unsigned i = 0; i < a->n_heard; i++) {
+        if (strcmp(a->heard[i].name, name) == 0) {
+            return a->heard[i].n;
+        }
+    }
+    return 0;
+}
+
+static void on_decided(void *arg, const struct host_answer *answer)
+{
+    struct call *c = arg;
+    struct api *a = c->api;
+    struct kv_admitted admitted;
+    TAILQ_REMOVE(&a->asking, c, link);
+    c->pending = c->asking = false;
+    if (c->req == NULL) {
+        call_release(c);
+        return;
+    }
+    if (a->d->raft == NULL || a->d->stopping) {
+        err_setf(SYM_ECLOSED, "this node is stopping");
+        fail(c->req, SYM_ECLOSED, NULL);
+        return;
+    }
+    if (answer->status != 0) {
+        hand_over(c);
+        return;
+    }
+    if (kv_admit_result(answer->json, answer->n, &admitted, note_heard, a) != 0) {
+        hand_over(c);
+    } else {
+        int rv = start_change(c, &admitted);
+        if (rv != 0) {
+            fail(c->req, rv, NULL);
+        }
+    }
+    kv_admitted_free(&admitted);
+}
+
+/* The policies are asked from here for what is most: a change on the leader by who is there in person, that is not to be
+ * remembered and looks at no more than its key. */
+static bool may_ask(const struct api *a, const struct http_req *req)
+{
+    return a->set_revision != 0 && rnode_is_leader(a->d->raft) &&
+           (*req->query == '\0' ||
+               (strncmp(req->query, "mod_revision=", 13) == 0 && strchr(req->query, '&') == NULL)) &&
+           http_req_header(req, "idempotency-key") == NULL &&
+           (!req->tls || (req->peer != NULL && is_client(req->peer)));
+}
+
+/* 0: on_decided is told; 1: this is for Lua; SYM_E*. */
+static int ask_policies(struct call *c)
+{
+    struct api *a = c->api;
+    struct http_req *req = c->req;
+    struct host *host = bind_policy_host(a->d->L);
+    struct kv old;
+    if (host == NULL) {
+        return 1;
+    }
+    int rv = store_get(a->d->store, c->key, c->key_len, &old);
+    if (rv != 0 && rv != SYM_ENOTFOUND) {
+        return rv;
+    }
+    struct kv_change change = {.put = c->kind == PUT_KEY,
+        .key = {c->key + PREFIX_LEN, c->key_len - PREFIX_LEN},
+        .value = {req->body, req->body_len},
+        .old = rv == 0 ? &old : NULL,
+        .who_kind = req->tls ? "certificate" : "control",
+        .who_name = req->tls ? req->peer->cert.cn : a->own_name,
+        .who_role = req->tls ? req->peer->cert.ou : NULL};
+    c->old_revision = rv == 0 ? old.mod_revision : 0;
+    c->set_revision = a->set_revision;
+    c->set_count = a->set_count;
+    buf_clear(&a->scratch);
+    rv = kv_admit_input(&change, &a->scratch);
+    if (rv == 0) {
+        struct host_call call = {
+            .hook = "admit.change", .input = buf_data(&a->scratch), .n_input = a->scratch.len};
+        rv = host_call(host, &call, on_decided, c);
+    }
+    if (rv == 0) {
+        c->pending = c->asking = true;
+        TAILQ_INSERT_TAIL(&a->asking, c, link);
+    }
+    return rv;
 }
 
 static int start_read(struct call *c)
@@ -767,7 +969,7 @@ static int start_call(struct call *c, bool unsure)
     case GET_KEY:
         return start_read(c);
     default:
-        return unsure ? start_read(c) : start_change(c);
+        return unsure ? start_read(c) : c->api->lua_decides ? ask_policies(c) : start_change(c, NULL);
     }
 }
 
@@ -808,13 +1010,19 @@ bool api_handle(struct api *a, struct http_req *req)
         refuse(req);
         return true;
     }
+    bool unsure = (may & UNSURE) != 0;
+    if (unsure && !allowance_take(&a->looks, req->peer->cert.fingerprint, uv_now(d->loop))) {
+        err_setf(SYM_EBUSY, "cannot tell so often whether this peer is a member");
+        fail(req, SYM_EBUSY, "say it again in some seconds");
+        return true;
+    }
     size_t key_len = one ? req->path_len - sizeof kv : 0;
     if (key_len > USER_KEY_MAX) {
         err_setf(SYM_ETOOBIG, "a key of %zu bytes; at most %d fit", key_len, USER_KEY_MAX);
         fail(req, SYM_ETOOBIG, NULL);
         return true;
     }
-    if (!get && a->lua_decides) {
+    if (!get && a->lua_decides && ((may & UNSURE) != 0 || !may_ask(a, req))) {
         return false;
     }
     /* Most are for one key, and that is short. */
@@ -831,14 +1039,15 @@ bool api_handle(struct api *a, struct http_req *req)
     c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
-    bool unsure = (may & UNSURE) != 0;
     /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read. */
     req->overlap = one && !unsure;
     if (watch) {
         TAILQ_INSERT_TAIL(&a->watches, c, link);
     }
     int rv = start_call(c, unsure);
-    if (rv != 0) {
+    if (rv == 1) {
+        hand_over(c);
+    } else if (rv != 0) {
         fail(req, rv, NULL);
     }
     return true;
@@ -848,6 +1057,14 @@ void api_policies(struct api *a, bool lua_decides, uint64_t revision)
 {
     a->lua_decides = lua_decides;
     a->policies = revision;
+    a->set_revision = a->set_count = 0;
+}
+
+void api_policies_loaded(struct api *a, uint64_t revision, uint64_t count, const char *own_name)
+{
+    a->set_revision = revision;
+    a->set_count = count;
+    snprintf(a->own_name, sizeof a->own_name, "%s", own_name);
 }
 
 int api_new(struct daemon *d, struct api **out)
@@ -857,7 +1074,10 @@ int api_new(struct daemon *d, struct api **out)
         return err_setf(SYM_ENOMEM, "out of memory");
     }
     a->d = d;
+    a->looks.burst = LOOKS;
+    a->looks.every = LOOK_MS;
     TAILQ_INIT(&a->watches);
+    TAILQ_INIT(&a->asking);
     uv_timer_init(d->loop, &a->heartbeat);
     uv_unref((uv_handle_t *)&a->heartbeat);
     a->heartbeat.data = a;
@@ -886,5 +1106,15 @@ static void heartbeat_closed(uv_handle_t *handle)
 
 void api_free(struct api *a)
 {
+    struct call *c;
+    /* Their answers do not come any more. */
+    while ((c = TAILQ_FIRST(&a->asking)) != NULL) {
+        TAILQ_REMOVE(&a->asking, c, link);
+        if (c->req != NULL) {
+            c->req->data = NULL;
+            c->req->on_gone = NULL;
+        }
+        free(c);
+    }
     uv_close((uv_handle_t *)&a->heartbeat, heartbeat_closed);
 }

@@ -1,6 +1,6 @@
 /* require "sym.node": the node of this daemon, as lua/symphony/cluster starts and stops it.
  *
- * start{node_id, raft_id, raft_address, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
+ * start{node_id, raft_id, raft_address, raft_moves, cluster_id, cert, key, ca, starts, bootstrap, raft_port, remote_port}
  *     -> {raft_port, remote_port} | nil, err; ports that are not given are the options'; without a raft_id it is a
  *     worker: no raft, no store, and nothing of theirs need be given
  * stop(cb) -> true | nil, err; back to idle: cb(nil) from the loop, also if it was being stopped already
@@ -13,6 +13,9 @@
  *     a second to say it again
  * kv_policies(revision or nil): nobody decides on changes of users' keys while no policy has been set after @revision;
  *     nil: the routes in Lua do
+ * kv_policies(nil, revision, count, name): the same, but the sandbox holds all policies of this revision and number, and
+ *     on the leader it is asked without Lua, which only hears of what is not simply allowed. @name: of this manager
+ * kv_heard(policy): how often it has been asked so, and has not failed
  * quorum_hint: a text, what to do without a quorum
  */
 #include "base/err.h"
@@ -60,6 +63,7 @@ static int l_start(lua_State *L)
     luaL_checktype(L, 1, LUA_TTABLE);
     struct node_config cfg = {
         .raft_id = (uint64_t)number(L, "raft_id", 0),
+        .raft_moves = (uint64_t)number(L, "raft_moves", 0),
         .starts = (uint64_t)number(L, "starts", 0),
         .cert = field(L, "cert"),
         .ca = field(L, "ca"),
@@ -203,7 +207,18 @@ static int l_kv_policies(lua_State *L)
     lua_Integer revision = luaL_optinteger(L, 1, 0);
     luaL_argcheck(L, revision >= 0, 1, "a revision from 0");
     api_policies(daemon_of(L)->api, lua_decides, (uint64_t)revision);
+    if (lua_decides && !lua_isnoneornil(L, 2)) {
+        lua_Integer set = luaL_checkinteger(L, 2), count = luaL_checkinteger(L, 3);
+        luaL_argcheck(L, set >= 0 && count >= 0, 2, "a revision and a count");
+        api_policies_loaded(daemon_of(L)->api, (uint64_t)set, (uint64_t)count, luaL_optstring(L, 4, ""));
+    }
     return 0;
+}
+
+static int l_kv_heard(lua_State *L)
+{
+    lua_pushinteger(L, (lua_Integer)api_heard(daemon_of(L)->api, luaL_checkstring(L, 1)));
+    return 1;
 }
 
 int luaopen_sym_node(lua_State *L)
@@ -221,6 +236,7 @@ int luaopen_sym_node(lua_State *L)
         {"on_quit", l_on_quit},
         {"quit", l_quit},
         {"kv_policies", l_kv_policies},
+        {"kv_heard", l_kv_heard},
         {NULL, NULL},
     };
     luaL_newlib(L, functions);

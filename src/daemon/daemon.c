@@ -291,6 +291,7 @@ static int start_manager(struct daemon *d, const struct node_config *cfg)
         .loop = d->loop,
         .id = cfg->raft_id,
         .address = cfg->raft_address,
+        .moves = cfg->raft_moves,
         .bind_addr = d->opt.bind_addr,
         .port = d->opt.raft_port,
         .dir = raft,

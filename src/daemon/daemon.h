@@ -70,6 +70,7 @@ struct node_config {
     uint64_t raft_id; /* 0: a worker, for which what only raft needs is left out */
     uint64_t starts;
     const char *raft_address; /* advertised host:port */
+    uint64_t raft_moves;      /* how often that has changed */
     const char *cluster_id, *cert, *ca;
     const struct key *key;
     bool bootstrap; /* first member of a new cluster: write the first configuration */

@@ -11,9 +11,9 @@
  * What it does
  *
  * - Every period one member is pinged, in an order that is shuffled after each round (SWIM 4.3). Without an answer
- *   within probe_timeout_ms, `helpers` others are asked to ping it (SWIM 3.1), it is pinged once more, and the driver
- *   is asked to try the reliable channel. Who answers by the end of the period is alive. A helper that had no answer
- *   says so (nack), so that silence of the helpers points at ourselves.
+ *   within probe_timeout_ms, `helpers` others are asked to ping it (SWIM 3.1), it is pinged up to three times more,
+ *   and the driver is asked to try the reliable channel. Who answers by the end of the period is alive. A helper that
+ *   had no answer says so (nack), so that silence of the helpers points at ourselves.
  * - Otherwise it is suspected (SWIM 4.2), which only its own word with a higher incarnation takes back. A suspicion
  *   becomes death after a time that starts long and shrinks with every other member that suspects it by itself
  *   (Lifeguard IV-B), see suspicion_ms(). A suspected or dead member is told in every message to it (IV-C).
@@ -35,6 +35,9 @@
  * - What a member says of itself (alive or left, address, metadata) is a *claim* that it signed. Nobody believes an
  *   unsigned one, and only a higher incarnation replaces a claim. What is signed is bound to the cluster (claim_text in
  *   swim_text.c): id, incarnation, left or not, address, metadata. The incarnation is the version of all of it.
+ * - A member can raise its incarnation without end. Ten claims at once and five a second after that are looked at;
+ *   others are left until they come again, and then it is the newest of them that counts. A member refutes no more
+ *   often than that, so that whoever is honest never waits.
  * - That a member is suspected or dead is said by others and not signed. It counts only against the incarnation that
  *   we hold a claim of, it is gossip's opinion and no more (the status of a node takes more than this), and the member
  *   takes it back with one signature. Only known members count as accusers, and whoever is said to be dead, but has not
@@ -173,6 +176,8 @@ struct swim_stats {
     uint64_t malformed;      /* datagrams and pieces that are not what they should be */
     uint64_t strangers;      /* datagrams whose sender is not known */
     uint64_t bad_signatures; /* claims; the rest of the datagram is ignored */
+    uint64_t
+        claims_deferred; /* of members that raise their incarnation more often than five times a second */
     uint64_t probes, probes_indirect, probes_failed;
     uint64_t probes_void;    /* without a result, since this process did not run */
     uint64_t relays_refused; /* asked to help, but too much of it is under way */

@@ -31,7 +31,10 @@ void news_sent(struct swim *s, uint32_t slot)
  * to get through at once all the same: or the healthy die. */
 void news(struct swim *s, uint32_t slot, bool urgent)
 {
-    queue_news(&s->queue, &s->table, slot, urgent ? 0 : limit(s) / 3);
+    /* What lambda is for is that nobody misses a piece. With thousands of them that costs every member megabytes, and
+     * the digests show whoever missed one what a full exchange brings. */
+    unsigned skip = s->queue.n > QUEUE_LONG ? 2 : 1;
+    queue_news(&s->queue, &s->table, slot, urgent ? 0 : skip * limit(s) / 3);
     if (slot == SELF) {
         s->introduced = s->table.n_live;
     }
@@ -45,7 +48,7 @@ static void enter(struct swim *s, uint32_t slot, enum swim_state state)
 {
     struct member *m = slot_of(s, slot);
     suspect_end(s, slot);
-    m->state = (uint8_t)state;
+    m->state = (unsigned)state & 3;
     m->since = s->now;
     if (slot != SELF && state == SWIM_ALIVE) {
         table_live(&s->table, slot, &s->chance);
@@ -182,6 +185,7 @@ static bool add(struct swim *s, const struct claim_view *v)
         return true;
     }
     slot_of(s, slot)->since = s->now;
+    slot_of(s, slot)->spent = (uint32_t)s->now;
     if (!s->merging || s->now >= s->settled) {
         news(s, slot, false);
     }
@@ -191,6 +195,18 @@ static bool add(struct swim *s, const struct claim_view *v)
     }
     tell(s, SWIM_JOINED, slot);
     return true;
+}
+
+/* How far ahead the claims of @m are paid for; what is further than that cannot be is long past. */
+static uint32_t ahead(const struct swim *s, const struct member *m)
+{
+    uint32_t by = m->spent - (uint32_t)s->now;
+    return by <= CLAIM_BURST * CLAIM_GAP_MS ? by : 0;
+}
+
+static bool too_many(const struct swim *s, const struct member *m)
+{
+    return ahead(s, m) > (CLAIM_BURST - 1) * CLAIM_GAP_MS;
 }
 
 static bool same_place(const struct claim *a, const struct claim *b)
@@ -255,6 +271,10 @@ bool take_claim(struct swim *s, const struct claim_view *v)
         }
         return true;
     }
+    if (too_many(s, slot_of(s, slot))) {
+        s->stats.claims_deferred++;
+        return true;
+    }
     if (!genuine(s, v)) {
         return false;
     }
@@ -263,6 +283,8 @@ bool take_claim(struct swim *s, const struct claim_view *v)
         s->stats.no_memory++;
         return true;
     }
+    /* Only its own signature makes a member pay. */
+    slot_of(s, slot)->spent = (uint32_t)s->now + ahead(s, slot_of(s, slot)) + CLAIM_GAP_MS;
     replace(s, slot, c);
     return true;
 }

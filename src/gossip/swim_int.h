@@ -14,13 +14,20 @@ enum {
     RELAYS_MAX = 64,   /* helping at the same time */
     RELAYS_OF_ONE = 2, /* whoever asks has one probe under way */
     RELAY_WAIT_MAX = 10000,
-    REFUTE_GAP_MS = 100,  /* who accuses us all the time does not make us sign all the time */
+    PROBES_AGAIN = 2, /* further pings of one probe, while the helpers are at it */
+    /* A claim of a member that would be news costs a signature's verification, and is passed on to all. So many at
+     * once, and one each gap after that, are looked at; it is still the newest that comes again with later messages.
+     * Of oneself: who accuses us all the time does not make us sign more often than others would look at it. */
+    CLAIM_GAP_MS = 200,
+    CLAIM_BURST = 10,
+    REFUTE_GAP_MS = CLAIM_GAP_MS,
     DOUBLE_GAP_MS = 1000, /* nor does a second holder of our key */
     RETRY_MS = 1000,      /* what could not be signed */
     SWEEP_MS = 10000,
     DIFFER_GAP_MS = 1000, /* between two full exchanges; doubled by each that did not help */
     DIFFER_GAP_MAX_MS = 64000,
     SETTLE_MS = 10000, /* what a new node gets by full exchanges is old news to everybody else */
+    QUEUE_LONG = 1000, /* pieces of news: some hundred full messages */
     MISFITS_MAX = 16,  /* pieces of news that are passed over, since they do not fit any more */
 };
 #define NEVER UINT64_MAX
@@ -29,7 +36,8 @@ struct suspicion {
     TAILQ_ENTRY(suspicion) link;
     uint32_t slot;
     unsigned n;
-    uint64_t start, deadline;
+    uint64_t since;           /* when it was entered */
+    uint64_t start, deadline; /* without the time in which this process did not run */
     struct swim_id accusers[WIRE_ACCUSERS_MAX];
 };
 
@@ -37,7 +45,7 @@ struct probe {
     bool active, indirect;
     struct swim_id target;
     uint32_t seq;
-    uint64_t direct_until, until;
+    uint64_t direct_until, again_at, until;
     unsigned n_helpers;
     struct swim_id helpers[SWIM_HELPERS_MAX];
     bool nacked[SWIM_HELPERS_MAX];

@@ -46,11 +46,10 @@ void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser)
         s->stats.no_memory++;
         return;
     }
-    *p = (struct suspicion){.slot = slot, .n = 1, .start = s->now, .accusers = {*accuser}};
+    *p = (struct suspicion){.slot = slot, .n = 1, .since = s->now, .start = s->now, .accusers = {*accuser}};
     TAILQ_INSERT_TAIL(&s->suspicions, p, link);
     m->suspicion = p;
     m->state = SWIM_SUSPECT;
-    m->since = s->now;
     set_deadline(s, p);
     news(s, slot, true);
     tell(s, SWIM_SUSPECTED, slot);
@@ -75,10 +74,11 @@ void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuse
 void suspect_end(struct swim *s, uint32_t slot)
 {
     struct member *m = slot_of(s, slot);
-    if (m->suspicion != NULL) {
+    if (m->state == SWIM_SUSPECT) {
         TAILQ_REMOVE(&s->suspicions, m->suspicion, link);
         free(m->suspicion);
-        m->suspicion = NULL;
+        m->state = SWIM_ALIVE;
+        m->since = s->now;
     }
 }
 

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CAP_MIN = 16, PICK_TRIES = 4 };
+enum { CAP_MIN = 16, PICK_TRIES = 4, SLOT_BITS = 20 };
+#define SLOT_MASK ((UINT32_C(1) << SLOT_BITS) - 1) /* no slot: EMPTY has it */
+#define EMPTY UINT32_MAX
 
 uint64_t chance_next(struct chance *c)
 {
@@ -27,7 +29,12 @@ static uint32_t hash(const struct table *t, const struct swim_id *id)
     memcpy(&b, id->b + sizeof a, sizeof b);
     struct chance c = {a ^ t->salt};
     c.state = chance_next(&c) ^ b;
-    return (uint32_t)chance_next(&c) & t->mask;
+    return (uint32_t)chance_next(&c);
+}
+
+static uint32_t entry_of(uint32_t h, uint32_t slot)
+{
+    return (h & ~SLOT_MASK) | slot;
 }
 
 /* What a claim adds to the digest. Not salted: all nodes have to come to the same. */
@@ -44,34 +51,34 @@ static uint64_t digest_of(const struct claim *claim)
 
 static void index_put(const struct table *t, uint32_t slot)
 {
-    uint32_t at = hash(t, &t->m[slot].claim->id);
-    while (t->index[at] != NO_SLOT) {
+    uint32_t h = hash(t, &t->m[slot].claim->id), at = h & t->mask;
+    while (t->index[at] != EMPTY) {
         at = (at + 1) & t->mask;
     }
-    t->index[at] = slot;
+    t->index[at] = entry_of(h, slot);
 }
 
 /* What stands behind the hole and would no longer be found moves into it. */
 static void index_drop(const struct table *t, uint32_t slot)
 {
-    uint32_t hole = hash(t, &t->m[slot].claim->id);
-    while (t->index[hole] != slot) {
+    uint32_t hole = hash(t, &t->m[slot].claim->id) & t->mask;
+    while ((t->index[hole] & SLOT_MASK) != slot) {
         hole = (hole + 1) & t->mask;
     }
-    for (uint32_t at = (hole + 1) & t->mask; t->index[at] != NO_SLOT; at = (at + 1) & t->mask) {
-        uint32_t home = hash(t, &t->m[t->index[at]].claim->id);
+    for (uint32_t at = (hole + 1) & t->mask; t->index[at] != EMPTY; at = (at + 1) & t->mask) {
+        uint32_t home = hash(t, &t->m[t->index[at] & SLOT_MASK].claim->id);
         if (((at - home) & t->mask) >= ((at - hole) & t->mask)) {
             t->index[hole] = t->index[at];
             hole = at;
         }
     }
-    t->index[hole] = NO_SLOT;
+    t->index[hole] = EMPTY;
 }
 
 static int grow(struct table *t, uint32_t cap)
 {
     uint32_t size = 1;
-    while (size < 2 * cap) {
+    while (size - size / 4 < cap) {
         size *= 2;
     }
     struct member *m = realloc(t->m, cap * sizeof *m);
@@ -102,7 +109,7 @@ static int grow(struct table *t, uint32_t cap)
 
 int table_init(struct table *t, uint32_t max, uint64_t salt, struct claim *self)
 {
-    *t = (struct table){.max = max, .free = NO_SLOT, .salt = salt};
+    *t = (struct table){.max = max, .free = SELF, .salt = salt};
     int rv = grow(t, max < CAP_MIN ? max : CAP_MIN);
     if (rv != 0) {
         table_free(t);
@@ -128,9 +135,10 @@ void table_free(struct table *t)
 
 uint32_t table_find(const struct table *t, const struct swim_id *id)
 {
-    for (uint32_t at = hash(t, id); t->index[at] != NO_SLOT; at = (at + 1) & t->mask) {
-        uint32_t slot = t->index[at];
-        if (swim_id_eq(&t->m[slot].claim->id, id)) {
+    uint32_t h = hash(t, id);
+    for (uint32_t at = h & t->mask; t->index[at] != EMPTY; at = (at + 1) & t->mask) {
+        uint32_t slot = t->index[at] & SLOT_MASK;
+        if (t->index[at] == entry_of(h, slot) && swim_id_eq(&t->m[slot].claim->id, id)) {
             return slot;
         }
     }
@@ -140,7 +148,7 @@ uint32_t table_find(const struct table *t, const struct swim_id *id)
 static void put(struct table *t, uint32_t pos, uint32_t slot)
 {
     t->seq[pos] = slot;
-    t->m[slot].pos = pos;
+    t->m[slot].pos = pos & SLOT_MASK;
 }
 
 static void swap(struct table *t, uint32_t a, uint32_t b)
@@ -187,11 +195,11 @@ void table_replace(struct table *t, uint32_t slot, struct claim *claim)
 uint32_t table_add(struct table *t, struct claim *claim, struct chance *c, bool *full)
 {
     uint32_t slot = t->free;
-    *full = slot == NO_SLOT && t->n == t->max;
+    *full = slot == SELF && t->n == t->max;
     if (*full) {
         return NO_SLOT;
     }
-    if (slot == NO_SLOT) {
+    if (slot == SELF) {
         if (t->n == t->cap && grow(t, t->cap > t->max / 2 ? t->max : 2 * t->cap) != 0) {
             return NO_SLOT;
         }
@@ -213,7 +221,7 @@ void table_remove(struct table *t, uint32_t slot)
     swap(t, m->pos, --t->n_seq);
     index_drop(t, slot);
     claim_free(m->claim);
-    *m = (struct member){.pos = t->free, .sent = NOT_QUEUED};
+    *m = (struct member){.pos = t->free & SLOT_MASK, .sent = NOT_QUEUED};
     t->free = slot;
 }
 

@@ -7,7 +7,7 @@ void member_view(const struct swim *s, uint32_t slot, struct swim_member *out)
     *out = (struct swim_member){.id = m->claim->id,
         .addr = m->claim->addr,
         .state = m->state,
-        .since = m->since,
+        .since = m->state == SWIM_SUSPECT ? m->suspicion->since : m->since,
         .incarnation = m->claim->incarnation,
         .meta = m->claim->tail,
         .meta_len = m->claim->meta_len};

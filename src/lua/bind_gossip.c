@@ -634,6 +634,7 @@ static void set_swim_stats(lua_State *L, const struct swim_stats *s)
     set_integer(L, "malformed", s->malformed);
     set_integer(L, "strangers", s->strangers);
     set_integer(L, "bad_signatures", s->bad_signatures);
+    set_integer(L, "claims_deferred", s->claims_deferred);
     set_integer(L, "probes", s->probes);
     set_integer(L, "probes_indirect", s->probes_indirect);
     set_integer(L, "probes_failed", s->probes_failed);

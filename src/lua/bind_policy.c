@@ -3,6 +3,8 @@
  *
  * Callbacks get (err, json); err has policy, the name of the one to blame, where there is one, and result, what was
  * found out before (JSON as of a call), where there is something. */
+#include "lua/bind_policy.h"
+
 #include "base/err.h"
 #include "lua/bind_store.h"
 #include "lua/fields.h"
@@ -21,6 +23,20 @@ struct policy {
     struct host *live, *tries;
     uint64_t revision, count; /* of the prefix that the loaded set stands for */
 };
+
+/* Registry key of the struct policy. */
+static const char policy_key;
+
+struct host *bind_policy_host(lua_State *L)
+{
+    const struct policy *policy = NULL;
+    if (L != NULL && lua_checkstack(L, 1)) {
+        lua_rawgetp(L, LUA_REGISTRYINDEX, &policy_key);
+        policy = lua_touserdata(L, -1);
+        lua_pop(L, 1);
+    }
+    return policy != NULL ? policy->live : NULL;
+}
 
 static struct store *store_of(void *arg)
 {
@@ -261,6 +277,8 @@ int luaopen_sym_policy(lua_State *L)
     if (rv != 0) {
         return luaL_error(L, "%s", err_msg());
     }
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &policy_key);
     luaL_setfuncs(L, functions, 1);
     return 1;
 }

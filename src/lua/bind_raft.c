@@ -229,6 +229,26 @@ static int l_read(lua_State *L)
     return 0;
 }
 
+/* locate(id, address, moves) -> true | nil, err: where manager @id is since its address has changed so often, as it has
+ * said itself; our own id: where we are. */
+static int l_locate(lua_State *L)
+{
+    uint64_t id = check_id(L, 1, 1);
+    const char *address = luaL_checkstring(L, 2);
+    lua_Integer moves = luaL_checkinteger(L, 3);
+    luaL_argcheck(L, moves >= 0, 3, "how often it has moved");
+    struct rnode *n = bind_raft_of(L);
+    if (n == NULL) {
+        return bind_store_closed(L);
+    }
+    int rv = rnode_locate(n, id, address, (uint64_t)moves);
+    if (rv != 0) {
+        return vm_fail(L, rv);
+    }
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* add(id, address, cb(err)): as a spare. */
 static int l_add(lua_State *L)
 {
@@ -306,6 +326,7 @@ int luaopen_sym_raft(lua_State *L)
         {"stats", l_stats},
         {"submit", l_submit},
         {"read", l_read},
+        {"locate", l_locate},
         {"add", l_add},
         {"assign", l_assign},
         {"remove", l_remove},

@@ -445,6 +445,7 @@ static void on_open(struct stream *stream)
     const struct tls_peer *peer = stream_tls_peer(stream);
     c->opened = true;
     c->trusted = peer != NULL && peer->present && (s->trust == NULL || s->trust(s->arg, peer));
+    stream_forget_chain(stream);
 }
 
 bool conn_is_trusted(const struct http_conn *c)

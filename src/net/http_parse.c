@@ -3,6 +3,7 @@
 #include "base/err.h"
 #include "net/http_text.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 
@@ -10,6 +11,8 @@ enum {
     BLANK_MAX = 4,    /* empty lines before a request that are overlooked */
     KEEP_HEAD = 4096, /* kept from one request to the next */
     KEEP_BODY = 8192,
+    FEW_HEADERS = 8,         /* room for so many is made first, */
+    KEEP_HEADERS = 32,       /* and for so many is kept */
     RESERVE_MAX = 64 * 1024, /* of a body on the word of its Content-Length, */
     RESERVE_TIMES = 4        /* and so many times what has come of it */
 };
@@ -31,6 +34,21 @@ static int on_url(llhttp_t *engine, const char *at, size_t n)
     return 0;
 }
 
+/* Room for one more header. A hundred for every request would be most of what a long answer holds. */
+static int more_headers(struct http_parser *p)
+{
+    unsigned max = p->max_headers == 0 ? FEW_HEADERS : 2 * p->max_headers;
+    struct http_field *headers = realloc(p->headers, max * sizeof *headers);
+    if (headers == NULL) {
+        p->status = 503;
+        err_setf(SYM_ENOMEM, "no memory for the headers");
+        return HPE_USER;
+    }
+    p->headers = headers;
+    p->max_headers = max;
+    return 0;
+}
+
 static int on_field(llhttp_t *engine, const char *at, size_t n)
 {
     struct http_parser *p = engine->data;
@@ -39,6 +57,9 @@ static int on_field(llhttp_t *engine, const char *at, size_t n)
     }
     if (p->n_headers == HTTP_HEADERS_MAX) {
         p->status = 431;
+        return HPE_USER;
+    }
+    if (p->n_headers == p->max_headers && more_headers(p) != 0) {
         return HPE_USER;
     }
     p->headers[p->n_headers].name = (uint32_t)(at - (const char *)buf_data(&p->head));
@@ -129,6 +150,11 @@ void http_parser_end(struct http_parser *p)
         buf_free(&p->head);
     }
     buf_clear(&p->head);
+    if (p->max_headers > KEEP_HEADERS) {
+        free(p->headers);
+        p->headers = NULL;
+        p->max_headers = 0;
+    }
 }
 
 void http_parser_free(struct http_parser *p)
@@ -136,6 +162,9 @@ void http_parser_free(struct http_parser *p)
     http_parser_end(p);
     buf_free(&p->head);
     buf_free(&p->body);
+    free(p->headers);
+    p->headers = NULL;
+    p->max_headers = 0;
 }
 
 /* --- head */

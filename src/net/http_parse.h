@@ -35,11 +35,11 @@ struct http_parser {
     uint64_t left;             /* of the Content-Length */
     uint64_t wire;             /* bytes of chunks with their framing */
     size_t target, target_len; /* offset in head */
-    unsigned n_headers;
-    struct {
+    unsigned n_headers, max_headers;
+    struct http_field {
         uint32_t name, name_len, value, value_len; /* offsets in head */
-    } headers[HTTP_HEADERS_MAX];
-    int status; /* of HTTP_PARSE_BAD */
+    } * headers;                                   /* of max_headers, as many as have been needed */
+    int status;                                    /* of HTTP_PARSE_BAD */
     /* Valid from the end of the head (state is past HTTP_IN_HEAD). */
     const char *method, *path, *query;
     size_t path_len;
@@ -49,7 +49,7 @@ struct http_parser {
 /* @held may be NULL. The buffers of a parser that is begun again are kept. */
 void http_parser_begin(
     struct http_parser *p, size_t max_head, size_t max_body, size_t *held, size_t max_held);
-/* Gives up what it holds beyond a small head buffer. */
+/* Gives up what it holds beyond a small head buffer and room for a few headers. */
 void http_parser_end(struct http_parser *p);
 /* The body alone: the request will not be served. */
 void http_parser_drop_body(struct http_parser *p);

@@ -635,3 +635,10 @@ int stream_tls_chain(const struct stream *s, struct buf *out)
 {
     return s->tls != NULL ? tls_peer_chain(s->tls, out) : err_setf(SYM_EINVAL, "the connection is plain");
 }
+
+void stream_forget_chain(struct stream *s)
+{
+    if (s->tls != NULL) {
+        (void)tls_forget_chain(s->tls); /* what could not be freed now goes with the stream */
+    }
+}

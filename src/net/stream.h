@@ -104,7 +104,10 @@ void stream_set_ops(struct stream *s, const struct stream_ops *ops);
 const struct peer_addr *stream_peer_addr(const struct stream *s);
 /* NULL without TLS or before on_open. */
 const struct tls_peer *stream_tls_peer(const struct stream *s);
+/* The certificates that the peer sent, leaf first, as PEM; none once they are forgotten. SYM_EINVAL without TLS. */
 int stream_tls_chain(const struct stream *s, struct buf *out);
+/* Frees them, for who needs no more than stream_tls_peer: thousands of idle connections are smaller without. */
+void stream_forget_chain(struct stream *s);
 
 /* "host:port", "[v6]:port", or "host" with @default_port; host at most 253 characters. SYM_EINVAL. */
 int addr_parse(const char *text, uint16_t default_port, char host[256], uint16_t *port);

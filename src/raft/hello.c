@@ -60,6 +60,9 @@ int hello_encode(const struct hello *h, struct buf *out)
     wr_u64(&w, h->starts);
     wr_u64(&w, h->nonce);
     wr_blob(&w, h->address, strlen(h->address));
+    if (h->moves > 0) {
+        wr_u64(&w, h->moves);
+    }
     return done(&w);
 }
 
@@ -107,6 +110,7 @@ int hello_decode(const uint8_t *data, size_t n, struct hello *out)
     out->starts = rd_u64(&r);
     out->nonce = rd_u64(&r);
     read_text(&r, out->address, sizeof out->address);
+    out->moves = rd_left(&r) > 0 ? rd_u64(&r) : 0;
     return rd_done(&r) ? 0 : bad("hello");
 }
 

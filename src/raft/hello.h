@@ -2,7 +2,7 @@
  * I/O.
  *
  * - hello, the opener's first: u32 magic, u16 format, blob cluster id, u64 from, to, starts, nonce, blob
- * address
+ * address; and u64 moves of a member that has ever moved
  * - welcome, the acceptor's first: u16 format, u64 id, starts, nonce
  * - refusal, the acceptor's instead: u8 code, blob reason
  * - ping, empty: from the opener when it has had nothing to say for a second
@@ -28,6 +28,7 @@ struct hello {
     uint64_t from, to;
     uint64_t starts, nonce;
     char address[280];
+    uint64_t moves; /* how often it has had another address than before */
 };
 
 struct welcome {

@@ -14,6 +14,7 @@ enum frame_kind {
     KIND_CONFIRMED, /* the same back, if it is */
     KIND_ASK,   /* to the leader: u64 number. Up to where must I have applied for a read that begins now? */
     KIND_INDEX, /* its answer: u64 number, u64 index */
+    KIND_WHERE, /* where members are that have moved (where.h) */
 };
 
 #endif

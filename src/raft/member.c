@@ -192,6 +192,28 @@ static int check_promotion(const struct rnode *n, uint64_t id)
     return 0;
 }
 
+/* libraft has each address once. That of one who has moved away may be another's by now: it is added with its id
+ * behind it, which others_sync leaves out. SYM_EEXIST: somebody is there; SYM_ETOOBIG, SYM_ENOMEM. */
+static int address_to_add(const struct rnode *n, uint64_t id, const char *address, char **out)
+{
+    const struct raft_configuration *c = &n->raft.configuration;
+    char now[NODE_ADDRESS_MAX], own[NODE_ADDRESS_MAX];
+    bool taken = false;
+    for (unsigned i = 0; i < c->n; i++) {
+        others_address(n, &c->servers[i], now);
+        if (strcmp(now, address) == 0) {
+            return err_setf(
+                SYM_EEXIST, "raft id %llu is at %s", (unsigned long long)c->servers[i].id, address);
+        }
+        taken |= strcmp(c->servers[i].address, address) == 0;
+    }
+    if (taken && snprintf(own, sizeof own, "%s/%llu", address, (unsigned long long)id) >= (int)sizeof own) {
+        return err_setf(SYM_ETOOBIG, "address %s", address);
+    }
+    *out = strdup(taken ? own : address);
+    return *out == NULL ? err_setf(SYM_ENOMEM, "out of memory") : 0;
+}
+
 static int check_change(struct rnode *n, enum member_what what, uint64_t id, const char *address, int role)
 {
     if (n->phase != NODE_RUNNING) {
@@ -208,7 +230,7 @@ static int check_change(struct rnode *n, enum member_what what, uint64_t id, con
         if (n->recovered) {
             return err_setf(SYM_EBUSY, "the snapshot that comes after a recovery is still being written");
         }
-        if (id == 0 || strlen(address) >= sizeof((struct rnode_server *)0)->address) {
+        if (id == 0 || strlen(address) >= NODE_ADDRESS_MAX) {
             return err_setf(SYM_EINVAL, "raft id %llu, address %s", (unsigned long long)id, address);
         }
         return n->raft.configuration.n <
@@ -231,8 +253,8 @@ static void change(struct rnode *n, enum member_what what, uint64_t id, const ch
     struct member *m = &n->member;
     char *copy = NULL;
     int rv = check_change(n, what, id, address, role);
-    if (rv == 0 && address != NULL && (copy = strdup(address)) == NULL) {
-        rv = err_setf(SYM_ENOMEM, "out of memory");
+    if (rv == 0 && address != NULL) {
+        rv = address_to_add(n, id, address, &copy);
     }
     if (rv != 0) {
         node_later(n, cb, arg, rv);

@@ -251,6 +251,18 @@ static raft_index everywhere(const struct rnode *n)
     return least;
 }
 
+/* Whether every other member is heard of. */
+static bool nobody_is_away(const struct rnode *n)
+{
+    const struct raft_configuration *c = &n->raft.configuration;
+    for (unsigned i = 0; i < c->n; i++) {
+        if (c->servers[i].id != n->raft.id && !wiring_is_heard(n, c->servers[i].id)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 uint64_t node_quota(const struct rnode *n)
 {
     return n->store_config.quota == 0 ? 1u << 30 : n->store_config.quota;
@@ -299,7 +311,8 @@ static void fsm_taking(void *arg)
 {
     struct rnode *n = arg;
     raft_index end = n->raft.commit_index, lacking = end - everywhere(n);
-    unsigned keep = guard_trailing(&n->guard, end, NODE_TRAILING_ENTRIES, NODE_TRAILING_BYTES);
+    uint64_t bytes = is_quiet(n) && nobody_is_away(n) ? NODE_QUIET_TRAILING_BYTES : NODE_TRAILING_BYTES;
+    unsigned keep = guard_trailing(&n->guard, end, NODE_TRAILING_ENTRIES, bytes);
     if (lacking > keep) {
         lacking = lacking < NODE_TRAILING_ENTRIES ? lacking : NODE_TRAILING_ENTRIES;
         keep = guard_trailing(&n->guard, end, (unsigned)lacking, NODE_LACKING_BYTES);
@@ -404,6 +417,7 @@ static void on_tick(uv_timer_t *timer)
     health_tick(&n->health, state);
     raft_set_install_snapshot_timeout(&n->raft, node_install_ms(state));
     others_forget_strangers(n);
+    others_send_news(n);
     if (uv_now(n->loop) - n->info_sent_at >= n->raft.election_timeout / 3) {
         others_send_infos(n);
     }

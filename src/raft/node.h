@@ -25,6 +25,7 @@ struct rnode_config {
     uv_loop_t *loop;
     uint64_t id;
     const char *address; /* advertised host:port of the raft port */
+    uint64_t moves;      /* how often that has changed, see peers.h */
     const char *bind_addr;
     uint16_t port;
     const char *dir; /* raft/ folder */
@@ -83,7 +84,11 @@ typedef void (*rnode_cb)(void *arg, int status);
  * that far). SYM_ENOQUORUM after @timeout_ms (0: 1500), SYM_EBUSY, SYM_ENOMEM, SYM_ECANCELED. */
 void rnode_read(struct rnode *n, uint64_t timeout_ms, rnode_cb cb, void *arg);
 
-/* Membership, on the leader only (SYM_ENOTLEADER): one at a time (SYM_EBUSY). add: as spare. */
+/* Where manager @id is now, as it has said itself: peers_locate. For our own id: peers_move. */
+int rnode_locate(struct rnode *n, uint64_t id, const char *address, uint64_t moves);
+
+/* Membership, on the leader only (SYM_ENOTLEADER): one at a time (SYM_EBUSY). add: as spare;
+ * SYM_EEXIST if the id is known, or another is at @address. */
 void rnode_add(struct rnode *n, uint64_t id, const char *address, rnode_cb cb, void *arg);
 void rnode_assign(struct rnode *n, uint64_t id, enum raft_role role, rnode_cb cb, void *arg);
 void rnode_remove(struct rnode *n, uint64_t id, rnode_cb cb, void *arg);
@@ -92,7 +97,7 @@ void rnode_transfer(struct rnode *n, uint64_t id, rnode_cb cb, void *arg);
 
 struct rnode_server {
     uint64_t id;
-    char address[280];
+    char address[280]; /* where it is looked for; our own: where we are */
     enum raft_role role;
     bool is_self, up;     /* our connection to it stands and it was heard of within an election timeout */
     uint64_t match_index; /* leader only, else 0 */

@@ -19,13 +19,15 @@ enum {
     NODE_GIVEN_UP_MS = 60 * 1000,
     NODE_NOTICE_MS = 1, /* under load the next entries carry it sooner */
     NODE_PEERS_MAX = 512,
+    NODE_ADDRESS_MAX = sizeof((struct rnode_server *)0)->address,
     NODE_SNAPSHOT_ENTRIES = 16384,  /* rule 14 */
     NODE_SNAPSHOT_BYTES = 16 << 20, /* or as much as the state has, up to the most */
     NODE_SNAPSHOT_BYTES_MOST = 64 << 20,
     /* When nothing was applied for so long a snapshot holds nobody up, and frees the log's memory: for so many bytes
-     * of it, or an eighth of the state. */
+     * of it, or an eighth of the state. So many of them stay, unless somebody is away, who may come back for more. */
     NODE_QUIET_MS = 2000,
-    NODE_QUIET_BYTES = 4 << 20,
+    NODE_QUIET_BYTES = 1 << 20,
+    NODE_QUIET_TRAILING_BYTES = 1 << 20,
     NODE_TRAILING_ENTRIES = 8192,
     NODE_TRAILING_BYTES = 4 << 20,
     NODE_LACKING_BYTES = 48 << 20,  /* what a member that is there has yet to get stays up to here */
@@ -124,6 +126,7 @@ struct rnode {
     uint64_t recovered_at;
     uint64_t behind_until; /* applied: see rnode_is_behind */
     uint64_t info_sent_at;
+    unsigned news;       /* peers_news as it was told on */
     uint64_t down_since; /* failover: uv_now when the leader's connection went */
     uint64_t elections;
     uint64_t leaders;        /* terms with a leader that were seen to begin */
@@ -156,9 +159,14 @@ const struct other *others_find(const struct rnode *n, uint64_t id);
 const struct raft_server *node_server(
     const struct rnode *n, uint64_t id); /* NULL if it is in no configuration */
 void others_sync(struct rnode *n);       /* with the configuration */
+/* Where @s is, as far as it is known here, to @out. The address of raft's configuration is the one that it was
+ * added with, and stays. */
+void others_address(const struct rnode *n, const struct raft_server *s, char out[NODE_ADDRESS_MAX]);
 void others_forget_strangers(struct rnode *n);
 void others_send(struct rnode *n, uint64_t id, uint8_t kind, const void *data, size_t len); /* a copy */
 void others_send_infos(struct rnode *n);
+/* Passes on where members are, when more of that is known than before. */
+void others_send_news(struct rnode *n);
 bool others_store_low(const struct rnode *n); /* ours */
 
 /* wiring.c: what propose, submit and reads need of the node */

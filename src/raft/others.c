@@ -3,8 +3,10 @@
 #include "base/err.h"
 #include "base/log.h"
 #include "raft/kinds.h"
+#include "raft/where.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 enum { INFO_VERSION = 1, INFO_DISK_LOW = 1, INFO_STORE_LOW = 2, STRANGER_MS = 10000 };
 
@@ -84,9 +86,47 @@ static void remove_others(struct rnode *n)
     }
 }
 
+/* The address that @s was added with; what follows a slash has made it another one than that of somebody who has
+ * moved away (member.c). */
+static void added_address(const struct raft_server *s, char out[NODE_ADDRESS_MAX])
+{
+    snprintf(out, NODE_ADDRESS_MAX, "%.*s", (int)strcspn(s->address, "/"), s->address);
+}
+
+void others_address(const struct rnode *n, const struct raft_server *s, char out[NODE_ADDRESS_MAX])
+{
+    const char *now = s->id == n->cfg.id ? n->address : peers_address(n->peers, s->id);
+    if (now != NULL) {
+        snprintf(out, NODE_ADDRESS_MAX, "%s", now);
+    } else {
+        added_address(s, out);
+    }
+}
+
+int rnode_locate(struct rnode *n, uint64_t id, const char *address, uint64_t moves)
+{
+    if (!n->peers_open || n->phase == NODE_CLOSING) {
+        return err_setf(SYM_ECANCELED, "this node is stopping");
+    }
+    if (id != n->cfg.id) {
+        return peers_locate(n->peers, id, address, moves);
+    }
+    char *copy = strdup(address);
+    int rv = copy == NULL ? err_setf(SYM_ENOMEM, "out of memory") : peers_move(n->peers, address, moves);
+    if (rv != 0) {
+        free(copy);
+        return rv;
+    }
+    free(n->address);
+    n->address = copy;
+    n->cfg.address = copy;
+    return 0;
+}
+
 void others_sync(struct rnode *n)
 {
     const struct raft_configuration *c = &n->raft.configuration;
+    char address[NODE_ADDRESS_MAX];
     for (unsigned i = 0; i < c->n; i++) {
         const struct raft_server *s = &c->servers[i];
         if (s->id == n->cfg.id) {
@@ -98,7 +138,8 @@ void others_sync(struct rnode *n)
         }
         o->member = true;
         o->removed = false;
-        if (peers_set(n->peers, s->id, s->address) != 0) {
+        added_address(s, address);
+        if (peers_set(n->peers, s->id, address) != 0) {
             log_error("manager %llu: %s", (unsigned long long)s->id, err_msg());
         }
     }
@@ -179,6 +220,50 @@ void others_send_infos(struct rnode *n)
     }
 }
 
+/* Two that have moved at the same time know of each other only by a third. Whoever goes by a wrong address finds nobody
+ * there who has the certificate. */
+static void send_where(struct rnode *n, uint64_t to)
+{
+    struct buf bytes = {0};
+    struct wr w = wr_init(&bytes);
+    for (unsigned i = 0; i < n->n_others; i++) {
+        uint64_t id = n->others[i].id, moves;
+        const char *address = peers_moved(n->peers, id, &moves);
+        if (id != to && address != NULL && n->others[i].member) {
+            where_put(&w, id, moves, address);
+        }
+    }
+    if (!w.bad && bytes.len > 0) {
+        others_send(n, to, KIND_WHERE, buf_data(&bytes), bytes.len);
+    }
+    buf_free(&bytes);
+}
+
+void others_send_news(struct rnode *n)
+{
+    if (n->news == peers_news(n->peers)) {
+        return;
+    }
+    n->news = peers_news(n->peers);
+    for (unsigned i = 0; i < n->n_others; i++) {
+        if (peers_is_up(n->peers, n->others[i].id)) {
+            send_where(n, n->others[i].id);
+        }
+    }
+}
+
+static void on_where(struct rnode *n, const uint8_t *data, size_t len)
+{
+    struct rd r = rd_init(data, len);
+    struct where where;
+    while (where_next(&r, &where)) {
+        bool known = where.id != n->cfg.id && node_server(n, where.id) != NULL;
+        if (known && peers_locate(n->peers, where.id, where.address, where.moves) != 0) {
+            log_warn("manager %llu: %s", (unsigned long long)where.id, err_msg());
+        }
+    }
+}
+
 static void on_info(struct rnode *n, uint64_t id, const uint8_t *data, size_t len)
 {
     struct other *o = find_other(n, id);
@@ -241,6 +326,9 @@ static void on_frame(void *arg, uint64_t id, uint8_t kind, uint8_t *data, size_t
     case KIND_INFO:
         on_info(n, id, data, len);
         break;
+    case KIND_WHERE:
+        on_where(n, data, len);
+        break;
     case KIND_SUBMIT:
         submit_on_txns(&n->submit, id, data, len);
         break;
@@ -260,6 +348,7 @@ static void on_up(void *arg, uint64_t id)
     if (n->phase != NODE_CLOSING) {
         guard_connected(&n->guard, id);
         send_info(n, id);
+        send_where(n, id);
         n->changed = true;
         node_look(n);
     }
@@ -295,6 +384,7 @@ int others_open(struct rnode *n, const struct rnode_config *cfg)
         .bind_addr = cfg->bind_addr,
         .port = cfg->port,
         .address = n->address,
+        .moves = cfg->moves,
         .starts = cfg->starts,
         .arg = n,
         .authorize = on_authorize,

@@ -288,6 +288,7 @@ static void peers_free(struct peers *p)
         LIST_REMOVE(peer, link);
         free(peer->address);
         free(peer->told);
+        free(peer->moved);
         free(peer);
     }
     free(p->cluster_id);
@@ -407,28 +408,15 @@ void peers_recheck(struct peers *p, const char *ca,
     }
 }
 
-int peers_set(struct peers *p, uint64_t id, const char *address)
+/* It is looked for at @address from now on. */
+static int look_at(struct peer *peer, const char *address)
 {
-    char host[256];
-    uint16_t port;
-
-    if (id == 0 || id == p->cfg.self) {
-        return err_setf(SYM_EINVAL, "raft id %" PRIu64 " is not another member's", id);
-    }
-    int rv = addr_parse(address, PEERS_DEFAULT_PORT, host, &port);
-    if (rv != 0) {
-        return rv;
-    }
-    struct peer *peer = peer_add(p, id);
-    if (peer == NULL) {
-        return SYM_ENOMEM;
-    }
     if (peer->address != NULL && strcmp(peer->address, address) == 0) {
         return 0;
     }
     char *copy = strdup(address);
     if (copy == NULL) {
-        return err_setf(SYM_ENOMEM, "raft peer %" PRIu64, id);
+        return err_setf(SYM_ENOMEM, "raft peer %" PRIu64, peer->id);
     }
     free(peer->address);
     peer->address = copy;
@@ -438,6 +426,105 @@ int peers_set(struct peers *p, uint64_t id, const char *address)
     peer->backoff = 0;
     peer->refused = 0;
     peer_connect_in(peer, 0);
+    return 0;
+}
+
+/* Of another, and one can connect to @address: its peer; else NULL and *@rv. */
+static struct peer *peer_of(struct peers *p, uint64_t id, const char *address, int *rv)
+{
+    char host[256];
+    uint16_t port;
+
+    if (id == 0 || id == p->cfg.self) {
+        *rv = err_setf(SYM_EINVAL, "raft id %" PRIu64 " is not another member's", id);
+        return NULL;
+    }
+    *rv = addr_parse(address, PEERS_DEFAULT_PORT, host, &port);
+    if (*rv != 0) {
+        return NULL;
+    }
+    struct peer *peer = peer_add(p, id);
+    *rv = peer == NULL ? SYM_ENOMEM : 0;
+    return peer;
+}
+
+int peers_set(struct peers *p, uint64_t id, const char *address)
+{
+    int rv;
+    struct peer *peer = peer_of(p, id, address, &rv);
+
+    return peer == NULL ? rv : look_at(peer, peer->moved != NULL ? peer->moved : address);
+}
+
+int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t moves)
+{
+    int rv;
+    struct peer *peer = peer_of(p, id, address, &rv);
+
+    if (peer == NULL || moves <= peer->moves) {
+        return rv;
+    }
+    char *copy = strdup(address);
+    if (copy == NULL) {
+        return err_setf(SYM_ENOMEM, "raft peer %" PRIu64, id);
+    }
+    free(peer->moved);
+    peer->moved = copy;
+    peer->moves = moves;
+    p->news++;
+    if (peer->address == NULL) {
+        return 0;
+    }
+    if (peer->last_heard != 0 && strcmp(peer->address, address) != 0) {
+        log_info("raft peer %" PRIu64 " is at %s now, and was at %s", id, address, peer->address);
+    }
+    return look_at(peer, address);
+}
+
+const char *peers_moved(const struct peers *p, uint64_t id, uint64_t *moves)
+{
+    const struct peer *peer = peer_find(p, id);
+
+    *moves = peer != NULL ? peer->moves : 0;
+    return peer != NULL ? peer->moved : NULL;
+}
+
+unsigned peers_news(const struct peers *p)
+{
+    return p->news;
+}
+
+const char *peers_address(const struct peers *p, uint64_t id)
+{
+    const struct peer *peer = peer_find(p, id);
+
+    return peer != NULL ? peer->address : NULL;
+}
+
+int peers_move(struct peers *p, const char *address, uint64_t moves)
+{
+    struct hello limits;
+    struct peer *peer;
+    char host[256];
+    uint16_t port;
+
+    int rv = addr_parse(address, PEERS_DEFAULT_PORT, host, &port);
+    if (rv == 0 && strlen(address) >= sizeof limits.address) {
+        rv = err_setf(SYM_EINVAL, "the address is too long");
+    }
+    char *copy = rv == 0 ? strdup(address) : NULL;
+    if (copy == NULL) {
+        return rv != 0 ? rv : err_setf(SYM_ENOMEM, "raft address");
+    }
+    free(p->address);
+    p->address = copy;
+    p->cfg.moves = moves;
+    LIST_FOREACH (peer, &p->peers, link) {
+        if (peer->out != NULL) {
+            conn_part(peer->out, SYM_ECONNECT);
+            peer_connect_in(peer, 0);
+        }
+    }
     return 0;
 }
 

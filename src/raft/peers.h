@@ -2,7 +2,7 @@
  *
  * Each side sends on connections that it opened itself and receives on those it accepted, so two managers
  * have two connections. A connection opens with a hello (format version, cluster id, from id, to id, our raft
- * address); the acceptor checks it against the certificate (authorize) and answers with a welcome or a
+ * address and how often that has changed); the acceptor checks it against the certificate (authorize) and answers with a welcome or a
  * refusal with a reason. Large frames travel in pieces of 64 KiB so that small ones overtake them. Every
  * queue is bounded. Frames to one id keep their order within a class: urgent, normal, and those above
  * PEER_BULK whatever they were sent as. Knows nothing of raft: node.c gives the kinds their meaning.
@@ -26,6 +26,7 @@ struct peers_config {
     const char *bind_addr;
     uint16_t port;       /* 0: a free one, see peers_port */
     const char *address; /* our advertised host:port */
+    uint64_t moves;      /* how often that has changed: only grows, see peers_locate */
     /* How often this member has started: only grows. A peer remembers the highest it saw from an id and
      * refuses a lower one, and the same one of another process (SYM_ECONFLICT): that folder was put back from
      * an older copy. */
@@ -63,6 +64,20 @@ void peers_recheck(struct peers *p, const char *ca,
  * connections and its queue (SYM_ECANCELED); on_down does not fire for it. If it comes back it is authorized
  * anew. Neither calls back from inside. */
 int peers_set(struct peers *p, uint64_t id, const char *address);
+/* Where @id has said itself, somewhere, that it is now: from then on it is looked for there and nowhere else,
+ * also when peers_set comes later or says otherwise. @moves is how often its address has changed; what is not
+ * above the one that is known is old, and ignored, 0 therefore always. Its hello tells the same. A wrong
+ * address does no harm but that it is not found: who answers there has to have its certificate. SYM_EINVAL as
+ * for peers_set. */
+int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t moves);
+/* The address that @id has after *@moves changes of it, as it is known here; NULL: none is known to have been. Valid until
+ * the loop runs on. peers_news is another number when something of that kind is known that was not before. */
+const char *peers_moved(const struct peers *p, uint64_t id, uint64_t *moves);
+unsigned peers_news(const struct peers *p);
+/* Where @id is looked for, NULL if it is not. Valid until the loop runs on. */
+const char *peers_address(const struct peers *p, uint64_t id);
+/* We have another address ourselves: the others are told, by connecting to them anew. SYM_EINVAL, SYM_ENOMEM. */
+int peers_move(struct peers *p, const char *address, uint64_t moves);
 void peers_forget(struct peers *p, uint64_t id);
 bool peers_is_up(const struct peers *p, uint64_t id);
 /* uv_now of the last frame from @id, 0 if none. */

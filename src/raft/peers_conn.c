@@ -11,6 +11,7 @@
 
 enum {
     OPEN_MS = 5000,     /* connect and TLS handshake */
+    ALIVE_TICKS = 2,    /* who was heard so long ago is running */
     HELLO_TICKS = 5,    /* until the hello has come, or its answer */
     QUIET_TICKS = 10,   /* until a silent connection counts as dead: its host has vanished */
     FINISH_MS = 1000,   /* for a last word before we close */
@@ -192,6 +193,14 @@ static void on_close(struct stream *s, int status)
 /* ---- frames that arrive ---- */
 
 static void on_hello(struct conn *c, const uint8_t *data, size_t n);
+/* Is @peer running where it was, while one of its later starts comes from elsewhere? A manager that was moved has
+ * been stopped before; what else comes is a second one with a copy of its folder, and takes nothing over. */
+static bool is_second(const struct peer *peer, const struct hello *hello)
+{
+    return hello->starts > peer->starts && peer->in != NULL && peer->in->quiet <= ALIVE_TICKS &&
+           peer->told != NULL && strcmp(peer->told, hello->address) != 0;
+}
+
 static void on_welcome(struct conn *c, const uint8_t *data, size_t n);
 static void on_refusal(struct conn *c, const uint8_t *data, size_t n);
 
@@ -263,7 +272,8 @@ static void on_open_out(struct stream *s)
         .from = p->cfg.self,
         .to = c->peer->id,
         .starts = p->cfg.starts,
-        .nonce = p->cfg.nonce};
+        .nonce = p->cfg.nonce,
+        .moves = p->cfg.moves};
     struct buf out = {0};
 
     int rv = p->cfg.authorize(p->cfg.arg, c->peer->id, stream_tls_peer(s));
@@ -433,6 +443,10 @@ static int check_hello(struct conn *c, const struct hello *hello, const char **r
         *reason = "this member has started more often than its folder knows: it is an older copy";
         return SYM_ECONFLICT;
     }
+    if (peer != NULL && is_second(peer, hello)) {
+        *reason = "this member is running at another address: was its folder copied?";
+        return SYM_EBUSY;
+    }
     return 0;
 }
 
@@ -483,6 +497,9 @@ static void on_hello(struct conn *c, const uint8_t *data, size_t n)
     c->ready = true;
     c->reader.control_only = false;
     p->strangers--;
+    if (hello.moves > 0 && peers_locate(p, hello.from, hello.address, hello.moves) != 0) {
+        log_warn("raft peer %" PRIu64 ": %s", peer->id, err_msg());
+    }
     if (peer->out != NULL && peer->out->starts < hello.starts) {
         reconnect(peer); /* that was to an earlier process */
     } else if (!peer_is_slow(peer) && peer->out == NULL) {

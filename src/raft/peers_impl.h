@@ -46,6 +46,8 @@ struct peer {
     uint64_t id;
     char *address; /* NULL: not set, we do not connect */
     char *told;    /* NULL, or the address that its hello gave */
+    char *moved;   /* NULL, or the address that it has after so many */
+    uint64_t moves;
     struct conn *out, *in;
     bool up, down_due; /* down_due: on_down is owed */
     int refused;       /* why it has refused us, 0 after a welcome */
@@ -67,6 +69,7 @@ struct peers {
     LIST_HEAD(, peer) peers;
     LIST_HEAD(, conn) conns;
     unsigned strangers;
+    unsigned news; /* addresses of others that were learned */
     uint64_t refusal_logged;
     struct said said[SAID_MAX]; /* of those that are no peer yet */
     struct frame_list done;     /* frames whose callback is owed */

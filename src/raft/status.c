@@ -90,7 +90,7 @@ void rnode_status(const struct rnode *n, struct rnode_status *out)
         const struct other *o = others_find(n, s->id);
         raft_index match;
         to->id = s->id;
-        snprintf(to->address, sizeof to->address, "%s", s->address);
+        others_address(n, s, to->address);
         to->role = role_of(s->role);
         to->is_self = s->id == n->cfg.id;
         to->up = to->is_self || wiring_is_heard(n, s->id);

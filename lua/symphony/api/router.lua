@@ -231,8 +231,13 @@ local function answer(route, req, params)
   authorize(route, who)
   if route.guard then route.guard(req, who) end
   local fn = route.fn
+  local basis = req.peer.fingerprint and not members and require("symphony.cluster.basis")
+  local rests_on = basis and basis.of(req, who)
   if route.leader_only and not is_leader() then
     fn = require("symphony.cluster.leader").forward
+    async.bind(rests_on)
+  elseif basis then
+    basis.take(rests_on)
   end
   local status, body, more = async.with_timeout(route.timeout_ms, fn, req, params, who)
   if status == M.STREAM then

@@ -6,7 +6,7 @@ local READERS = { control = true, manager = true, operator = true, reader = true
 -- What does not run just now has no figures, at each scrape anew. The nodes are asked before raft, which shows their
 -- names.
 local everywhere = { "process", "http", "identity", "gossip", "agents", "services" }
-local managers = { "nodes", "raft", "store", "policies" }
+local managers = { "nodes", "raft", "store", "ca", "policies" }
 
 local loaded = false
 

@@ -34,9 +34,7 @@ end
 
 -- Has @txn carried out, here or by the leader: status, body.
 local function serve(req, who, txn, explain)
-  local asker = leader.asker(req, who)
-  if is_plan(req) then return 200, writes.plan(txn, asker) end
-  local result, err = writes.submit(txn, asker)
+  local result, err = writes.submit(txn, leader.asker(req, who))
   if result == writes.FORWARD then return leader.forward(req, nil, who) end
   if not result then return nil, err end
   if result.status == "conflict" and explain then errors.raise("conflict", explain) end
@@ -68,6 +66,7 @@ end
 function M.routes(router)
   router.route("POST", "/v1/txn", {}, function(req, _, who)
     local txn = kv.parse_txn(router.json(req))
+    if is_plan(req) then return 200, writes.plan(txn, leader.asker(req, who)) end
     txn.id, txn.since = identity_of(req, "txn", req.body or "")
     return serve(req, who, txn)
   end)

@@ -89,6 +89,13 @@ local function explain(err, socket, status)
   return errors.new("no_daemon", ("no daemon answers at %s: %s"):format(socket, err.message), SOCKET_HINT)
 end
 
+-- The connection has ended under the command of @found that was running: does anybody have to look what became of it?
+local function cut_short(found, socket)
+  if not commands.only_reads(found.words) then return explain({ code = "closed" }, socket) end
+  return errors.new("closed", ("the connection to the daemon at %s has ended"):format(socket),
+    "nothing was changed by this; say it again once the daemon answers")
+end
+
 -- The error that an answer with a status of 400 or more carries.
 local function refusal(status, body)
   local doc = json.decode(body)
@@ -217,7 +224,7 @@ local function remote(argv, found, socket)
       local _, usage = require("symphony.cli.parser").parse(argv)
       fail(usage or err, found)
     end
-    fail(err or explain({ code = "closed" }, socket), found)
+    fail((not err or err.code == "outcome_unknown") and cut_short(found, socket) or err, found)
   end)
   signal = on_interrupt()
   local limit = tonumber(found.timeout)

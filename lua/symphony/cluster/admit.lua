@@ -305,7 +305,7 @@ local function renumber(n, kv, request, cluster, cluster_kv)
   table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
   n.raft_node_id = take_raft_id(txn, n.node_id)
   n.raft_address, n.remote_address = request.addresses.raft, request.addresses.remote
-  n.gossip_address = request.addresses.gossip
+  n.gossip_address, n.raft_moves = request.addresses.gossip, nil
   certify(n, request.csr, cluster, cluster_kv, txn)
   table.insert(txn.ops, state.put(kv.key, n))
   return txn, n

@@ -55,6 +55,30 @@ function M.pick(wanted, options, dev, default)
   return host, said == nil
 end
 
+-- Did nobody choose what pick() gave for @wanted? Where the daemon listens, or what its machine has, may change.
+function M.follows(wanted, options)
+  return not wanted and not options.advertise_addr
+end
+
+-- The host with which @doc (key.json) goes on: what the daemon is told; else, if it follows, the one address that it
+-- listens at or the machine's, @default(), while that has one; else that of before. Pure but for @default.
+function M.host(doc, options, default)
+  local before, bound = address.parse(doc.advertise.remote, 1), options.bind_addr or "0.0.0.0"
+  if options.advertise_addr then return options.advertise_addr end
+  if not doc.follows then return before end
+  if not ANYWHERE[bound] then return bound end
+  local now = default()
+  return now == "127.0.0.1" and before or now
+end
+
+-- Are these the same addresses? Pure.
+function M.same(a, b)
+  for _, kind in ipairs(M.KINDS) do
+    if a[kind] ~= b[kind] then return false end
+  end
+  return true
+end
+
 local function socket_of(kind)
   local uv = require "luv"
   return kind == "gossip" and uv.new_udp() or uv.new_tcp()

@@ -25,6 +25,7 @@ local CONFLICT_MS = 30000      -- another daemon has our key: nothing that passe
 local STEADY_MS = 10000        -- a stream that lasted so long was a good one
 local LINE_MAX = 4 << 20
 local KEPT_MAX = 1 << 17       -- peers and assignments: more than any cluster has
+local HEARD_MAX = 64            -- managers that were heard of: more than a cluster has
 local NO_MARK = "0.0"
 local READY_MS = 3000          -- for a manager to say whether it is one that has the others
 local REPORT_MS = 5000
@@ -197,9 +198,24 @@ end
 
 -- The connection ----------------------------------------------------------------------------------------------------
 
--- Managers to try, in an order that differs from node to node; the one that died last.
+local heard, heard_count = {}, 0 -- node id -> remote address
+
+-- Gossip says that manager @id has its remote port at @at: where the agent looks when it finds none at the addresses
+-- that the managers told of, as after a move of all of them. It is the node's own word; who answers there has to have a
+-- manager's certificate.
+function M.heard_of(id, at)
+  if not heard[id] then
+    if heard_count >= HEARD_MAX then return end
+    heard_count = heard_count + 1
+  end
+  heard[id] = at
+end
+
+-- Managers to try, in an order that differs from node to node; the one that died last. Behind those that the managers
+-- told of come others that were heard of since.
 local function candidates(last)
-  local list = table.move(identity.me.managers, 1, #identity.me.managers, 1, {})
+  local list, known = {}, {}
+  for i, at in ipairs(identity.me.managers) do list[i], known[at] = at, true end
   for i = #list, 2, -1 do
     local j = math.random(i)
     list[i], list[j] = list[j], list[i]
@@ -209,6 +225,9 @@ local function candidates(last)
       table.insert(list, table.remove(list, i))
       break
     end
+  end
+  for _, at in pairs(heard) do
+    if not known[at] then list[#list + 1] = at end
   end
   return list
 end

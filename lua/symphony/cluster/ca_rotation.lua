@@ -1,6 +1,7 @@
 -- The change of the CA: begun by a person, carried on by whoever leads, followed by every manager. The rules are in
 -- trust.lua; here is what carries them out. All of it is in the state, so a leader that dies only delays it.
 local async = require "symphony.async"
+local clock = require "symphony.cluster.clock"
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
@@ -20,41 +21,64 @@ local IDLE_MS, SOON_MS = 1000, 200
 local UPKEEP_MS, RETRY_MS = 60 * 1000, 1000
 local SHARE = 20    -- of its time the look at thousands of nodes takes at most one part in so many
 local VOID_MAX = 36 -- tokens, and clients, that one txn makes void
+local STALLED_S = 3600 -- in one step for so long, and nodes are waited for
+local NAMED_MAX = 5    -- of these
+local DAMAGED_MAX = 10
 
 local wakeup, changed = async.event(), async.event()
 local leading, following, watch -- the two tasks, and the watch on /cluster
+local complained_of
+local waits_for -- how many nodes, as this leader has seen last; nil: no change is under way, or another one leads
 
 -- What the state has --------------------------------------------------------------------------------------------------
 
--- Calls fn(kv) for everything below @prefix that is an object, decoded. Raises.
-local function each(prefix, fn)
+-- Calls fn(kv) for everything below @prefix that is an object, decoded; the keys of the rest go into @damaged. Raises.
+local function each(prefix, damaged, fn)
   assert(state.each_raw(prefix, function(kv)
     kv.value = json.decode(kv.value)
-    if type(kv.value) == "table" then fn(kv) end
+    if type(kv.value) == "table" then fn(kv) else damaged[#damaged + 1] = kv.key end
   end))
 end
 
--- The view that trust.plan takes, of @cluster; with the kvs of tokens and clients, in their order. Raises.
+-- The view that trust.plan takes, of @cluster; with the kvs of tokens and clients, in their order, and the keys of
+-- damaged records, which are passed over: one of them must not hold everything up for ever. Raises.
 local function look(cluster)
   local view = { cluster = cluster, nodes = {}, statuses = {}, tokens = {}, clients = {}, token_kvs = {},
-    client_kvs = {} }
-  each("/node/", function(kv)
+    client_kvs = {}, damaged = json.array() }
+  each("/node/", view.damaged, function(kv)
     local n = kv.value
     table.insert(view.nodes, { node_id = n.node_id, name = n.name, role = n.role, trust = n.trust, issuer = n.issuer,
       removing = n.removing })
   end)
-  each("/status/node/", function(kv)
+  each("/status/node/", view.damaged, function(kv)
     view.statuses[kv.key:match("[^/]*$")] = { trust = kv.value.trust, status = kv.value.status }
   end)
-  each("/token/", function(kv)
+  each("/token/", view.damaged, function(kv)
     table.insert(view.tokens, kv.value)
     table.insert(view.token_kvs, kv)
   end)
-  each("/client/", function(kv)
+  each("/client/", view.damaged, function(kv)
     table.insert(view.clients, kv.value)
     table.insert(view.client_kvs, kv)
   end)
   return view
+end
+
+-- Since when a change of the CA has been in its step, seconds since 1970, how many nodes it waits for, and the names of
+-- the first ones: {since, waiting, names}; nil when it has not been for long. From local state. Raises.
+function M.stalled()
+  local cluster = state.cluster()
+  local r = cluster and cluster.rotation
+  if not r or sys.now() - r.since < STALLED_S then return nil end
+  local waiting, names = trust.plan(look(cluster), sys.now()).waiting, {}
+  if #waiting == 0 then return nil end
+  for i = 1, math.min(NAMED_MAX, #waiting) do names[i] = waiting[i].name end
+  return { since = r.since, names = names, waiting = #waiting }
+end
+
+-- How many nodes a change of the CA waits for, on the leader; nil when none is under way, and on others.
+function M.waiting()
+  return waits_for
 end
 
 -- Begin and status ----------------------------------------------------------------------------------------------------
@@ -96,15 +120,16 @@ function M.begin(opts)
 end
 
 -- How far it is: {phase = "idle"|"both"|"renew", ca (digest of the one that signs), generation, began, since, rotated,
--- wait_clients, waiting = {{name, why, ...}}, clients = {name}, tokens (number): what ends with the old CA}. From local
--- state. Raises.
+-- wait_clients, waiting = {{name, why, ...}}, clients = {name}, tokens (number): what ends with the old CA, damaged =
+-- {key}: records that are passed over}. From local state. Raises.
 function M.status()
   local cluster = assert(state.cluster())
   local view = look(cluster)
   local plan, r = trust.plan(view, sys.now()), cluster.rotation or {}
   local out = { phase = r.phase or "idle", ca = assert(pki.signer(cluster)), generation = trust.generation(cluster),
     began = r.began, since = r.since, rotated = cluster.rotated, wait_clients = r.wait_clients or false,
-    waiting = plan.waiting, clients = json.array(), tokens = 0, nodes = #view.nodes }
+    waiting = plan.waiting, clients = json.array(), tokens = 0, nodes = #view.nodes,
+    damaged = view.damaged }
   -- What the old CA has signed; before the new one signs that is all there is.
   for _, c in ipairs(view.clients) do
     if r.phase and c.issuer ~= r.new then table.insert(out.clients, c.name) end
@@ -150,15 +175,31 @@ function actions.drop(cluster, kv)
     { kind = "ca.done", message = "every node has its certificate from the new CA; the old one is trusted no more" }
 end
 
+-- Says which records are passed over, once for each lot of them.
+local function complain(damaged)
+  local text = #damaged > 0 and ("%s%s"):format(table.concat(damaged, ", ", 1, math.min(DAMAGED_MAX, #damaged)),
+    #damaged > DAMAGED_MAX and (" and %d more"):format(#damaged - DAMAGED_MAX) or "") or nil
+  if text and text ~= complained_of then
+    log.warn("CA: records in the state are damaged, and the change goes on without what they were of: " .. text)
+  end
+  complained_of = text
+end
+
 -- One look and at most one step; returns the milliseconds until the next look.
 function M.turn()
   local status = node.started() and raft.status()
-  if not status or status.state ~= "leader" then return IDLE_MS end
-  local cluster, kv = state.get("/cluster")
-  if not cluster or not cluster.rotation then return IDLE_MS end
+  local cluster, kv
+  if status and status.state == "leader" then cluster, kv = state.get("/cluster") end
+  if not cluster or not cluster.rotation then
+    waits_for = nil
+    return IDLE_MS
+  end
   local began = sys.mono_ms()
   local view = look(cluster)
-  local plan = trust.plan(view, sys.now())
+  -- By a clock that may be wrong no client certificate has expired.
+  local plan = trust.plan(view, clock.trusted() and sys.now() or 0)
+  waits_for = #plan.waiting
+  complain(view.damaged)
   local action = actions[plan.step]
   if not action then return math.max(SOON_MS, SHARE * (sys.mono_ms() - began)) end
   local txn, told = action(cluster, kv, plan, view)
@@ -238,7 +279,7 @@ function M.stop()
   for _, task in ipairs { leading or false, following or false } do
     if task then task:cancel() end
   end
-  leading, following = nil, nil
+  leading, following, waits_for = nil, nil, nil
   if watch then watch:close() end
   watch = nil
 end

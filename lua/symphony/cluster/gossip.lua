@@ -3,6 +3,8 @@
 --
 -- A node's metadata is a JSON array, versioned by its first number:
 --   [1, remote port, "m" or "w", services, highest gossip key it accepts, key it uses, version]
+-- and of a manager whose raft address has changed since it joined, moreover
+--   raft id, how often, raft address
 local address = require "symphony.cluster.address"
 local async = require "symphony.async"
 local cidr = require "symphony.cluster.cidr"
@@ -21,11 +23,13 @@ local M = {}
 
 local META_VERSION = 1
 local SERVICES_BYTES = 80 -- of the 192 that metadata has
+local META_MAX = 192          -- bytes, as the driver takes them
 local PROBE_MS = 1000
 local EXCHANGE_MS = 5000
 local PIECE = 12 * 1024
 local PIECES_MAX = 4096       -- 48 MiB: no state is that large
 local EXCHANGES_MAX = 4       -- at once
+local EXCHANGE_GAP_MS = 2000  -- between those that gossip asks for, and a ms for each member that has to be told
 local ROLES = { m = "manager", w = "worker" }
 
 local g                       -- the driver; nil: not started
@@ -34,19 +38,32 @@ local announced               -- address and metadata that the others were told 
 local known = {}              -- the ids of the nodes whose keys the driver has
 local ring = { highest = 0, use = 0 }
 local listeners = {}
-local exchanging, exchanges = {}, 0
+local exchanging, exchanges, exchange_from = {}, 0, 0
 local lost = limiter.new(5, 120, 4096)  -- of probes that only the remote port has answered; more are told,
 local told = limiter.new(1, 3600, 4096) -- and each node once an hour
 
 -- Metadata --------------------------------------------------------------------------------------------------------
 
--- @m: remote_port, role, services (array), ring, ring_use, version. Pure.
+-- @m: remote_port, role, services (array), ring, ring_use, version, raft ({id, moves, address} or nil). Where all of it
+-- is too long, an address that is a long name is left out: it is learned in other ways. Pure.
 function M.encode_meta(m)
-  return json.encode(json.array { META_VERSION, m.remote_port, m.role:sub(1, 1), table.concat(m.services or {}, ","),
-    m.ring, m.ring_use, m.version })
+  local list = json.array { META_VERSION, m.remote_port, m.role:sub(1, 1), table.concat(m.services or {}, ","),
+    m.ring, m.ring_use, m.version }
+  local short = json.encode(list)
+  if not m.raft then return short end
+  list[8], list[9], list[10] = m.raft.id, m.raft.moves, m.raft.address
+  local long = json.encode(list)
+  return #long <= META_MAX and long or short
 end
 
 local KINDS = { "integer", "integer", "string", "string", "integer", "integer", "string" }
+
+local function raft_of(id, moves, at)
+  if math.type(id) ~= "integer" or id < 1 or math.type(moves) ~= "integer" or moves < 1 or not address.valid(at) then
+    return nil
+  end
+  return { id = id, moves = moves, address = at }
+end
 
 -- The other way; {} for bytes of another version, or that are none. It is signed by its node, which may lie all the
 -- same. Pure.
@@ -61,7 +78,7 @@ function M.decode_meta(text)
   if not role or doc[2] < 1 or doc[2] > 65535 then return {} end
   for word in doc[4]:gmatch("[%w_%-]+") do services[#services + 1] = word end
   return { remote_port = doc[2], role = role, services = services, ring = doc[5], ring_use = doc[6],
-    version = doc[7] }
+    version = doc[7], raft = raft_of(doc[8], doc[9], doc[10]) }
 end
 
 -- The services of this worker: as many as fit, since metadata is short; its record has all of them.
@@ -80,7 +97,8 @@ local function own_meta()
   local me = identity.me
   local _, remote_port = address.parse(me.advertise.remote)
   return M.encode_meta { remote_port = remote_port, role = me.role, services = me.role == "worker" and
-    service_names() or nil, ring = ring.highest, ring_use = ring.use, version = sys.version }
+    service_names() or nil, ring = ring.highest, ring_use = ring.use, version = sys.version,
+    raft = me.moves and { id = me.raft_node_id, moves = me.moves, address = me.advertise.raft } or nil }
 end
 
 -- The numeric "ip:port" that "host:port" @text means now, of the family at which we listen. In a task. nil, err.
@@ -297,12 +315,21 @@ function M.exchange(member)
   return ok, err
 end
 
--- The same with the manager whose remote port is at @at ("host:port"), whom gossip need not know yet.
-function M.exchange_with(at)
-  return M.exchange { address = at, info = { remote_port = select(2, address.parse(at)), role = "manager" } }
+-- The same with the node whose remote port is at @at ("host:port"), whom gossip need not know yet. @role: "manager"
+-- unless it is given.
+function M.exchange_with(at, role)
+  return M.exchange { address = at, info = { remote_port = select(2, address.parse(at)), role = role or "manager" } }
 end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
+
+-- After a partition everybody returns at once, and one exchange tells of all of them.
+local function exchange_is_due()
+  local now = sys.mono_ms()
+  if now < exchange_from then return false end
+  exchange_from = now + EXCHANGE_GAP_MS + ((M.stats() or {}).count or 0)
+  return true
+end
 
 local on_event
 
@@ -313,7 +340,7 @@ function on_event(_, what, member)
     return
   end
   decorate(member)
-  if what == "returned" or what == "differs" then
+  if (what == "returned" or what == "differs") and exchange_is_due() then
     async.spawn(M.exchange, member)
   elseif what == "double" then
     log.warn(("gossip: somebody else speaks as %s: was a folder copied?"):format(member.node_id))

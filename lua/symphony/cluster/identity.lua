@@ -4,7 +4,9 @@
 --   phase    nil: a member. "init": the cluster is being made, nobody knows of it yet: init says it afresh.
 --            "recover": this member is to become the only voter; the start finishes that.
 --            "leave": left; what is in the folder is to be wiped.
---   follows  true for a worker whose address nobody chose: it goes with the machine's
+--   follows  true for a node whose address nobody chose: it goes with the machine's
+--   moves    how often a manager's raft address has changed; nil: never
+--   moved    {id, moves, address} of each other manager whose raft address has changed; nil: of none
 --   removed  true when it may not serve any more; reason says why
 --   trust    the generation of trusted CAs that DIR/tls has (trust.lua); nil: the first, or not known yet
 local crypto = require "sym.crypto"
@@ -52,7 +54,22 @@ function M.word()
   return sys.options().role or "manager"
 end
 local OPTIONAL = { removed = "boolean", follows = "boolean", reason = "string", phase = "string",
-  gossip_start = "number", trust = "number" }
+  gossip_start = "number", moves = "number", moved = "table",
+  trust = "number" }
+
+local function is_count(n)
+  return math.type(n) == "integer" and n >= 1 and n <= NUMBER_MAX
+end
+
+local function are_moved(list)
+  for at, m in pairs(list) do
+    if type(at) ~= "number" or type(m) ~= "table" or not is_count(m.id) or not is_count(m.moves)
+      or type(m.address) ~= "string" then
+      return false
+    end
+  end
+  return true
+end
 
 -- key.json's text to a document. Pure. nil, why.
 function M.parse(text)
@@ -78,9 +95,9 @@ function M.parse(text)
   if doc.starts < 0 or doc.starts > NUMBER_MAX or (id and (id < 1 or id > NUMBER_MAX)) then
     return nil, "a number in it is out of range"
   end
-  for _, name in ipairs { "trust", "gossip_start" } do
+  for _, name in ipairs { "trust", "gossip_start", "moves" } do
     local n = doc[name]
-    if n ~= nil and (math.type(n) ~= "integer" or n < 1 or n > NUMBER_MAX) then
+    if n ~= nil and not is_count(n) then
       return nil, ("field \"%s\" is out of range"):format(name)
     end
   end
@@ -92,6 +109,7 @@ function M.parse(text)
       return nil, "field \"managers\" holds something else than addresses"
     end
   end
+  if not are_moved(doc.moved or {}) then return nil, "field \"moved\" holds something else than addresses" end
   local known = doc.role == "manager" and PHASES[doc.phase] or doc.phase == "leave"
   if doc.phase ~= nil and not known then return nil, "its phase is unknown" end
   return doc

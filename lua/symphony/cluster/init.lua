@@ -92,6 +92,7 @@ end
 
 local function run(opts, host, options)
   local doc, p = make(opts, host, options)
+  doc.follows = advertise.follows(opts.advertise, options) and not p.dev or nil
   assert(lifecycle.activate(doc, { bootstrap = true, quiet = true }))
   local txn = M.first_txn(p)
   events.add(txn, { kind = "node.joined", node = p.node,

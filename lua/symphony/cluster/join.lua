@@ -215,13 +215,13 @@ local function wait_for_role(me, say)
   end
 end
 
--- @implied: nobody chose the address.
-local function document(welcome, advertised, implied)
+-- @follows: nobody chose the address.
+local function document(welcome, advertised, follows)
   return {
     node_id = welcome.node_id, raft_node_id = welcome.raft_node_id, cluster_id = welcome.cluster_id,
     role = welcome.role, name = welcome.name, starts = 0, advertise = advertised,
     managers = json.array(welcome.managers), removed = false,
-    follows = welcome.role == "worker" and implied and not welcome.dev or nil,
+    follows = follows and not welcome.dev or nil,
   }
 end
 
@@ -260,9 +260,9 @@ sides.worker = {
 M.TWO = "two managers tolerate no failure: if either is lost, the cluster may stop. Join a third one."
 
 -- Everything from the certificate on; also for a join that got so far before and died.
-local function enter(welcome, advertised, implied)
+local function enter(welcome, advertised, follows)
   assert(identity.save_tls { ca = welcome.ca, cert = welcome.certificate })
-  local ok, err = sides[welcome.role].enter(document(welcome, advertised, implied), welcome)
+  local ok, err = sides[welcome.role].enter(document(welcome, advertised, follows), welcome)
   if not ok then
     return nil, errors.new(err.code, "this node is admitted, but cannot start: " .. err.message,
       (err.hint and err.hint .. "; " or "") .. "then start the daemon again: it goes on by itself")
@@ -335,7 +335,7 @@ function M.run(opts, say)
   local entering = lock:hand_over()
   return async.spawn(function()
     local _ <close> = entering
-    local entered, why = enter(welcome, advertised, implied)
+    local entered, why = enter(welcome, advertised, advertise.follows(opts.advertise, options))
     if not entered then return nil, why end
     return sides[role].wait(identity.me, function(text) pcall(say, text) end)
   end):wait()

@@ -1,6 +1,7 @@
 -- Passing requests on to the leader, with our own certificate, and calling it.
 local async = require "symphony.async"
 local address = require "symphony.cluster.address"
+local basis = require "symphony.cluster.basis"
 local errors = require "symphony.errors"
 local http = require "sym.http"
 local identity = require "symphony.cluster.identity"
@@ -15,7 +16,7 @@ local M = {}
 local PATIENCE_MS = 4000 -- for a leader to be there; a write has to answer within five seconds
 local RETRY_MS = 50
 local ANSWER_MS = 20000
-local HOPS, FROM, NODE, WHO = "symphony-forwarded", "symphony-from", "symphony-node", "symphony-who"
+local HOPS, FROM, NODE, WHO = "symphony-forwarded", "symphony-from", "symphony-node", "symphony-who" -- and basis.HEADER
 local WHO_MAX = 512 -- bytes
 
 -- Where the leader is now: "host:port"; nil when it is not known.
@@ -114,7 +115,7 @@ function M.forward(req, _, who)
   local path = remote.encode_path(req.path)
   if req.query and req.query ~= "" then path = path .. "?" .. req.query end
   local headers = { [HOPS] = "1", [FROM] = M.origin(req, who), [NODE] = who.node and who.node.node_id,
-    [WHO] = json.encode(M.asker(req, who)) }
+    [WHO] = json.encode(M.asker(req, who)), [basis.HEADER] = basis.to_header(async.bound()) }
   for _, name in ipairs { "content-type", "idempotency-key", "idempotency-since" } do
     headers[name] = req:header(name)
   end
@@ -126,9 +127,10 @@ end
 
 -- Calls a route of the leader, which may be this manager. Returns the decoded answer; nil, err.
 function M.call(method, path, body)
+  local headers = { ["content-type"] = "application/json", [HOPS] = "1", [WHO] = json.encode(M.here()),
+    [basis.HEADER] = basis.to_header(async.bound()) }
   local response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
-    headers = { ["content-type"] = "application/json", [HOPS] = "1", [WHO] = json.encode(M.here()) } },
-    sys.mono_ms() + PATIENCE_MS)
+    headers = headers }, sys.mono_ms() + PATIENCE_MS)
   if not response then return nil, err end
   local doc = json.decode(response.body or "")
   err = remote.answer_error(response.status, doc, "the leader")

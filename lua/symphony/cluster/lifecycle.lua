@@ -1,7 +1,6 @@
 -- The node's life in this daemon: resuming at the start, serving, renewing its certificate, learning that it is no
 -- member any more, stopping.
 local address = require "symphony.cluster.address"
-local advertise = require "symphony.cluster.advertise"
 local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
 local ca_rotation = require "symphony.cluster.ca_rotation"
@@ -26,11 +25,13 @@ local status = require "symphony.cluster.status"
 local store = require "sym.store"
 local sys = require "sym.sys"
 local trust = require "symphony.cluster.trust"
+local whereabouts = require "symphony.cluster.whereabouts"
 
 local M = {}
 
 local UPKEEP_MS = 60 * 1000
 local SOON_MS = 2000
+local UNTOLD_MS, UNTOLD_MAX_MS = 200, 5000 -- while we are not where the state says
 local SPEAK_AGAIN_MS = 10 * 1000
 
 local upkeep       -- the task of renewal and addresses
@@ -56,9 +57,13 @@ end
 local function remember_managers()
   local me, rows = identity.me, state.managers()
   if not me or me.removed or not rows then return end
-  local list = members.addresses(rows, nil)
-  if #list == 0 or table.concat(list, " ") == table.concat(me.managers, " ") then return end
-  me.managers = list
+  local list, moved = members.addresses(rows, nil), whereabouts.moved(me, rows)
+  if #list == 0 then return end
+  if table.concat(list, " ") == table.concat(me.managers, " ")
+    and whereabouts.text_of(moved) == whereabouts.text_of(me.moved) then
+    return
+  end
+  me.managers, me.moved = list, moved
   local ok, err = identity.save(me)
   if not ok then log.warn(err.message) end
 end
@@ -86,6 +91,7 @@ local function on_nodes(_, events)
   end
   remember_managers()
   remember_name()
+  whereabouts.tell()
   reconcile.wake()
   ca_rotation.wake()
   change:set()
@@ -164,34 +170,13 @@ local function speak()
   end
   watch("/peer/", on_peers)
   watch("/secret/gossip", on_keys)
-  for _, at in ipairs(identity.me.managers) do
-    if at ~= identity.me.advertise.remote and gossip.exchange_with(at) then break end
-  end
+  whereabouts.seek()
 end
 
 -- A new certificate for this manager, made with the state's CA. Also for one that has expired: raft lets configured
 -- managers form a quorum all the same, so that this works.
 function M.renew()
   return trust.renew(require("symphony.cluster.admit").renew, state.cluster() or {})
-end
-
--- Our record in the state says where we are now; a restart with another remote or gossip port changes it.
-local function publish_addresses()
-  local me = identity.me
-  local n = state.get("/node/" .. me.node_id)
-  if not n then return end
-  local now = me.advertise
-  if n.raft_address == now.raft and n.remote_address == now.remote and n.gossip_address == now.gossip
-    and n.version == sys.version then
-    return
-  end
-  state.update(function()
-    local record, kv = state.get("/node/" .. me.node_id)
-    if not record then return nil end
-    record.raft_address, record.remote_address, record.gossip_address = now.raft, now.remote, now.gossip
-    record.version = sys.version
-    return { compare = { state.unchanged(kv) }, ops = { state.put(kv.key, record) } }
-  end)
 end
 
 -- Is our certificate to be renewed: is it old enough, or are we found elsewhere than it says?
@@ -207,7 +192,8 @@ end
 -- One round of upkeep: where this manager is found, and its certificate.
 function M.look_after()
   if not node.started() or not identity.member() then return end
-  publish_addresses()
+  whereabouts.follow()
+  whereabouts.publish()
   local ok, err = gossip.announce()
   if not ok then log.warn("gossip: " .. err.message) end
   if is_due(identity.tls) then
@@ -221,10 +207,10 @@ end
 
 local function start_upkeep()
   upkeep = async.spawn(function()
-    local pause = SOON_MS
+    local pause, untold = SOON_MS, UNTOLD_MS
     while true do
-      async.sleep(pause)
-      pause = UPKEEP_MS
+      async.sleep(whereabouts.told and pause or untold)
+      pause, untold = UPKEEP_MS, whereabouts.told and UNTOLD_MS or math.min(2 * untold, UNTOLD_MAX_MS)
       local ok, err = xpcall(M.look_after, errors.handler)
       if not ok and err.code ~= "canceled" then log.error("upkeep: " .. (err.traceback or err.message)) end
     end
@@ -239,6 +225,7 @@ local function hook()
     change:set()
   end)
   node.on_removed(function(_, code, reason) on_gone(code, reason) end)
+  gossip.on_event(function(_, member) whereabouts.heard(member) end)
 end
 
 local function begin_serving()
@@ -264,13 +251,19 @@ function M.activate(doc, opts)
   ok, err = identity.become(doc)
   if not ok then return nil, err end
   ok, err = node.start { node_id = doc.node_id, raft_id = doc.raft_node_id, raft_address = doc.advertise.raft,
-    cluster_id = doc.cluster_id, cert = tls.cert, key = tls.key, ca = tls.ca, starts = doc.starts,
-    bootstrap = opts.bootstrap or false, raft_port = raft_port, remote_port = remote_port }
+    raft_moves = doc.moves, cluster_id = doc.cluster_id, starts = doc.starts, cert = tls.cert, key = tls.key,
+    ca = tls.ca, bootstrap = opts.bootstrap or false, raft_port = raft_port, remote_port = remote_port }
   if not ok then
     identity.trouble = err.message
     return nil, errors.new(err.code, err.message, err.hint or resuming.start_hint(err.code))
   end
   identity.trouble, identity.tls = nil, tls
+  ok, err = whereabouts.check_dev(doc)
+  if not ok then
+    M.deactivate()
+    return nil, err
+  end
+  whereabouts.tell()
   log.info(identity.introduction())
   if not opts.quiet then begin_serving() end
   return true
@@ -320,21 +313,6 @@ end
 
 -- Resuming ----------------------------------------------------------------------------------------------------------
 
--- The addresses with which @doc starts now: ports and host may have been changed on the command line. Raft's own is
--- part of its configuration, by which the others find this manager, and stays. nil, err. Pure.
-function M.addresses(doc, options)
-  local host = options.advertise_addr or address.parse(doc.advertise.remote, 1)
-  local now = advertise.of(host, options)
-  if now.raft ~= doc.advertise.raft then
-    return nil, errors.new("invalid",
-      ("the other managers know this one's raft address as %s; with these flags it would be %s"):format(
-        doc.advertise.raft, now.raft),
-      "start it with the --advertise-addr and --listen-raft-port of before; or remove it on another manager, and join "
-        .. "again with an empty folder")
-  end
-  return now
-end
-
 local actions = {
   idle = function()
     log.info("no cluster yet: `symphony manager init` or `symphony manager join` on the control socket")
@@ -349,12 +327,13 @@ local actions = {
   removed = resuming.actions.removed,
   recover = function(doc)
     identity.me = doc
+    local ok, err = whereabouts.take(doc)
+    if not ok then return nil, err end
     return require("symphony.cluster.recover").finish(doc)
   end,
   resume = function(doc)
-    local addresses, err = M.addresses(doc, advertise.options(doc.advertise))
-    if not addresses then return nil, err end
-    doc.advertise = addresses
+    local ok, err = whereabouts.take(doc)
+    if not ok then return nil, err end
     return M.activate(doc)
   end,
 }

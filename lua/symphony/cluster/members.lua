@@ -93,7 +93,8 @@ function M.list(opts)
 end
 
 -- What `manager status` and GET /v1/status say. Pure: @me is key.json, @cluster its record or nil, @nodes the managers'
--- records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version, policies_off}.
+-- records, @status raft's, @fresh from state.read, @more {revision, keys, restoring, version, policies_off, ca_stalled
+-- (from ca_rotation)}.
 function M.summary(me, cluster, nodes, status, fresh, more)
   local n_members = status.behind and math.max(#nodes, #status.servers) or #nodes
   local name, n_voters, voters_up = {}, 0, 0
@@ -128,6 +129,12 @@ function M.summary(me, cluster, nodes, status, fresh, more)
   for _, policy in ipairs(more.policies_off or {}) do
     warn("policy %s is disabled: %s", policy.name, policy.reason)
   end
+  local stalled = more.ca_stalled
+  if stalled then
+    warn("the change of the CA has waited since %s for %d nodes (%s%s): `symphony cluster rotate-ca --status`",
+      os.date("!%F %T UTC", stalled.since), stalled.waiting, table.concat(stalled.names, ", "),
+      stalled.waiting > #stalled.names and ", ..." or "")
+  end
   if more.restoring then
     warn("a restore of %s has not finished: say `symphony cluster restore` with the same file again",
       more.restoring.source or "a backup")
@@ -149,6 +156,14 @@ function M.summary(me, cluster, nodes, status, fresh, more)
   }
 end
 
+-- Only while the CA is changed are the nodes looked at.
+local function stalled()
+  local cluster = state.cluster()
+  local ok, found = true, nil
+  if cluster and cluster.rotation then ok, found = pcall(require("symphony.cluster.ca_rotation").stalled) end
+  return ok and found or nil
+end
+
 function M.overview(opts)
   local me, err = identity.member()
   if not me then return nil, err end
@@ -162,6 +177,7 @@ function M.overview(opts)
   return M.summary(me, (state.cluster()), values(nodes), status, fresh, {
     revision = store.revision(), keys = store.keys(), restoring = (state.get("/cluster/restoring")),
     version = require("sym.sys").version, policies_off = require("symphony.policy.engine").off(),
+    ca_stalled = stalled(),
   })
 end
 

@@ -2,6 +2,7 @@
 -- other until they agree. Whoever leads next goes on from the same state.
 local async = require "symphony.async"
 local certs = require "symphony.cluster.certs"
+local clock = require "symphony.cluster.clock"
 local erase = require "symphony.cluster.erase"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
@@ -123,14 +124,19 @@ function M.turn()
   return 0
 end
 
-local function sweep()
+-- Forgets what has expired, on the leader, every SWEEP_S. What a wrong clock could take from those who need it stays
+-- until the clock can be believed; who waits to be let in asks again.
+function M.sweep()
+  clock.watch()
   local now = sys.mono_ms() / 1000
   local status = node.started() and raft.status()
   if now - last_sweep < SWEEP_S or not status or status.state ~= "leader" then return end
   last_sweep = now
   pending.sweep()
-  tokens.sweep()
-  certs.sweep()
+  if clock.trusted() then
+    tokens.sweep()
+    certs.sweep()
+  end
   peers.complete()
 end
 
@@ -156,7 +162,7 @@ local function loop()
     ok, result = pcall(clear_up, delay)
     if not ok then log.error("clearing up: " .. tostring(result)) end
     delay = ok and result or delay
-    local swept, err = pcall(sweep)
+    local swept, err = pcall(M.sweep)
     if not swept then log.error("sweep: " .. tostring(err)) end
   end
 end

@@ -26,6 +26,9 @@ local FIRST_WRITE_MS = 15000
 -- Raft ids that the lost majority may have given out, and this one never heard of.
 local LOST_IDS = 1000
 
+-- Of so many there is room in one txn for the key, too; of the rest it goes behind it.
+local KEYS_MAX = 20
+
 -- The txn that leaves @me alone in the state. Pure: @rows from members.planned, @kv of /cluster, its record; @next_kv
 -- of /cluster/next_raft_id.
 function M.cleanup(me, rows, cluster_kv, cluster, next_kv)
@@ -37,10 +40,16 @@ function M.cleanup(me, rows, cluster_kv, cluster, next_kv)
   for _, m in ipairs(rows) do
     local n = m.kv.value
     if n.node_id ~= me.node_id then
-      -- They may be so many that all of their keys do not fit into one txn.
+      -- They may be so many that all that is kept of them does not fit into one txn.
+      local also = { "/name/" .. n.name }
       table.insert(txn.ops, state.delete("/node/" .. n.node_id))
       table.insert(txn.ops, state.delete("/raft/" .. n.raft_node_id))
-      table.insert(txn.ops, erase.mark(n, { "/name/" .. n.name, "/fingerprint/" .. n.fingerprint }))
+      if #removed < KEYS_MAX then
+        table.insert(txn.ops, state.delete("/fingerprint/" .. n.fingerprint))
+      else
+        also[2] = "/fingerprint/" .. n.fingerprint
+      end
+      table.insert(txn.ops, erase.mark(n, also))
       removed[#removed + 1] = { raft_node_id = n.raft_node_id, node_id = n.node_id, name = n.name }
     elseif n.removing then
       n.removing = nil

@@ -23,6 +23,15 @@ local WAIT_S = 30
 M.CA_NOTE = "It has held the key of the cluster's CA. If somebody else may have got at that machine, replace the CA: "
   .. "`symphony cluster rotate-ca`."
 
+-- The plan @out with what the policies would say to it. @kv: of the manager's record.
+function M.with_policies(out, kv, who)
+  local said = engine.explain("admit.change", { kind = "node", key = kv.value.node_id, action = "delete",
+    old = kv.value, old_revision = kv.mod_revision, who = who or { kind = "control" } })
+  out.policies = said.policies
+  if not said.allow then out.allowed, out.reason = false, ("policy %s: %s"):format(said.policy, said.refuse) end
+  return out
+end
+
 -- On the leader: looks ahead, refuses or marks. @opts: force, plan, who. Raises.
 function M.serve(name, opts)
   local admission = engine.admission()
@@ -34,7 +43,7 @@ function M.serve(name, opts)
     local out = { name = target.name, node_id = target.node_id, raft_node_id = target.id, steps = decision.steps,
       voters = decision.voters, tolerates = decision.tolerates, allowed = decision.ok, reason = decision.why,
       last = decision.last or nil }
-    if opts.plan then return nil, out end
+    if opts.plan then return nil, M.with_policies(out, target.kv, opts.who) end
     local refused = removal.refusal(decision, target.name)
     if refused and (not opts.force or decision.last) then error(refused, 0) end
     -- A mark that nothing can come of would be carried out weeks later, when somebody joins.

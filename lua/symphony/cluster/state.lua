@@ -1,5 +1,6 @@
 -- The replicated state as Lua sees it: JSON values under keys, txns with retry, reads that say how fresh they are.
 local async = require "symphony.async"
+local basis = require "symphony.cluster.basis"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
@@ -166,13 +167,31 @@ local function users_ops(txn)
   return n
 end
 
--- One txn. {status, failed, revision, repeated} or nil, err. Changes of users' keys go past the policies, whoever asks;
--- with decided = true they have, or nobody is to be asked.
+-- @txn as it is submitted in a task that rests on something (basis.lua), and the number of compares that come first.
+local function resting(txn)
+  local first = async.bound()
+  if not first then return txn, 0 end
+  local compare = table.move(first, 1, #first, 1, {})
+  table.move(txn.compare or {}, 1, #(txn.compare or {}), #first + 1, compare)
+  return { id = txn.id, seq = txn.seq, since = txn.since, compare = compare, ops = txn.ops }, #first
+end
+
+-- One txn. {status, failed, revision, repeated} or nil, err: "denied" when the task rests on what the state does not
+-- say (any more). Changes of users' keys go past the policies, whoever asks; with decided = true they have, or nobody
+-- is to be asked.
 function M.submit(txn, timeout_ms)
   local n = not txn.decided and users_ops(txn) or 0
   if n > 0 then return require("symphony.policy.writes").decide_first(txn, n == #txn.ops, timeout_ms) end
-  local result, err = async.await(raft.submit, txn, timeout_ms or M.WRITE_MS)
+  local sent, before = resting(txn)
+  local result, err = async.await(raft.submit, sent, timeout_ms or M.WRITE_MS)
   if not result then return nil, explain(err) end
+  if result.status == "conflict" and before > 0 then
+    if result.failed <= before then
+      if not (result.repeated and txn.id) then return nil, basis.outcast() end
+      return nil, errors.new("conflict", "this request was refused under this Idempotency-Key, for its certificate")
+    end
+    result.failed = result.failed - before
+  end
   if result.status == "unknown" then
     return nil, explain { code = "outcome_unknown", message = "this txn is too old to tell whether it was applied" }
   end

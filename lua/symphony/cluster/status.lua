@@ -4,6 +4,7 @@ local agents = require "symphony.cluster.agents"
 local async = require "symphony.async"
 local core = require "symphony.cluster.status_core"
 local errors = require "symphony.errors"
+local event_quota = require "symphony.cluster.event_quota"
 local events = require "symphony.cluster.events"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
@@ -35,6 +36,8 @@ local lead         -- what is kept while this manager leads
 -- Of reports that write: a burst of ten, then one every five seconds.
 local limit = limiter.new(10, 5, 4096)
 local refusals = limiter.new(1, REFUSED_EVERY_S, 1024)
+-- What a node causes by itself is told some times, and then once a minute: of each node and kind.
+local quota = event_quota.new(10, 60, 8192)
 
 local function now()
   return sys.mono_ms() / 1000
@@ -347,6 +350,20 @@ local function check_dev(r)
   end
 end
 
+-- Adds the event @fields to @txn, unless the node causes too many of its kind; @counted keeps what was found for a txn
+-- that is built again.
+local function tell(txn, counted, fields)
+  local kind = fields.kind
+  if counted[kind] == nil then counted[kind] = quota:take(fields.node.node_id, kind, now()) or false end
+  local left_out = counted[kind]
+  if not left_out then return end
+  if left_out > 0 then
+    fields.left_out = left_out
+    fields.message = ("%s (%d more since the last one, left out)"):format(fields.message, left_out)
+  end
+  events.add(txn, fields)
+end
+
 -- The txn of a report and what it did to the status; nil, answer when it changes nothing. Raises.
 local function report_txn(id, r, counted)
   local n, kv = state.get(status_cache.NODE .. id)
@@ -366,14 +383,12 @@ local function report_txn(id, r, counted)
   local status = (change.status or record).status
   if change.turned then
     local reason = change.status.reason
-    events.add(txn, { kind = KINDS[status], node = n, message = sentence(n.name, status, reason), reason = reason })
-  elseif record.starts and record.starts ~= r.starts then
-    events.add(txn, { kind = "node.updated", node = n, message = ("%s has started again (start %d)"):format(n.name,
-      r.starts) })
+    tell(txn, counted, { kind = KINDS[status], node = n, message = sentence(n.name, status, reason), reason = reason })
   end
-  if change.node and change.changed ~= "" then
-    events.add(txn, { kind = "node.updated", node = n, message = ("%s: %s"):format(n.name, change.changed) })
-  end
+  local again = not change.turned and record.starts and record.starts ~= r.starts
+  local text = again and (" has started again (start %d)"):format(r.starts) or ""
+  if change.node and change.changed ~= "" then text = ("%s: %s"):format(text, change.changed) end
+  if text ~= "" then tell(txn, counted, { kind = "node.updated", node = n, message = n.name .. text }) end
   return txn, { status = status, turned = change.turned }
 end
 

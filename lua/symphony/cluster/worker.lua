@@ -208,7 +208,10 @@ local HEARD = { joined = true, returned = true, refuted = true, updated = true }
 local waking = false
 
 local function on_heard(what, member)
-  if waking or not HEARD[what] or member.info.role ~= "manager" then return end
+  local info = member.info
+  if not HEARD[what] or info.role ~= "manager" then return end
+  agent.heard_of(member.node_id, address.format(address.parse(member.address), info.remote_port))
+  if waking then return end
   local v = agent.view()
   if not v or v.manager then return end
   waking = true
@@ -237,14 +240,11 @@ end
 
 -- The address may have changed under a node that was not told which to use. True if it has.
 local function follow_address()
-  local me, options = identity.me, sys.options()
-  if not me.follows or options.advertise_addr then return end
-  local bound = options.bind_addr
-  if bound and bound ~= "0.0.0.0" and bound ~= "::" then return end
-  local host = sys.default_address()
+  local me = identity.me
+  local host = advertise.host(me, sys.options(), sys.default_address)
   local now = advertise.of(host, { remote_port = select(2, address.parse(me.advertise.remote)),
     gossip_port = select(2, address.parse(me.advertise.gossip)) })
-  if host == "127.0.0.1" or now.remote == me.advertise.remote then return end
+  if now.remote == me.advertise.remote then return end
   log.info(("the address of this node is %s now, and was %s"):format(now.remote, me.advertise.remote))
   me.advertise = now
   local ok, err = identity.save(me)

@@ -9,14 +9,15 @@ local M = {}
 local STATES = { "alive", "suspect", "dead", "left" }
 -- Why a datagram is not even opened, and why what was in one, or a claim in it, is not believed.
 local REFUSED = { "malformed", "reflected", "stranger", "unknown_key", "replayed", "busy", "forged", "no_room" }
-local DISBELIEVED = { malformed = "malformed", stranger = "strangers", bad_signature = "bad_signatures" }
+local DISBELIEVED = { malformed = "malformed", stranger = "strangers", bad_signature = "bad_signatures",
+  too_often = "claims_deferred" }
 
 local function reasons(s)
   local refused = counter("symphony_gossip_refused_total", "Datagrams that were refused unopened, by reason.")
   for _, reason in ipairs(REFUSED) do refused:add(s["seal_" .. reason], { reason = reason }) end
   local disbelieved = counter("symphony_gossip_disbelieved_total",
     "Authentic datagrams, or claims in them, that were not believed, by reason.")
-  for _, reason in ipairs { "malformed", "stranger", "bad_signature" } do
+  for _, reason in ipairs { "malformed", "stranger", "bad_signature", "too_often" } do
     disbelieved:add(s[DISBELIEVED[reason]], { reason = reason })
   end
   local unsent = counter("symphony_gossip_unsent_total", "Datagrams that the system did not send, by reason.")

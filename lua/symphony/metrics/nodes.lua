@@ -1,16 +1,17 @@
 --- Figures of the nodes: how many are how, which are down. What the state says of them is read once and then followed
 --- by a watch, from the first scrape on: with thousands of nodes a scrape must not read them all.
 local async = require "symphony.async"
+local errors = require "symphony.errors"
 local json = require "symphony.json"
 local log = require "sym.log"
 local metrics = require "symphony.metrics"
+local state = require "symphony.cluster.state"
 local store = require "sym.store"
 
 local gauge = metrics.gauge
 
 local M = {}
 
-local PAGE = 256
 local DOWN_SHOWN = 100
 
 local PREFIXES = { node = "/node/", status = "/status/node/" }
@@ -73,16 +74,11 @@ local function open(kind)
   end)
   if not watch then return nil, err end
   watches[kind] = watch
-  local after
-  repeat
-    local page, more = store.list(prefix, { limit = PAGE, after = after })
-    if not page then return nil, more end
-    for _, kv in ipairs(page) do
-      apply(kind, kv.key:sub(#prefix + 1), kv.value)
-      after = kv.key
-    end
-    if more then async.sleep(0) end
-  until not more or watches[kind] ~= watch
+  local ok, failed = state.each_raw(prefix, function(kv)
+    if watches[kind] == watch then apply(kind, kv.key:sub(#prefix + 1), kv.value) end
+  end)
+  if not ok then return nil, failed end
+  if watches[kind] ~= watch then return nil, errors.new("closed", "it ended while it was read") end
   return true
 end
 

@@ -36,7 +36,7 @@ M.PREFIX = "/policy/"
 M.FAILURES = 10  -- in a row, of one policy
 M.ROUNDS = 3     -- so often is a decision made again when what it saw has changed
 local MOVES = 20 -- and so often when only the policies have
-local COMPARES_MAX = 192
+local COMPARES_MAX = 188 -- of a txn, without those on which a request rests (cluster/basis.lua)
 local WAIT_MS = 3000  -- for the set to be in the sandbox
 local RETRY_MS = 1000 -- what does not load is tried again
 local ADMISSION = "^admit%."
@@ -143,6 +143,11 @@ local function sync()
     end
     set.kv = lua_decides
     current = set
+    local whole = lua_decides
+    for _, entry in ipairs(set.list) do whole = whole and not entry.broken end
+    if whole and not dirty then
+      node.kv_policies(nil, set.revision, set.count, require("symphony.cluster.leader").here().name)
+    end
   end
 end
 
@@ -245,7 +250,10 @@ local function note(name, why)
     failures[name] = nil
     return
   end
-  if not known or known.version ~= version then known = { version = version, n = 0 } end
+  -- What is decided without Lua is heard of only here.
+  local heard = node.kv_heard(name)
+  if not known or known.version ~= version or known.heard ~= heard then known = { version = version, n = 0 } end
+  known.heard = heard
   failures[name] = known
   known.n = known.n + 1
   log.warn(("policy: %s failed: %s"):format(name, why))

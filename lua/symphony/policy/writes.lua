@@ -1,8 +1,9 @@
 --- Changes of the users' keys, past the policies that have a word in them.
 ---
 --- A txn that no policy concerns says so with a compare of /policy/ and goes into the log from wherever it came in; so
---- do the changes of single keys in src/daemon/api.c. As soon as a policy concerns them they are decided on the leader,
---- and a manager that has not heard of it yet finds its compare broken: nothing gets past a policy that was set before.
+--- do the changes of single keys in src/daemon/api.c. As soon as a policy concerns them they are decided on first, and
+--- a manager that has not heard of it yet finds its compare broken: nothing gets past a policy that was set before.
+--- Another manager than the leader tries once; where it is refused there, or was overtaken, the leader decides.
 local async = require "symphony.async"
 local engine = require "symphony.policy.engine"
 local errors = require "symphony.errors"
@@ -107,48 +108,60 @@ end
 -- one is that of the fast way, so that each finds what was done by the other. Raises.
 local function tried(txn, own)
   assert(state.read())
+  local before = #(async.bound() or {}) -- compares that state.submit puts in front
   for seq = 0, ATTEMPTS_MAX do
     local result = store.result(txn.id, seq)
     if not result then return nil, seq end
-    if result.status == "applied" or (result.failed or 0) <= own then
-      result.repeated = true
-      return result
-    end
+    result.repeated = true
+    if result.status == "applied" then return result end
+    result.failed = (result.failed or 0) - before
+    -- Else the owner of the certificate was no member then, or a policy was in the way: nothing was done.
+    if result.failed >= 1 and result.failed <= own then return result end
   end
   errors.raise("conflict", "this request was in the way of others too often", "say it with another Idempotency-Key")
 end
 
--- One decision about @txn, and what became of it: the result; nil, true when it may be tried again. Raises.
-local function try(admission, txn, who, deadline)
+-- Decides on @txn and submits it, bound to what was seen: the result, which may be a conflict. @seq: of its id. Returns
+-- nil, err when a policy refuses or fails; raises what the submission fails with.
+local function decide_once(admission, txn, who, seq, ms)
   local own = #txn.compare
-  local result, seq
-  if txn.id then
-    result, seq = tried(txn, own)
-    if result then return result end
-  end
-  local at = store.revision()
   admission:begin()
   local ok, ops, compares = pcall(decide, admission, txn.ops, who)
   if not ok then
-    if not errors.is(ops) then error(ops, 0) end
-    -- A leader that is none any more may be behind: it makes sure once before it says no.
-    if ops.code == "denied" and not admission.fresh then
-      assert(state.read())
-      admission.fresh = true
-      if store.revision() ~= at then return nil, true end
-    end
-    note(ops, txn)
-    error(ops, 0)
+    if not errors.is(ops) or ops.code == "canceled" then error(ops, 0) end
+    return nil, ops
   end
   local bound = { compare = table.move(txn.compare, 1, own, 1, {}), ops = ops, id = txn.id, since = txn.since,
     seq = seq }
   table.move(compares, 1, #compares, own + 1, bound.compare)
   admission:bind(bound)
-  result = assert(state.submit(bound, math.max(LAST_MS, math.ceil(deadline - sys.mono_ms()))))
-  if result.status ~= "conflict" then
-    result.policies = admission:amendments() ~= "" and admission:policies() or nil
-    return result
-  elseif result.failed <= own then
+  local result = assert(state.submit(bound, ms))
+  result.policies = admission:amendments() ~= "" and admission:policies() or nil
+  return result
+end
+
+-- Did @result come to nothing because of what the policies saw, and not of what @txn itself compares?
+local function is_overtaken(result, txn)
+  return result.status == "conflict" and result.failed > #txn.compare
+end
+
+-- One try on the leader: the result; nil, true when it may be tried again. Raises.
+local function try(admission, txn, who, deadline)
+  local known, seq
+  if txn.id then known, seq = tried(txn, #txn.compare) end
+  if known then return known end
+  local at = store.revision()
+  local result, err = decide_once(admission, txn, who, seq, math.max(LAST_MS, math.ceil(deadline - sys.mono_ms())))
+  if not result then
+    -- A leader that is none any more may be behind: it makes sure once before it says no.
+    if err.code == "denied" and not admission.fresh then
+      assert(state.read())
+      admission.fresh = true
+      if store.revision() ~= at then return nil, true end
+    end
+    note(err, txn)
+    error(err, 0)
+  elseif not is_overtaken(result, txn) then
     return result
   end
   local again = admission:conflicted(result.failed)
@@ -157,6 +170,25 @@ local function try(admission, txn, who, deadline)
     again = admission.rounds <= engine.ROUNDS
   end
   return nil, again
+end
+
+-- The same on another manager, to spare the way to the leader when all goes well: what was decided is bound to what was
+-- seen there. The result; nil when the leader has to decide: it knows best, and does one after the other. Raises.
+local function try_elsewhere(txn, who)
+  local known, seq
+  if txn.id then known, seq = tried(txn, #txn.compare) end
+  if known then return known end
+  local admission = engine.admission()
+  local result, err = decide_once(admission, txn, who, seq)
+  if not result then
+    if err.code == "denied" then return nil end
+    note(err, txn)
+    error(err, 0)
+  elseif is_overtaken(result, txn) then
+    admission:conflicted(result.failed)
+    return nil
+  end
+  return result
 end
 
 -- Gives back what take_turn took.
@@ -215,7 +247,7 @@ local function submit(txn, who)
     elseif is_leader() then
       return decided(txn, who)
     else
-      return M.FORWARD
+      return try_elsewhere(txn, who) or M.FORWARD
     end
   end
   error(engine.conflict(), 0)

@@ -169,6 +169,9 @@ local function status_text(s)
   elseif s.phase == "renew" and s.wait_clients and #s.clients > 0 then
     lines[#lines + 1] = "Every node has a new certificate. It waits for the client certificates (--wait-clients)."
   end
+  if #s.damaged > 0 then
+    lines[#lines + 1] = "Damaged records in the state, passed over with what they were of: " .. list_of(s.damaged)
+  end
   for _, line in ipairs(losses(s)) do lines[#lines + 1] = line end
   return table.concat(lines, "\n")
 end

@@ -48,6 +48,7 @@ end
 return {
   name = "events",
   summary = "What has happened in the cluster",
+  reads = true,
   description = [[
 Lists the last events of the cluster, the oldest first; 1000 are kept. Times are in UTC, also that of
 --since. With --follow each new one is printed as it comes, until Ctrl-C (with --json one object a

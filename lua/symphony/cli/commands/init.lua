@@ -1,7 +1,8 @@
 --- The commands that there are, in the order in which the overview shows them. Each is a module beside this file:
 ---   {name =, summary =, description =, args = function(parser), run = function(ctx)}      or
 ---   {name =, summary =, commands = {sub, ...}}, where a sub is the same again
---- A name may be followed by aliases ("ls list"). where = "client" has it run in the client instead of the daemon.
+--- A name may be followed by aliases ("ls list"). where = "client" has it run in the client instead of the daemon;
+--- reads = true: it changes nothing, whatever its arguments, so that nothing is in doubt when it is cut short.
 local M = {}
 
 M.names = { "manager", "block", "token", "node", "cert", "policy", "events", "kv", "txn", "cluster", "lua", "reload",
@@ -119,11 +120,11 @@ function M.is_called(spec, word)
   return false
 end
 
---- Whether the command that @words name runs in the client: it needs what is there, a file or the terminal.
-function M.is_local(words)
+-- The command that @words name, and where it runs; whether all was well, and then nil if there is none.
+local function find(words)
   local ok, spec = pcall(M.get, words[1])
   if not ok or not spec then
-    return false -- the daemon may know it, or says that there is none
+    return ok
   end
   local where = spec.where
   for i = 2, #words do
@@ -136,7 +137,20 @@ function M.is_local(words)
     end
     spec, where = found, found.where or where
   end
-  return where == "client"
+  return true, spec, where
+end
+
+--- Whether the command that @words name runs in the client: it needs what is there, a file or the terminal.
+function M.is_local(words)
+  local ok, spec, where = find(words)
+  -- One that this client does not know the daemon may know, or says that there is none.
+  return ok and spec ~= nil and where == "client"
+end
+
+--- Whether the command that @words name changes nothing.
+function M.only_reads(words)
+  local _, spec = find(words)
+  return spec ~= nil and spec.reads == true
 end
 
 return M

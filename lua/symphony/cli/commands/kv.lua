@@ -87,6 +87,7 @@ Example:
 local get = {
   name = "get",
   summary = "Show a key's value",
+  reads = true,
   description = [[
 Prints the value of KEY as it is. Without a quorum it is this manager's own, and a note says so.
 
@@ -142,6 +143,7 @@ end
 local ls = {
   name = "ls list",
   summary = "List keys",
+  reads = true,
   description = [[
 Lists the keys that begin with PREFIX, in order: at most --limit of them and 8 MiB. When there are
 more, a note on standard error has the command that goes on.
@@ -274,6 +276,7 @@ end
 local watch = {
   name = "watch",
   summary = "Show changes of keys as they happen",
+  reads = true,
   description = [[
 Prints each change below PREFIX until Ctrl-C; with --json one object a line. Without a quorum nothing changes: that is
 an error, or, with --wait, a note ({"type": "stale", ...} with --json), and the changes come when there is one again.

@@ -313,8 +313,31 @@ Example:
   end,
 }
 
+local meet = {
+  name = "meet",
+  summary = "Find the others when all have moved at once",
+  description = [[
+Learns where the other managers are from the node at HOST:PORT (its remote port), and tells it where
+this one is. It is for managers that cannot find each other because all of them have other addresses
+than before, and no worker has stayed where it was: say it on all but one, with the address of that
+one. Otherwise managers that have moved find the others by themselves.
+
+Example:
+  symphony manager meet 10.0.1.5:27242]],
+  args = function(parser)
+    parser:argument("address", "The remote port of a manager, or of a worker."):argname("HOST:PORT")
+  end,
+  run = function(ctx)
+    local answer, err = require("symphony.cluster.whereabouts").meet(ctx.args.address)
+    if not answer then return nil, err end
+    return answer, { text = function()
+      return ("%s has been asked, and told. `symphony manager members` shows who is reachable."):format(answer.at)
+    end }
+  end,
+}
+
 return {
   name = "manager",
   summary = "Managers: make a cluster, join, list, remove, recover",
-  commands = { init, join, members, status, remove, leave, transfer, recover },
+  commands = { init, join, members, status, remove, leave, transfer, recover, meet },
 }
