@@ -538,9 +538,9 @@ local update = {
   name = "update",
   summary = "Run another version, one node after the other",
   description = [[
-Changes what is named of a program. A new command line, environment and so on goes to one node after
-the other, each once it runs on the one before; when it fails there, the others keep the one they
-have, until the next update.
+Changes what is named of a program; --env adds to its environment, --env-rm takes from it. A new
+version goes to one node after the other, each once it runs on the one before; when it fails there,
+the others keep the one they have, until the next update.
 
 Example:
   symphony process update web --env LEVEL=debug --wait
@@ -548,11 +548,22 @@ Example:
   args = function(parser)
     parser:argument("name", "Which."):argname("NAME")
     parser:argument("command", "The program and its arguments."):args("*"):argname("COMMAND")
+    parser:option("--env-rm", "A variable to take away; may be repeated."):argname("VARIABLE"):count("*")
     spec_options(parser)
     doc_options(parser)
   end,
   run = function(ctx)
-    return commands.update(ctx, "process", ctx.args.name, body_of(ctx.args))
+    local body = body_of(ctx.args)
+    if body.spec.env or #ctx.args.env_rm > 0 then
+      assert(require("symphony.cluster.state").read())
+      local row = require("symphony.services.resources").get("process", ctx.args.name)
+      local env = row.spec.env or {}
+      for name, value in pairs(body.spec.env or {}) do env[name] = value end
+      for _, name in ipairs(ctx.args.env_rm) do env[name] = nil end
+      body.spec.env = next(env) and env or json.null
+      body.generation = row.generation -- somebody else's change in between is not undone
+    end
+    return commands.update(ctx, "process", ctx.args.name, body)
   end,
 }
 

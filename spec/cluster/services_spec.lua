@@ -121,6 +121,14 @@ describe("the service process", function()
     assert.equal(("pid %d is up: one\n"):format(second), text)
     assert.truthy(m:cli("process", "ls").out:find("web +2/2 running +1 "))
     assert.equal("", m:cli("process", "ls").err)
+    -- The environment is added to.
+    local env = m:json("process", "update", "web", "--env", "A=1", "--env", "B=2", "--wait").spec.env
+    assert.same({ A = "1", B = "2" }, env)
+    env = m:json("process", "update", "web", "--env", "C=3", "--env-rm", "A", "--wait").spec.env
+    assert.same({ B = "2", C = "3" }, env)
+    row = m:json("process", "update", "web", "--env-rm", "B", "--env-rm", "C", "--wait")
+    assert.is_nil(row.spec.env)
+    assert.equal(4, row.generation)
     m:json("process", "rm", "web")
     cluster.wait_for("the programs to end", 10, function()
       for _, n in ipairs(row.nodes) do

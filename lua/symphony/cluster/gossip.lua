@@ -23,7 +23,7 @@ local M = {}
 
 local META_VERSION = 1
 local META_MAX = 192          -- bytes, as the driver takes them
-local SERVICES_BYTES = 80 -- of the 192 that metadata has
+local SERVICES_BYTES = 80     -- of these
 local PROBE_MS = 1000
 local EXCHANGE_MS = 5000
 local PIECE = 12 * 1024

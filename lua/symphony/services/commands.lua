@@ -8,6 +8,7 @@ local remote = require "symphony.cluster.remote"
 local M = {}
 
 local POLL_MS = 100
+local STILL_MS = 120 * 1000 -- without any change there is nothing to wait for
 
 local function resources() return require "symphony.services.resources" end
 
@@ -76,7 +77,8 @@ end
 
 local function done_text(row)
   local where = #row.nodes > 0 and " on " .. nodes_text(row) or ""
-  return ("%s %s%s: %s."):format(row.kind, row.id, where, M.state_of(row))
+  local why = row.why and (" (%s)"):format(row.why) or ""
+  return ("%s %s%s: %s%s."):format(row.kind, row.id, where, M.state_of(row), why)
 end
 
 -- Writing ------------------------------------------------------------------------------------------------------------
@@ -102,8 +104,10 @@ local function settled(row)
   return good >= row.replicas and #row.nodes == row.replicas or nil
 end
 
---- Waits until resource @id is as it is to be; --timeout bounds it. In a task. The row; nil, err.
+--- Waits until resource @id is as it is to be, as long as something goes on: --timeout bounds it. In a task. The row;
+--- nil, err.
 function M.wait(kind, id)
+  local seen, since
   while true do
     local fresh, err = require("symphony.cluster.state").read()
     if not fresh then return nil, err end
@@ -112,6 +116,12 @@ function M.wait(kind, id)
     ok, err = settled(row)
     if ok then return row end
     if err then return nil, err end
+    local text, now = json.encode { row.nodes, row.rollout, row.replicas }, require("sym.sys").mono_ms()
+    if text ~= seen then seen, since = text, now end
+    if now - since > STILL_MS then
+      return nil, errors.new("timeout", ("%s %s: %s, and nothing has changed for %d s"):format(kind, id,
+        M.state_of(row), STILL_MS // 1000), ("`symphony %s inspect %s` shows more"):format(row.service, id))
+    end
     async.sleep(POLL_MS)
   end
 end

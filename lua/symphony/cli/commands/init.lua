@@ -124,7 +124,7 @@ end
 local function find(words)
   local ok, spec = pcall(M.get, words[1])
   if not ok or not spec then
-    return false -- the daemon may know it, or says that there is none
+    return ok
   end
   local where = spec.where
   for i = 2, #words do
@@ -143,10 +143,8 @@ end
 --- Whether the command that @words name runs in the client: it needs what is there, a file or the terminal.
 function M.is_local(words)
   local ok, spec, where = find(words)
-  if not spec then
-    return ok -- one that this client does not know is told so here; one that it cannot load is the daemon's
-  end
-  return where == "client"
+  -- One that this client does not know the daemon may know, or says that there is none.
+  return ok and spec ~= nil and where == "client"
 end
 
 --- Whether the command that @words name changes nothing.
