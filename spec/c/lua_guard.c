@@ -148,7 +148,7 @@ static void memory_is_limited(void **state)
         uv_update_time(&loop);
         run("local _ _, result = sys.resume(co)");
     }
-    assert_non_null(strstr(run("return result"), "more than 256 MiB"));
+    assert_non_null(strstr(run("return result"), "more than 128 MiB"));
     assert_false(vm_guard(L)->running);
     run("kept = nil collectgarbage()");
     assert_in_range(vm_guard(L)->bytes, 1, 64 << 20);

@@ -11,10 +11,10 @@
 #include <stddef.h>
 
 /* Limits of guarded code. A string is copied and compared in one instruction, which nothing interrupts. */
-#define GUARD_BUSY_MS 200
+#define GUARD_BUSY_MS 100
 #define GUARD_STRING_MAX ((size_t)16 << 20)
-#define GUARD_BLOCK_MAX ((size_t)64 << 20)
-#define GUARD_MEMORY_MAX ((size_t)256 << 20) /* of the whole state */
+#define GUARD_BLOCK_MAX ((size_t)32 << 20)
+#define GUARD_MEMORY_MAX ((size_t)128 << 20) /* of the whole state */
 #define GUARD_ITEMS_MAX 1000000              /* of a table, in one call of the library */
 
 /* A state's part of it; vm.c has one in each. */

@@ -32,7 +32,7 @@ local ALIVE_MS = 15000
 local CODE_MAX = 1 << 20
 local LOGGED_MAX = 300 -- bytes of code in the log
 local KEYS_PAGE = 200
-local HEAP_KIB = 128 << 10 -- of Lua, half of what code may make of it: then what is not used is collected first
+local HEAP_KIB = 48 << 10 -- of Lua, of the 128 MiB that code may make of it: then what is not used is collected first
 
 local sessions = {} -- id -> {id, session, used (ms), turn, task = what runs}
 local turns = 0
