@@ -896,11 +896,11 @@ static void on_decided(void *arg, const struct host_answer *answer)
     kv_admitted_free(&admitted);
 }
 
-/* The policies are asked from here for what is most: a change on the leader by who is there in person, that is not to be
- * remembered and looks at no more than its key. */
+/* The policies are asked from here for what is most: a change by who is there in person, that is not to be remembered
+ * and looks at no more than its key. On any manager: what one that is behind has seen does not hold. */
 static bool may_ask(const struct api *a, const struct http_req *req)
 {
-    return a->set_revision != 0 && rnode_is_leader(a->d->raft) &&
+    return a->set_revision != 0 &&
            (*req->query == '\0' ||
                (strncmp(req->query, "mod_revision=", 13) == 0 && strchr(req->query, '&') == NULL)) &&
            http_req_header(req, "idempotency-key") == NULL &&

@@ -98,6 +98,9 @@ static void job_free(struct host *h, struct job *job)
 
 static int admit(struct host *h, size_t n)
 {
+    if (h->closed) {
+        return err_setf(SYM_ECLOSED, "this node is stopping");
+    }
     if (h->n_waiting + h->n_sent >= HOST_QUEUE_MAX || h->bytes + n > HOST_QUEUE_BYTES) {
         return err_setf(SYM_EBUSY, "too much waits for the policies already");
     }
@@ -961,7 +964,9 @@ void host_close(struct host *h)
     h->closed = true;
     while ((job = TAILQ_FIRST(&h->waiting)) != NULL) {
         TAILQ_REMOVE(&h->waiting, job, link);
-        job_free(h, job);
+        h->n_waiting--;
+        err_setf(SYM_ECLOSED, "this node is stopping");
+        fail(h, job, SYM_ECLOSED, "");
     }
     while ((p = TAILQ_FIRST(&h->policies)) != NULL) {
         forget(h, p);
