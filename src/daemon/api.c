@@ -794,9 +794,12 @@ static void note_heard(void *arg, const char *name, size_t n)
         i++;
     }
     if (i == a->n_heard) {
-        if (i == BOXES_MAX || n > BOX_NAME_MAX) {
+        if (n > BOX_NAME_MAX) {
             return;
         }
+        /* Full of those that are gone: it begins anew, which only looks like more having been heard. */
+        i = i == BOXES_MAX ? 0 : i;
+        a->n_heard = i;
         memcpy(a->heard[i].name, name, n);
         a->heard[i].name[n] = '\0';
         a->heard[i].n = 0;
