@@ -833,15 +833,14 @@ static const struct policy *broken_one(struct host *h, const struct host_call *c
     return NULL;
 }
 
-bool host_concerns(const struct host *h, const char *hook, const char *const values[RULES_FIELDS])
+unsigned host_concerned(const struct host *h, const char *hook, const char *const values[RULES_FIELDS])
 {
     const struct policy *p;
+    unsigned n = 0;
     TAILQ_FOREACH (p, &h->policies, link) {
-        if (rules_fit(&p->rules, hook, values)) {
-            return true;
-        }
+        n += rules_fit(&p->rules, hook, values);
     }
-    return false;
+    return n;
 }
 
 int host_call(struct host *h, const struct host_call *call, host_cb cb, void *arg)
