@@ -1,5 +1,5 @@
--- Changes of single keys that policies decide on: on the leader without Lua where they say yes, and to the same effect
--- wherever they come in.
+-- Changes of single keys that policies decide on: without Lua where they say yes, and to the same effect wherever they
+-- come in.
 local cluster = require "spec.support.cluster"
 local json = require "spec.support.json"
 local proc = require "spec.support.proc"
@@ -97,7 +97,15 @@ describe("changes of keys past policies", function()
       set(t, list[1], "no", [[return refuse("no")]])
       for i, m in ipairs(list) do assert.equal(403, (put(m, "x/" .. i, tostring(round)))) end
       set(t, list[1], "no", [[return allow()]])
-      for i, m in ipairs(list) do assert.equal(200, (put(m, "x/" .. i, tostring(round)))) end
+      for i, m in ipairs(list) do
+        local n = heard(m, "no")
+        assert.equal(200, (put(m, "x/" .. i, tostring(round))))
+        -- Also by those who do not lead, once they have heard of it.
+        cluster.wait_for("it to be asked without Lua", 20, function()
+          assert.equal(200, (put(m, "x/" .. i, tostring(round))))
+          return heard(m, "no") > n
+        end)
+      end
       list[2]:json("policy", "rm", "no")
       for i, m in ipairs(list) do assert.equal(200, (put(m, "x/" .. i, tostring(round) .. "!"))) end
     end

@@ -76,6 +76,15 @@ describe("policies in their own process", function()
       assert.is_false(alive(stats.pid))
     end))
 
+  it("are gone when the daemon is killed", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    eval(m, [[assert(load("good", "return allow()")) return 1]])
+    local pid = eval(m, "return policy.stats()").pid
+    assert.is_true(alive(pid))
+    m:crash()
+    cluster.wait_for("the process of the policies to end", 10, function() return not alive(pid) end)
+  end))
+
   -- With what a policy is given these can only fail; with Lua's whole library, which is more than any policy gets, it
   -- is the process that holds them.
   local attacks = {

@@ -212,6 +212,24 @@ describe("changes of keys", function()
     assert.is_true(store.show("p").enabled)
   end))
 
+  it("of which a policy fails without Lua count as well, and those that it does not", cluster(function()
+    store.set("p", policy [[if change.new == "bad" then error("oops") end]], "me")
+    engine.list()
+    local n, node = 0, require "sym.node"
+    local _ <close> = setmetatable({ node.kv_heard }, { __close = function(was) node.kv_heard = was[1] end })
+    node.kv_heard = function() return n end
+    for _ = 1, 5 do engine.kv_failed("p", "it was not done", "a") end
+    assert.same({ p = 5 }, engine.failures())
+    async.sleep(20)
+    assert.truthy(told("policy.failed")[1].message:find("a change of key a is refused: policy p failed", 1, true))
+    n = 1 -- it has said something, of which this heard nothing
+    engine.kv_failed("p", "it was not done", "a")
+    assert.same({ p = 1 }, engine.failures())
+    for _ = 1, 9 do put("a", "bad") end
+    async.sleep(20)
+    assert.is_false(store.show("p").enabled)
+  end))
+
   it("are refused when the sandbox answers nothing, or does not load a policy", cluster(function()
     store.set("p", policy [[return allow()]], "me")
     engine.list()

@@ -47,6 +47,7 @@ struct call {
     unsigned undecided;
     bool asked; /* policies, about a change; with what it is then bound to: */
     uint64_t old_revision, set_revision, set_count;
+    unsigned unheard; /* of those that have to be: a process that leaves one out is not believed */
     bool stale_ok;
     struct watch *watch;
     bool synced;    /* watch: has been told that it has all there was when it began */
@@ -785,15 +786,20 @@ static int start_change(struct call *c, const struct kv_admitted *admitted)
 
 static void note_heard(void *arg, const char *name, size_t n)
 {
-    struct api *a = arg;
+    struct call *c = arg;
+    struct api *a = c->api;
     unsigned i = 0;
+    c->unheard--;
     while (i < a->n_heard && (strlen(a->heard[i].name) != n || memcmp(a->heard[i].name, name, n) != 0)) {
         i++;
     }
     if (i == a->n_heard) {
-        if (i == BOXES_MAX || n > BOX_NAME_MAX) {
+        if (n > BOX_NAME_MAX) {
             return;
         }
+        /* Full of those that are gone: it begins anew, which only looks like more having been heard. */
+        i = i == BOXES_MAX ? 0 : i;
+        a->n_heard = i;
         memcpy(a->heard[i].name, name, n);
         a->heard[i].name[n] = '\0';
         a->heard[i].n = 0;
@@ -885,7 +891,7 @@ static void on_decided(void *arg, const struct host_answer *answer)
         hand_over(c);
         return;
     }
-    if (kv_admit_result(answer->json, answer->n, &admitted, note_heard, a) != 0) {
+    if (kv_admit_result(answer->json, answer->n, &admitted, note_heard, c) != 0 || c->unheard != 0) {
         hand_over(c);
     } else {
         int rv = start_change(c, &admitted);
@@ -896,11 +902,11 @@ static void on_decided(void *arg, const struct host_answer *answer)
     kv_admitted_free(&admitted);
 }
 
-/* The policies are asked from here for what is most: a change on the leader by who is there in person, that is not to be
- * remembered and looks at no more than its key. */
+/* The policies are asked from here for what is most: a change by who is there in person, that is not to be remembered
+ * and looks at no more than its key. On any manager: what one that is behind has seen does not hold. */
 static bool may_ask(const struct api *a, const struct http_req *req)
 {
-    return a->set_revision != 0 && rnode_is_leader(a->d->raft) &&
+    return a->set_revision != 0 &&
            (*req->query == '\0' ||
                (strncmp(req->query, "mod_revision=", 13) == 0 && strchr(req->query, '&') == NULL)) &&
            http_req_header(req, "idempotency-key") == NULL &&
@@ -923,7 +929,8 @@ static int ask_policies(struct call *c)
     snprintf(key, sizeof key, "%.*s", (int)(c->key_len - PREFIX_LEN), (const char *)c->key + PREFIX_LEN);
     const char *const values[RULES_FIELDS] = {
         [RULES_KIND] = "kv", [RULES_KEY] = key, [RULES_ACTION] = c->kind == PUT_KEY ? "put" : "delete"};
-    if (!host_concerns(host, "admit.change", values)) {
+    c->unheard = host_concerned(host, "admit.change", values);
+    if (c->unheard == 0) {
         const struct kv_admitted nothing = {.n = 0};
         return start_change(c, &nothing);
     }

@@ -36,7 +36,7 @@ void api_recheck(struct api *a);
  * when the change takes effect. At first it is nobody while there is no policy at all. */
 void api_policies(struct api *a, bool lua_decides, uint64_t revision);
 /* Behind an api_policies in which Lua decides: the process of the policies holds all that there are at @revision of
- * their prefix, @count keys. On the leader it is then asked from here, and Lua only when it says anything but yes.
+ * their prefix, @count keys. It is then asked from here, and Lua only when it says anything but yes.
  * @own_name: of this manager. */
 void api_policies_loaded(struct api *a, uint64_t revision, uint64_t count, const char *own_name);
 /* How often the policy @name has been asked from here and has not failed. */

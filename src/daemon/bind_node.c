@@ -13,8 +13,8 @@
  *     a second to say it again
  * kv_policies(revision or nil): nobody decides on changes of users' keys while no policy has been set after @revision;
  *     nil: the routes in Lua do
- * kv_policies(nil, revision, count, name): the same, but the sandbox holds all policies of this revision and number, and
- *     on the leader it is asked without Lua, which only hears of what is not simply allowed. @name: of this manager
+ * kv_policies(nil, revision, count, name): the same, but the sandbox holds all policies of this revision and number, and it
+ *     is asked without Lua, which only hears of what is not simply allowed. @name: of this manager
  * on_kv_failed(fn(err, policy, message, key)): a policy that was asked so has not decided in time, and the change of that
  *     key is refused
  * kv_heard(policy): how often it has been asked so, and has not failed

@@ -5,6 +5,7 @@
 #include "daemon/api.h"
 #include "daemon/route_class.h"
 #include "lua/bind_http.h"
+#include "lua/bind_policy.h"
 #include "lua/bind_store.h"
 #include "raft/authorize.h"
 
@@ -557,6 +558,7 @@ static void quit_done(struct daemon *d)
     vm_cb_drop(&d->on_removed);
     vm_cb_drop(&d->on_kv_failed);
     vm_cb_drop(&d->on_quit);
+    bind_policy_close(d->L);
     vm_close(d->L);
     d->L = NULL;
     api_free(d->api);

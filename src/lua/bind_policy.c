@@ -21,6 +21,7 @@ enum { MS_MAX = 60000 };
 struct policy {
     lua_State *L;
     struct host *live, *tries;
+    bool closing;
     uint64_t revision, count; /* of the prefix that the loaded set stands for */
 };
 
@@ -49,18 +50,40 @@ static struct policy *self(lua_State *L)
     return lua_touserdata(L, lua_upvalueindex(1));
 }
 
+static int fail_closing(lua_State *L)
+{
+    return vm_fail(L, err_setf(SYM_ECLOSED, "this node is stopping"));
+}
+
+static void close_hosts(struct policy *policy)
+{
+    struct host *live = policy->live, *tries = policy->tries;
+    policy->closing = true;
+    policy->live = policy->tries = NULL;
+    host_close(live);
+    host_close(tries);
+}
+
 static int closed(lua_State *L)
 {
-    struct policy *policy = luaL_checkudata(L, 1, TYPE);
-    host_close(policy->live);
-    host_close(policy->tries);
-    policy->live = policy->tries = NULL;
+    close_hosts(luaL_checkudata(L, 1, TYPE));
     return 0;
+}
+
+void bind_policy_close(lua_State *L)
+{
+    lua_rawgetp(L, LUA_REGISTRYINDEX, &policy_key);
+    struct policy *policy = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    if (policy != NULL) {
+        close_hosts(policy);
+    }
 }
 
 /* --- answers --- */
 
 struct wait {
+    const struct policy *policy;
     struct vm_cb cb;
 };
 
@@ -85,7 +108,11 @@ static int push_answer(lua_State *L, void *arg)
 static void on_answer(void *arg, const struct host_answer *answer)
 {
     struct wait *wait = arg;
-    vm_cb_fire_raw(&wait->cb, push_answer, (void *)answer);
+    if (wait->policy->closing) {
+        vm_cb_drop(&wait->cb); /* the state is going, and calls nobody any more */
+    } else {
+        vm_cb_fire_raw(&wait->cb, push_answer, (void *)answer);
+    }
     free(wait);
 }
 
@@ -110,6 +137,7 @@ static struct wait *wait_for(lua_State *L, int idx)
         vm_cb_drop(&cb);
         luaL_error(L, "out of memory");
     } else {
+        wait->policy = self(L);
         wait->cb = cb;
     }
     return wait;
@@ -134,6 +162,9 @@ static uint64_t option(lua_State *L, const char *name, lua_Integer most)
 /* configure{memory = bytes, instructions =, deadline_ms =, load_deadline_ms =, full = boolean} */
 static int l_configure(lua_State *L)
 {
+    if (self(L)->closing) {
+        return fail_closing(L);
+    }
     struct policy *policy = self(L);
     luaL_checktype(L, 1, LUA_TTABLE);
     struct host_config cfg = {
@@ -152,6 +183,9 @@ static int l_configure(lua_State *L)
 /* load(name, source, cb): cb(err, about) */
 static int l_load(lua_State *L)
 {
+    if (self(L)->closing) {
+        return fail_closing(L);
+    }
     size_t n;
     const char *name = luaL_checkstring(L, 1);
     const char *source = luaL_checklstring(L, 2, &n);
@@ -161,6 +195,9 @@ static int l_load(lua_State *L)
 
 static int l_drop(lua_State *L)
 {
+    if (self(L)->closing) {
+        return fail_closing(L);
+    }
     host_drop(self(L)->live, luaL_checkstring(L, 1));
     return 0;
 }
@@ -193,6 +230,9 @@ static const char *push_only(lua_State *L, int idx)
 /* call(hook, input_json, {only =, state_json =}, cb): cb(err, result) */
 static int l_call(lua_State *L)
 {
+    if (self(L)->closing) {
+        return fail_closing(L);
+    }
     struct host_call call = {.hook = luaL_checkstring(L, 1)};
     call.input = luaL_checklstring(L, 2, &call.n_input);
     if (!lua_isnil(L, 3)) {
@@ -212,6 +252,9 @@ static int l_call(lua_State *L)
 /* test(source, cases_json or nil, cb): cb(err, {about, cases}) */
 static int l_test(lua_State *L)
 {
+    if (self(L)->closing) {
+        return fail_closing(L);
+    }
     size_t n, n_cases = 0;
     const char *source = luaL_checklstring(L, 1, &n);
     const char *cases = luaL_optlstring(L, 2, NULL, &n_cases);
@@ -231,6 +274,9 @@ static int l_loaded(lua_State *L)
 /* stats(): {pid, policies, waiting, started, killed, died, calls, failures, us_total, memory, revision, count} */
 static int l_stats(lua_State *L)
 {
+    if (self(L)->closing) {
+        return fail_closing(L);
+    }
     const struct policy *policy = self(L);
     struct host_stats stats;
     host_stats(policy->live, &stats);

@@ -98,6 +98,9 @@ static void job_free(struct host *h, struct job *job)
 
 static int admit(struct host *h, size_t n)
 {
+    if (h->closed) {
+        return err_setf(SYM_ECLOSED, "this node is stopping");
+    }
     if (h->n_waiting + h->n_sent >= HOST_QUEUE_MAX || h->bytes + n > HOST_QUEUE_BYTES) {
         return err_setf(SYM_EBUSY, "too much waits for the policies already");
     }
@@ -830,15 +833,14 @@ static const struct policy *broken_one(struct host *h, const struct host_call *c
     return NULL;
 }
 
-bool host_concerns(const struct host *h, const char *hook, const char *const values[RULES_FIELDS])
+unsigned host_concerned(const struct host *h, const char *hook, const char *const values[RULES_FIELDS])
 {
     const struct policy *p;
+    unsigned n = 0;
     TAILQ_FOREACH (p, &h->policies, link) {
-        if (rules_fit(&p->rules, hook, values)) {
-            return true;
-        }
+        n += rules_fit(&p->rules, hook, values);
     }
-    return false;
+    return n;
 }
 
 int host_call(struct host *h, const struct host_call *call, host_cb cb, void *arg)
@@ -961,7 +963,9 @@ void host_close(struct host *h)
     h->closed = true;
     while ((job = TAILQ_FIRST(&h->waiting)) != NULL) {
         TAILQ_REMOVE(&h->waiting, job, link);
-        job_free(h, job);
+        h->n_waiting--;
+        err_setf(SYM_ECLOSED, "this node is stopping");
+        fail(h, job, SYM_ECLOSED, "");
     }
     while ((p = TAILQ_FIRST(&h->policies)) != NULL) {
         forget(h, p);

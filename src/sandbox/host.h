@@ -4,7 +4,7 @@
  * The child is hostile: what it sends is bounded and checked, and one that does something else than answer in time is
  * killed. Then another is started, loads the policies again, and does what waits, but not the call that was under way.
  * Used from the loop thread only. Every callback fires exactly once, from the loop, never inside the call that takes
- * it, unless the host is closed before.
+ * it; or, with SYM_ECLOSED, inside host_close.
  */
 #ifndef SYM_SANDBOX_HOST_H
 #define SYM_SANDBOX_HOST_H
@@ -32,7 +32,7 @@ enum {
 
 /* @store_of(arg): the state that is read from, or NULL. */
 int host_new(uv_loop_t *loop, struct store *(*store_of)(void *arg), void *arg, struct host **out);
-/* Kills the child. No callback fires any more; what is left on the loop ends by itself. NULL is fine. */
+/* Kills the child, and tells all who wait. What is left on the loop ends by itself. NULL is fine. */
 void host_close(struct host *h);
 /* From the next child on; the present one is replaced when it has nothing to do. */
 void host_configure(struct host *h, const struct host_config *cfg);
@@ -61,9 +61,9 @@ struct host_call {
 };
 /* See boxes_call. */
 int host_call(struct host *h, const struct host_call *call, host_cb cb, void *arg);
-/* True if one of those that are loaded has @hook and wants to hear of an input with these texts: if not, a call would ask
- * nobody. */
-bool host_concerns(const struct host *h, const char *hook, const char *const values[RULES_FIELDS]);
+/* How many of those that are loaded have @hook and want to hear of an input with these texts: so many a call would ask, if
+ * none amended it or ended it. */
+unsigned host_concerned(const struct host *h, const char *hook, const char *const values[RULES_FIELDS]);
 /* See boxes_test; @cases NULL: its own. */
 int host_test(
     struct host *h, const char *source, size_t n, const void *cases, size_t n_cases, host_cb cb, void *arg);

@@ -1,4 +1,4 @@
-/* The quick way of a change of one user's key past the policies: on the leader, in C, where they have nothing to say but
+/* The quick way of a change of one user's key past the policies: in C, where they have nothing to say but
  * yes. Whatever else they say (no, something else, not in time) is asked again and dealt with in Lua. Pure. */
 #ifndef SYM_SANDBOX_KV_ADMIT_H
 #define SYM_SANDBOX_KV_ADMIT_H
