@@ -113,8 +113,9 @@ describe("policies in their own process", function()
     return cluster.scenario(function(t)
       local m = t:cluster(1)[1]
       local worst, which = 0, nil
-      -- Few instructions, so that the deadline is not what ends it where it need not be.
-      eval(m, ("policy.configure{ full = %s, instructions = %d } return 1"):format(full, full and 5000000 or 500000))
+      -- Few instructions and much time, so that the deadline is not what ends it where it need not be.
+      eval(m, ("policy.configure{ full = %s, instructions = %d, deadline_ms = %d } return 1"):format(full,
+        full and 5000000 or 500000, full and 100 or 5000))
       for _, body in ipairs(attacks) do
         local got, slowest = eval_beside(m, ([=[
           assert(load("good", "return allow()"))

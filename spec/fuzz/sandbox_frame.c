@@ -2,6 +2,8 @@
  * sent. */
 #include "sandbox/frame.h"
 #include "sandbox/json_read.h"
+#include "sandbox/kv_admit.h"
+#include "sandbox/rules.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -33,11 +35,32 @@ static void read_json(const uint8_t *data, size_t n)
     }
 }
 
+/* What a policy says of itself, and what they say of a change of a key. */
+static void read_words(const char *json, size_t n)
+{
+    static const char *const values[RULES_FIELDS] = {"kv", "a", "put", NULL, NULL};
+    struct rules rules = {.n = 0};
+    struct kv_admitted admitted;
+    if (rules_read(&rules, json, n) == 0) {
+        (void)rules_fit(&rules, "admit.change", values);
+    }
+    rules_free(&rules);
+    if (kv_admit_result(json, n, &admitted, NULL, NULL) == 0) {
+        for (unsigned i = 0; i < admitted.n; i++) {
+            if (!reads_allowed((const char *)admitted.cmps[i].key.p, admitted.cmps[i].key.n)) {
+                abort();
+            }
+        }
+    }
+    kv_admitted_free(&admitted);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
     struct frame f;
     long len;
     read_json(data, n);
+    read_words((const char *)data, n);
     while ((len = frame_parse(data, n, FRAME_FROM_CHILD_MAX, &f)) > 0) {
         struct frame_answer answer;
         struct frame_call call;

@@ -432,6 +432,7 @@ M.module("node", {
   on_quit = function(fn) M.hooks.quit = fn end,
   kv_policies = function(revision) M.kv_policies = revision or "lua" end,
   kv_heard = function() return 0 end,
+  on_kv_failed = function(fn) M.hooks.kv_failed = fn end,
   quit = function(code) M.quits[#M.quits + 1] = code or 0 end,
 })
 

@@ -4,7 +4,7 @@
 #include "codec/json.h"
 #include "codec/text.h"
 #include "crypto/crypto.h"
-#include "daemon/kv_admit.h"
+#include "sandbox/kv_admit.h"
 #include "lua/bind_policy.h"
 #include "sandbox/host.h"
 #include "net/allowance.h"
@@ -45,7 +45,7 @@ struct call {
     /* Change: the first compare, from 0, that is not the client's. Where such a one fails, or has failed when the
      * change was tried before, a policy has to be asked. */
     unsigned undecided;
-    bool asking; /* the policies, about a change; with what these are then bound to: */
+    bool asked; /* policies, about a change; with what it is then bound to: */
     uint64_t old_revision, set_revision, set_count;
     bool stale_ok;
     struct watch *watch;
@@ -714,7 +714,9 @@ static void bind_to_decision(
     set.kind = CMP_PREFIX_COUNT;
     set.number = c->set_count;
     t->cmps[t->n_cmps++] = set;
-    t->cmps[t->n_cmps++] = old;
+    if (c->asked) {
+        t->cmps[t->n_cmps++] = old;
+    }
     for (unsigned i = 0; i < admitted->n; i++) {
         t->cmps[t->n_cmps++] = admitted->cmps[i];
     }
@@ -810,13 +812,62 @@ uint64_t api_heard(const struct api *a, const char *name)
     return 0;
 }
 
+struct failure {
+    const struct call *c;
+    const struct host_answer *answer;
+    const char *message;
+};
+
+static int push_failure(lua_State *L, void *arg)
+{
+    const struct failure *failure = arg;
+    const struct call *c = failure->c;
+    lua_pushstring(L, failure->answer->policy);
+    lua_pushstring(L, failure->message);
+    lua_pushlstring(L, (const char *)c->key + PREFIX_LEN, c->key_len - PREFIX_LEN);
+    return 3;
+}
+
+/* One that did not decide in time, or took its process with it, is not asked a second time: that is the answer, in the
+ * words of lua/symphony/policy/engine.lua, which is told. */
+static void fail_closed(struct call *c, const struct host_answer *answer)
+{
+    struct daemon *d = c->api->d;
+    const char *policy = *answer->policy != '\0' ? answer->policy : "?";
+    char why[512], message[640];
+    struct failure failure = {c, answer, why};
+    struct buf *out = &c->api->scratch;
+    snprintf(why, sizeof why, "%s", err_msg());
+    snprintf(message, sizeof message, "policy %s failed, so this is refused: %s", policy, why);
+    c->pending = true; /* it is kept meanwhile */
+    vm_cb_call(&d->on_kv_failed, 0, push_failure, &failure);
+    c->pending = false;
+    if (c->req == NULL) {
+        call_release(c);
+        return;
+    }
+    buf_clear(out);
+    int rv = buf_appendf(out, "{\"error\":{\"code\":\"%s\",\"message\":", err_name(SYM_EPOLICY));
+    rv = rv != 0 ? rv : json_lossy(out, message, strlen(message));
+    rv = rv != 0
+             ? rv
+             : buf_appendf(out,
+                   ",\"hint\":\"`symphony policy disable %s` has it go on without it\",\"policy\":\"%s\"}}\n",
+                   policy, policy);
+    if (rv != 0) {
+        fail(c->req, rv, NULL);
+    } else {
+        http_respond(c->req, err_http_status(SYM_EPOLICY), NULL, NULL, (const char *)buf_data(out), out->len);
+    }
+}
+
 static void on_decided(void *arg, const struct host_answer *answer)
 {
     struct call *c = arg;
     struct api *a = c->api;
     struct kv_admitted admitted;
     TAILQ_REMOVE(&a->asking, c, link);
-    c->pending = c->asking = false;
+    c->pending = false;
     if (c->req == NULL) {
         call_release(c);
         return;
@@ -824,6 +875,10 @@ static void on_decided(void *arg, const struct host_answer *answer)
     if (a->d->raft == NULL || a->d->stopping) {
         err_setf(SYM_ECLOSED, "this node is stopping");
         fail(c->req, SYM_ECLOSED, NULL);
+        return;
+    }
+    if (answer->status == SYM_EPOLICYTIME || answer->status == SYM_EPOLICYDIED) {
+        fail_closed(c, answer);
         return;
     }
     if (answer->status != 0) {
@@ -862,6 +917,16 @@ static int ask_policies(struct call *c)
     if (host == NULL) {
         return 1;
     }
+    c->set_revision = a->set_revision;
+    c->set_count = a->set_count;
+    char key[USER_KEY_MAX + 1];
+    snprintf(key, sizeof key, "%.*s", (int)(c->key_len - PREFIX_LEN), (const char *)c->key + PREFIX_LEN);
+    const char *const values[RULES_FIELDS] = {
+        [RULES_KIND] = "kv", [RULES_KEY] = key, [RULES_ACTION] = c->kind == PUT_KEY ? "put" : "delete"};
+    if (!host_concerns(host, "admit.change", values)) {
+        const struct kv_admitted nothing = {.n = 0};
+        return start_change(c, &nothing);
+    }
     int rv = store_get(a->d->store, c->key, c->key_len, &old);
     if (rv != 0 && rv != SYM_ENOTFOUND) {
         return rv;
@@ -874,8 +939,6 @@ static int ask_policies(struct call *c)
         .who_name = req->tls ? req->peer->cert.cn : a->own_name,
         .who_role = req->tls ? req->peer->cert.ou : NULL};
     c->old_revision = rv == 0 ? old.mod_revision : 0;
-    c->set_revision = a->set_revision;
-    c->set_count = a->set_count;
     buf_clear(&a->scratch);
     rv = kv_admit_input(&change, &a->scratch);
     if (rv == 0) {
@@ -884,7 +947,7 @@ static int ask_policies(struct call *c)
         rv = host_call(host, &call, on_decided, c);
     }
     if (rv == 0) {
-        c->pending = c->asking = true;
+        c->pending = c->asked = true;
         TAILQ_INSERT_TAIL(&a->asking, c, link);
     }
     return rv;
@@ -1040,7 +1103,8 @@ bool api_handle(struct api *a, struct http_req *req)
     req->data = c;
     req->on_gone = call_gone;
     /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read. */
-    req->overlap = one && !unsure;
+    /* Nor those that wait for what policies say. */
+    req->overlap = one && !unsure && (get || !a->lua_decides);
     if (watch) {
         TAILQ_INSERT_TAIL(&a->watches, c, link);
     }

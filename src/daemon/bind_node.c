@@ -15,6 +15,8 @@
  *     nil: the routes in Lua do
  * kv_policies(nil, revision, count, name): the same, but the sandbox holds all policies of this revision and number, and
  *     on the leader it is asked without Lua, which only hears of what is not simply allowed. @name: of this manager
+ * on_kv_failed(fn(err, policy, message, key)): a policy that was asked so has not decided in time, and the change of that
+ *     key is refused
  * kv_heard(policy): how often it has been asked so, and has not failed
  * quorum_hint: a text, what to do without a quorum
  */
@@ -190,6 +192,11 @@ static int l_on_removed(lua_State *L)
     return keep(L, &daemon_of(L)->on_removed);
 }
 
+static int l_on_kv_failed(lua_State *L)
+{
+    return keep(L, &daemon_of(L)->on_kv_failed);
+}
+
 static int l_on_quit(lua_State *L)
 {
     return keep(L, &daemon_of(L)->on_quit);
@@ -233,6 +240,7 @@ int luaopen_sym_node(lua_State *L)
         {"on_request", l_on_request},
         {"on_change", l_on_change},
         {"on_removed", l_on_removed},
+        {"on_kv_failed", l_on_kv_failed},
         {"on_quit", l_on_quit},
         {"quit", l_quit},
         {"kv_policies", l_kv_policies},

@@ -555,6 +555,7 @@ static void quit_done(struct daemon *d)
     vm_cb_drop(&d->on_request);
     vm_cb_drop(&d->on_change);
     vm_cb_drop(&d->on_removed);
+    vm_cb_drop(&d->on_kv_failed);
     vm_cb_drop(&d->on_quit);
     vm_close(d->L);
     d->L = NULL;

@@ -44,6 +44,7 @@ struct daemon {
     struct vm_cb on_request;    /* Lua: every request that C does not answer itself */
     struct vm_cb on_change;     /* Lua: leader, term or membership changed */
     struct vm_cb on_removed;    /* Lua: (err, code, reason) */
+    struct vm_cb on_kv_failed;  /* Lua: (err, policy, message, key): a policy did not decide on a change in time */
     struct vm_cb on_quit;       /* Lua: the end has been asked for; it says so again when it is ready */
     uv_idle_t pump;             /* active while watches have more to get */
     uv_timer_t deadline;        /* the end of patience when stopping */

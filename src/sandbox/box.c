@@ -4,7 +4,6 @@
 #include "codec/json.h"
 #include "sandbox/arena.h"
 #include "sandbox/env.h"
-#include "sandbox/glob.h"
 #include "sandbox/json_read.h"
 #include "sandbox/plain.h"
 
@@ -16,24 +15,12 @@
 #include <string.h>
 
 enum {
-    HOOKS_MAX = 32,
     HOOK_NAME_MAX = 64,
-    RULES_MAX = 256,
-    GLOB_MAX = 256,
     SUMMARY_MAX = 200,
     CASES_MAX = 64,
     PERIOD = 100,    /* instructions between two looks at the budget */
     ALLOC_SHIFT = 6, /* 64 bytes of memory asked for count as one instruction */
     ABOUT_MAX = 64 << 10
-};
-
-enum { KIND, KEY, ACTION, ROLE, NAME, FIELDS };
-static const char *const field_names[FIELDS] = {"kinds", "keys", "actions", "roles", "names"};
-
-/* One glob that a field of a hook's input may fit. */
-struct rule {
-    char *hook, *glob;
-    unsigned field;
 };
 
 struct box {
@@ -49,9 +36,7 @@ struct box {
     char *source;
     size_t n_source;
     int order;
-    unsigned n_hooks, n_rules;
-    char *hooks[HOOKS_MAX];
-    struct rule rules[RULES_MAX];
+    struct rules rules;
     struct buf about;
 };
 
@@ -96,12 +81,7 @@ const char *box_about(const struct box *box)
 
 bool box_has_hook(const struct box *box, const char *hook)
 {
-    for (unsigned i = 0; i < box->n_hooks; i++) {
-        if (strcmp(box->hooks[i], hook) == 0) {
-            return true;
-        }
-    }
-    return false;
+    return rules_have_hook(&box->rules, hook);
 }
 
 /* --- names --- */
@@ -236,13 +216,10 @@ static int raw_field(lua_State *L, int idx, const char *name)
     return lua_rawget(L, idx);
 }
 
-static void keep_text(lua_State *L, int idx, char **out)
+static void check(lua_State *L, int rv)
 {
-    size_t n;
-    const char *text = lua_tolstring(L, idx, &n);
-    *out = strdup(text);
-    if (*out == NULL) {
-        luaL_error(L, "out of memory");
+    if (rv != 0) {
+        luaL_error(L, "%s", err_msg());
     }
 }
 
@@ -295,12 +272,8 @@ static void read_hooks(lua_State *L, struct box *box, int idx)
         if (lua_rawget(L, keys - 1) != LUA_TFUNCTION) {
             luaL_error(L, "hooks[\"%s\"] is to be a function", lua_tostring(L, -2));
         }
-        if (i > HOOKS_MAX) {
-            luaL_error(L, "at most %d hooks", HOOKS_MAX);
-        }
-        if (box->n_hooks < i) {
-            keep_text(L, -2, &box->hooks[i - 1]);
-            box->n_hooks++;
+        if (!rules_have_hook(&box->rules, lua_tostring(L, -2))) {
+            check(L, rules_add_hook(&box->rules, lua_tostring(L, -2)));
         }
         lua_rawset(L, keys + 1);
     }
@@ -316,22 +289,16 @@ static void read_hooks(lua_State *L, struct box *box, int idx)
 static void read_glob(lua_State *L, struct box *box, int hook, unsigned field)
 {
     size_t n;
-    if (lua_type(L, -1) != LUA_TSTRING || (lua_tolstring(L, -1, &n), n == 0 || n > GLOB_MAX)) {
-        luaL_error(L, "match: %s is to be a list of texts with * and ?", field_names[field]);
+    if (lua_type(L, -1) != LUA_TSTRING || (lua_tolstring(L, -1, &n), n == 0 || n > RULES_GLOB_MAX)) {
+        luaL_error(L, "match: %s is to be a list of texts with * and ?", rules_plural[field]);
     }
-    if (box->n_rules == RULES_MAX) {
-        luaL_error(L, "match: at most %d patterns", RULES_MAX);
-    }
-    struct rule *rule = &box->rules[box->n_rules++];
-    rule->field = field;
-    keep_text(L, hook, &rule->hook);
-    keep_text(L, -1, &rule->glob);
+    check(L, rules_add(&box->rules, lua_tostring(L, hook), (enum rules_field)field, lua_tostring(L, -1)));
 }
 
 static unsigned field_of(lua_State *L)
 {
-    for (unsigned i = 0; i < FIELDS && lua_type(L, -2) == LUA_TSTRING; i++) {
-        if (strcmp(lua_tostring(L, -2), field_names[i]) == 0) {
+    for (unsigned i = 0; i < RULES_FIELDS && lua_type(L, -2) == LUA_TSTRING; i++) {
+        if (strcmp(lua_tostring(L, -2), rules_plural[i]) == 0) {
             return i;
         }
     }
@@ -352,7 +319,7 @@ static void read_rules(lua_State *L, struct box *box)
     for (lua_pushnil(L); lua_next(L, hook + 1) != 0; lua_pop(L, 1)) {
         unsigned field = field_of(L);
         if (!lua_istable(L, -1) || lua_rawlen(L, -1) == 0) {
-            luaL_error(L, "match: %s is to be a list of texts with * and ?", field_names[field]);
+            luaL_error(L, "match: %s is to be a list of texts with * and ?", rules_plural[field]);
         }
         for (lua_Integer i = 1; lua_rawgeti(L, -1, i) != LUA_TNIL; i++) {
             read_glob(L, box, hook, field);
@@ -388,13 +355,6 @@ static lua_Integer read_cases(lua_State *L, int idx)
     return n;
 }
 
-static void check(lua_State *L, int rv)
-{
-    if (rv != 0) {
-        luaL_error(L, "out of memory");
-    }
-}
-
 static void write_about(lua_State *L, struct box *box, int idx, lua_Integer n_cases)
 {
     struct buf *out = &box->about;
@@ -410,8 +370,8 @@ static void write_about(lua_State *L, struct box *box, int idx, lua_Integer n_ca
     check(L, buf_appendf(out, "{\"summary\":"));
     plain_write_text(L, summary, n, out);
     check(L, buf_appendf(out, ",\"order\":%d,\"hooks\":[", box->order));
-    for (unsigned i = 0; i < box->n_hooks; i++) {
-        check(L, buf_appendf(out, "%s\"%s\"", i > 0 ? "," : "", box->hooks[i]));
+    for (unsigned i = 0; i < box->rules.n_hooks; i++) {
+        check(L, buf_appendf(out, "%s\"%s\"", i > 0 ? "," : "", box->rules.hooks[i]));
     }
     check(L, buf_appendf(out, "],\"match\":"));
     if (raw_field(L, idx, "match") == LUA_TNIL) {
@@ -509,13 +469,7 @@ void box_free(struct box *box)
         return;
     }
     drop_state(box);
-    for (unsigned i = 0; i < box->n_hooks; i++) {
-        free(box->hooks[i]);
-    }
-    for (unsigned i = 0; i < box->n_rules; i++) {
-        free(box->rules[i].hook);
-        free(box->rules[i].glob);
-    }
+    rules_free(&box->rules);
     reads_clear(&box->no_reads);
     buf_free(&box->about);
     free(box->source);
@@ -526,8 +480,7 @@ void box_free(struct box *box)
 
 int box_subject(const void *input, size_t n, struct box_subject *out)
 {
-    static const char *const names[FIELDS] = {"kind", "key", "action", "role", "name"};
-    size_t at[FIELDS] = {0};
+    size_t at[RULES_FIELDS] = {0};
     struct json_reader r;
     *out = (struct box_subject){.room = out->room};
     buf_clear(&out->room);
@@ -537,12 +490,12 @@ int box_subject(const void *input, size_t n, struct box_subject *out)
         return err_setf(SYM_EINVAL, "the input of a hook is to be a JSON object");
     }
     while ((t = json_next(&r)) == JSON_KEY) {
-        unsigned field = FIELDS;
-        for (unsigned i = 0; i < FIELDS; i++) {
-            field = json_is(&r, names[i]) ? i : field;
+        unsigned field = RULES_FIELDS;
+        for (unsigned i = 0; i < RULES_FIELDS; i++) {
+            field = json_is(&r, rules_singular[i]) ? i : field;
         }
         t = json_next(&r);
-        if (t == JSON_STRING && field < FIELDS) {
+        if (t == JSON_STRING && field < RULES_FIELDS) {
             uint8_t *room = buf_reserve(&out->room, r.n + 1);
             if (room == NULL) {
                 return SYM_ENOMEM;
@@ -558,9 +511,8 @@ int box_subject(const void *input, size_t n, struct box_subject *out)
     if (t != JSON_CLOSE || json_next(&r) != JSON_END) {
         return err_setf(SYM_EINVAL, "the input of a hook is to be a JSON object");
     }
-    const char **fields[FIELDS] = {&out->kind, &out->key, &out->action, &out->role, &out->name};
-    for (unsigned i = 0; i < FIELDS; i++) {
-        *fields[i] = at[i] > 0 ? (const char *)buf_data(&out->room) + at[i] : NULL;
+    for (unsigned i = 0; i < RULES_FIELDS; i++) {
+        out->values[i] = at[i] > 0 ? (const char *)buf_data(&out->room) + at[i] : NULL;
     }
     return 0;
 }
@@ -570,30 +522,9 @@ void box_subject_free(struct box_subject *s)
     buf_free(&s->room);
 }
 
-static bool field_fits(const struct box *box, const char *hook, unsigned field, const char *value)
-{
-    bool asked = false;
-    for (unsigned i = 0; i < box->n_rules; i++) {
-        const struct rule *rule = &box->rules[i];
-        if (rule->field != field || strcmp(rule->hook, hook) != 0) {
-            continue;
-        }
-        asked = true;
-        if (value != NULL && glob_match(rule->glob, strlen(rule->glob), value, strlen(value))) {
-            return true;
-        }
-    }
-    return !asked;
-}
-
 bool box_matches(const struct box *box, const char *hook, const struct box_subject *s)
 {
-    const char *values[FIELDS] = {s->kind, s->key, s->action, s->role, s->name};
-    bool fits = box_has_hook(box, hook);
-    for (unsigned i = 0; i < FIELDS && fits; i++) {
-        fits = field_fits(box, hook, i, values[i]);
-    }
-    return fits;
+    return rules_fit(&box->rules, hook, s->values);
 }
 
 /* --- calling --- */

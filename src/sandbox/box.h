@@ -11,6 +11,7 @@
 
 #include "base/buf.h"
 #include "sandbox/reads.h"
+#include "sandbox/rules.h"
 
 #include <lua.h>
 
@@ -49,7 +50,7 @@ const char *box_about(const struct box *box);
 /* What a hook's input says of itself, for `match`; texts in place, NULL if they are not there. */
 struct box_subject {
     struct buf room;
-    const char *kind, *key, *action, *role, *name;
+    const char *values[RULES_FIELDS];
 };
 int box_subject(const void *input, size_t n, struct box_subject *out); /* SYM_EINVAL: not an object */
 void box_subject_free(struct box_subject *s);

@@ -41,8 +41,9 @@ TAILQ_HEAD(jobs, job);
 struct policy {
     TAILQ_ENTRY(policy) link;
     char name[BOX_NAME_MAX + 1];
-    char *source, *about;
+    char *source;
     size_t n_source, memory;
+    struct rules rules;
     bool broken; /* it did not load again: what it would have to say is not known */
 };
 
@@ -152,7 +153,7 @@ static void forget(struct host *h, struct policy *p)
     h->n_policies--;
     h->stats.memory -= p->memory;
     free(p->source);
-    free(p->about);
+    rules_free(&p->rules);
     free(p);
 }
 
@@ -181,23 +182,8 @@ static size_t memory_of(const char *about, size_t n)
                : 0;
 }
 
-static bool has_hook(const struct policy *p, const char *hook)
-{
-    struct json_reader r;
-    json_begin(&r, p->about, strlen(p->about));
-    if (json_next(&r) != JSON_OBJECT || find_key(&r, "hooks") != JSON_ARRAY) {
-        return true; /* who knows */
-    }
-    for (enum json_token t = json_next(&r); t == JSON_STRING; t = json_next(&r)) {
-        if (json_is(&r, hook)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* What a load has sent is kept for the child's successors. */
-static void remember(struct host *h, const struct job *job, const struct frame_answer *answer)
+static int remember(struct host *h, const struct job *job, const struct frame_answer *answer)
 {
     struct rd r = rd_init(buf_data(&job->frame) + FRAME_HEADER, job->frame.len - FRAME_HEADER);
     size_t n;
@@ -205,26 +191,31 @@ static void remember(struct host *h, const struct job *job, const struct frame_a
     const uint8_t *source = rd_blob(&r, FRAME_TO_CHILD_MAX, &n);
     struct policy *old = find_policy(h, job->name);
     struct policy *p = calloc(1, sizeof *p);
-    char *copy = malloc(n + 1), *about = strndup((const char *)answer->data, answer->n);
-    if (p == NULL || copy == NULL || about == NULL) {
-        log_error("policy %s: no memory to keep it for the next process", job->name);
+    char *copy = malloc(n + 1);
+    if (p == NULL || copy == NULL) {
         free(p);
         free(copy);
-        free(about);
-        return;
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
+    int rv = rules_read(&p->rules, (const char *)answer->data, answer->n);
+    if (rv != 0) {
+        rules_free(&p->rules);
+        free(p);
+        free(copy);
+        return rv;
     }
     memcpy(copy, source, n);
     snprintf(p->name, sizeof p->name, "%s", job->name);
     p->source = copy;
     p->n_source = n;
-    p->about = about;
-    p->memory = memory_of(about, answer->n);
+    p->memory = memory_of((const char *)answer->data, answer->n);
     if (old != NULL) {
         forget(h, old);
     }
     TAILQ_INSERT_TAIL(&h->policies, p, link);
     h->n_policies++;
     h->stats.memory += p->memory;
+    return 0;
 }
 
 /* --- the child's life --- */
@@ -556,15 +547,19 @@ static void on_ready(struct host *h, const struct frame *f)
     lose(h, SYM_EPOLICYDIED);
 }
 
-static void loaded(struct host *h, const struct job *job, const struct frame_answer *answer)
+/* 0, or why the policy is not to be taken for loaded; then the child has it all the same, and is replaced. */
+static int loaded(struct host *h, const struct job *job, const struct frame_answer *answer)
 {
     struct policy *p = find_policy(h, job->name);
     if (answer->status == 0 && !job->again && !job->dropped) {
-        remember(h, job, answer);
+        int rv = remember(h, job, answer);
+        h->renew = h->renew || rv != 0;
+        return rv;
     } else if (answer->status != 0 && job->again && p != NULL) {
         log_error("policy %s does not load again: %s", job->name, answer->message);
         p->broken = true;
     }
+    return answer->status;
 }
 
 static void on_frame(void *arg, const struct frame *f)
@@ -591,8 +586,9 @@ static void on_frame(void *arg, const struct frame *f)
     h->reads = 0;
     h->overdue = false;
     new_head(h);
-    if (job->kind == FRAME_LOAD) {
-        loaded(h, job, &got);
+    if (job->kind == FRAME_LOAD && loaded(h, job, &got) != 0 && got.status == 0) {
+        got =
+            (struct frame_answer){.status = SYM_EPROTO, .policy = job->name, .message = "it cannot be kept"};
     }
     if (h->n_waiting > 0 || h->n_sent == 0) {
         schedule(h);
@@ -827,11 +823,22 @@ static const struct policy *broken_one(struct host *h, const struct host_call *c
 {
     struct policy *p;
     TAILQ_FOREACH (p, &h->policies, link) {
-        if (p->broken && is_named(call->only, p->name) && has_hook(p, call->hook)) {
+        if (p->broken && is_named(call->only, p->name) && rules_have_hook(&p->rules, call->hook)) {
             return p;
         }
     }
     return NULL;
+}
+
+bool host_concerns(const struct host *h, const char *hook, const char *const values[RULES_FIELDS])
+{
+    const struct policy *p;
+    TAILQ_FOREACH (p, &h->policies, link) {
+        if (rules_fit(&p->rules, hook, values)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 int host_call(struct host *h, const struct host_call *call, host_cb cb, void *arg)

@@ -61,6 +61,9 @@ struct host_call {
 };
 /* See boxes_call. */
 int host_call(struct host *h, const struct host_call *call, host_cb cb, void *arg);
+/* True if one of those that are loaded has @hook and wants to hear of an input with these texts: if not, a call would ask
+ * nobody. */
+bool host_concerns(const struct host *h, const char *hook, const char *const values[RULES_FIELDS]);
 /* See boxes_test; @cases NULL: its own. */
 int host_test(
     struct host *h, const char *source, size_t n, const void *cases, size_t n_cases, host_cb cb, void *arg);

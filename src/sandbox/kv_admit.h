@@ -1,7 +1,7 @@
 /* The quick way of a change of one user's key past the policies: on the leader, in C, where they have nothing to say but
  * yes. Whatever else they say (no, something else, not in time) is asked again and dealt with in Lua. Pure. */
-#ifndef SYM_DAEMON_KV_ADMIT_H
-#define SYM_DAEMON_KV_ADMIT_H
+#ifndef SYM_SANDBOX_KV_ADMIT_H
+#define SYM_SANDBOX_KV_ADMIT_H
 
 #include "sandbox/reads.h"
 #include "store/store.h"
