@@ -76,7 +76,8 @@ return {
     case("a node can always be drained", closed, { old = {}, new = { availability = "drain" } }, {}),
     case("but not removed", closed, { action = "delete", old = {} }, { refuse = true }),
     case("within one all is allowed", {}, rename, {}),
-    case("it can be overridden", { ["/kv/maintenance/open"] = "no", ["/kv/maintenance/override"] = "open" }, rename, {}),
+    case("it can be overridden", { ["/kv/maintenance/open"] = "no", ["/kv/maintenance/override"] = "open" }, rename,
+      {}),
     case("both ways", { ["/kv/maintenance/override"] = "closed" }, rename, { refuse = true }),
     at("a window opens", SATURDAY, windows, { commands = {
       { do_ = "kv.put", key = "maintenance/open", value = "yes" },

@@ -15,12 +15,12 @@ end
 
 local function place(input)
   -- How many of it each zone has by now: what stays where it is counts, when it is still a candidate.
-  local held, zones = {}, {}
+  local held = {}
   for _, id in ipairs(input.current or {}) do held[id] = true end
   local used, left, result = {}, {}, {}
   for _, candidate in ipairs(input.candidates) do
     local zone = zone_of(candidate)
-    used[zone], zones[zone] = used[zone] or 0, true
+    used[zone] = used[zone] or 0
     if held[candidate.node_id] then
       used[zone] = used[zone] + 1
       result[#result + 1] = candidate.node_id

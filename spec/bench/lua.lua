@@ -1,5 +1,6 @@
--- The phase "lua" of the benchmark: what a command and a piece of Lua take as whole processes, beside what Redis takes.
--- @b: what run.lua shares (opt, symphony, row, spawn, stop, wait_until, free_port).
+-- The phase "lua" of the benchmark: what a command and a piece of Lua take as whole processes, beside what Redis takes;
+-- and what a policy that decides on every put costs these, with and without it by turns.
+-- @b: what run.lua shares (opt, symphony, row, run_load, spawn, stop, wait_until, free_port).
 local uv = require "luv"
 
 local SAMPLES = 50 -- in each run
@@ -28,6 +29,43 @@ local function path_of(program)
     if uv.fs_access(path, "X") then return path end
   end
   error(program .. " is not installed")
+end
+
+local MANY = 64 -- clients
+
+local function policies(b)
+  local symphony = b.symphony
+  local leader = symphony.leader()
+  local dir = symphony.members[leader].dir .. ".operator"
+  symphony.cli(leader, "cert issue bench --role operator --out " .. dir)
+  symphony.operator = dir .. "/bench" -- a manager's certificate is for what it passes on
+  symphony.cli(leader, "policy set bench spec/bench/policy.lua")
+  local memory = b.wait_until("the policy to be loaded", 10, function()
+    local bytes = tonumber(symphony.cli(leader, [[lua -e 'return require("sym.policy").stats().memory']]))
+    return bytes > 0 and bytes
+  end)
+  local p50, per_second = { enable = {}, disable = {} }, { enable = {}, disable = {} }
+  for _ = 1, b.opt.runs do
+    for _, state in ipairs { "disable", "enable" } do
+      symphony.cli(leader, "policy " .. state .. " bench")
+      local one = b.run_load(symphony, "put", ("--clients 1 --seconds %g"):format(b.opt.seconds), true)
+      local many = b.run_load(symphony, "put", ("--clients %d --seconds %g"):format(MANY, b.opt.seconds), true)
+      table.insert(p50[state], one.p50_us)
+      table.insert(per_second[state], many.per_second)
+    end
+  end
+  local added, kept = {}, {}
+  for i, without in ipairs(p50.disable) do
+    added[i] = p50.enable[i] - without
+    kept[i] = 100 * per_second.enable[i] / per_second.disable[i]
+  end
+  b.row("put, 1 client, no policy, p50", "us", p50.disable)
+  b.row("put, 1 client, a policy decides, added to p50", "us", added, nil, nil, "under 100")
+  b.row(("put, %d clients, no policy"):format(MANY), "/s", per_second.disable)
+  b.row(("put, %d clients, a policy decides, kept"):format(MANY), "%", kept, nil, nil, "over 80")
+  b.row("one policy loaded, memory", "KiB", { memory / 1024 }, nil, nil, "under 200")
+  symphony.cli(leader, "policy rm bench")
+  symphony.operator = nil
 end
 
 return function(b)
@@ -70,4 +108,5 @@ return function(b)
   end
   b.stop(server)
   for _, each in ipairs(what) do b.row(each.name, "ms", each.times, nil, nil, each.aim) end
+  policies(b)
 end

@@ -231,7 +231,8 @@ end
 function symphony.load(op, args, tls, only)
   local targets = only or symphony.targets(tls)
   local m = symphony.members[1]
-  local certs = tls and ("--cert DIR/node.crt --key DIR/node.key --ca DIR/ca.crt"):gsub("DIR", m.dir .. "/tls") or ""
+  local base = symphony.operator or m.dir .. "/tls/node" -- of certificate and key
+  local certs = tls and ("--cert %s.crt --key %s.key --ca %s/tls/ca.crt"):format(base, base, m.dir) or ""
   return string.format("%s/bench_load %s --to %s %s %s", opt.bin, op, table.concat(targets, ","), certs, args)
 end
 
@@ -579,7 +580,7 @@ local function apart(name)
   package.path = (arg[0]:match("^(.*)/") or ".") .. "/?.lua;" .. package.path
   require(name) { opt = opt, symphony = symphony, row = row, problem = problem, read = read, spawn = spawn,
     stop = stop, wait_until = wait_until, cpu_seconds = cpu_seconds, memory_mib = memory_mib, clear = clear,
-    free_port = free_port }
+    free_port = free_port, run_load = run_load }
 end
 
 -- On a virtual machine memory that was never touched costs ten times as much when it first is: that would be measured
