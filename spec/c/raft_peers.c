@@ -922,8 +922,6 @@ static void located(void **state)
     struct peer *peer = peer_find(a.peers, 2);
     UNTIL(peer->backoff >= 400);
     OK(peers_locate(a.peers, 2, b.address, 1));
-    UNTIL(peers_is_up(a.peers, 2));
-    assert_false(peers_is_up(b.peers, 1));
     OK(peers_locate(b.peers, 1, a.address, 1));
     UNTIL(both_up(&a, &b));
 
@@ -960,6 +958,47 @@ static void a_second_one(void **state)
     stop(&b);
     UNTIL(peer_find(a.peers, 2)->in != NULL); /* now it may */
     assert_string_equal(peers_address(a.peers, 2), "127.0.0.1:3");
+    stop(&a);
+    stop(&c);
+}
+
+/* The same where others have heard of it, and would connect to it themselves. */
+static void a_second_one_heard_of(void **state)
+{
+    (void)state;
+    struct node a, b, c = {0}, elsewhere = {0};
+    start(&a, 1, 1);
+    start(&b, 2, 1);
+    meet(&a, &b);
+    UNTIL(peer_find(a.peers, 2)->in != NULL);
+    struct peers_config cfg = config_of(&c, 2, 2);
+    start(&elsewhere, 3, 1);
+    cfg.port = peers_port(elsewhere.peers);
+    stop(&elsewhere);
+    char address[32];
+    snprintf(address, sizeof address, "127.0.0.1:%u", cfg.port);
+    cfg.address = address;
+    cfg.moves = 1;
+    OK(peers_locate(a.peers, 2, address, 1));
+    assert_string_equal(peers_address(a.peers, 2), b.address);
+    /* While it is not connected, that has to be believed; but not what is there when it is connected again. */
+    OK(peers_set(b.peers, 1, "127.0.0.1:1"));
+    UNTIL(peer_find(a.peers, 2)->in == NULL);
+    OK(peers_locate(a.peers, 2, address, 1));
+    assert_string_equal(peers_address(a.peers, 2), address);
+    OK(peers_set(b.peers, 1, a.address));
+    UNTIL(peer_find(a.peers, 2)->in != NULL);
+    start_as(&c, &cfg, &identities[2]);
+    OK(peers_set(c.peers, 1, a.address));
+    UNTIL(c.n_refused > 0);
+    assert_int_equal(c.refused, SYM_EBUSY);
+    peer_find(a.peers, 2)->backoff = 0;
+    UNTIL(peer_find(a.peers, 2)->backoff > BACKOFF_MIN_MS);
+    assert_false(peers_is_up(a.peers, 2));
+    assert_int_equal(b.n_refused, 0);
+    stop(&b);
+    UNTIL(peer_find(a.peers, 2)->in != NULL); /* now it may */
+    UNTIL(peers_is_up(a.peers, 2));
     stop(&a);
     stop(&c);
 }
@@ -1782,6 +1821,7 @@ int main(void)
         TEST(moved),
         TEST(located),
         TEST(a_second_one),
+        TEST(a_second_one_heard_of),
         TEST(another_process),
         TEST(back_at_once),
         TEST(forgotten),

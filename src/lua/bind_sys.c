@@ -22,7 +22,7 @@
  *   winsize()               columns of the terminal on standard output | nil
  *   guarded(handler, fn, ...)
  *                           xpcall(fn, handler, ...), but once fn, or a coroutine that it made, has kept the
- *                           loop busy for 100 ms, or would have Lua take more than 128 MiB, it gets errors, from
+ *                           loop busy for 200 ms, or would have Lua take more than 128 MiB, it gets errors, from
  *                           which no pcall of its own saves it; the library is bounded meanwhile (lua/guard.h)
  *   unguarded(fn, ...)      fn(...) without that: for what guarded code calls and must not be stopped half-way
  *   resume(co, ...)         coroutine.resume, for what resumes coroutines that may have waited in guarded code

@@ -11,7 +11,7 @@
 #include <stddef.h>
 
 /* Limits of guarded code. A string is copied and compared in one instruction, which nothing interrupts. */
-#define GUARD_BUSY_MS 100
+#define GUARD_BUSY_MS 200
 #define GUARD_STRING_MAX ((size_t)16 << 20)
 #define GUARD_BLOCK_MAX ((size_t)32 << 20)
 #define GUARD_MEMORY_MAX ((size_t)128 << 20) /* of the whole state */

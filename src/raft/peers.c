@@ -461,7 +461,7 @@ int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t mov
     int rv;
     struct peer *peer = peer_of(p, id, address, &rv);
 
-    if (peer == NULL || moves <= peer->moves) {
+    if (peer == NULL || moves <= peer->moves || peer_runs_elsewhere(peer, address)) {
         return rv;
     }
     char *copy = strdup(address);

@@ -193,12 +193,18 @@ static void on_close(struct stream *s, int status)
 /* ---- frames that arrive ---- */
 
 static void on_hello(struct conn *c, const uint8_t *data, size_t n);
-/* Is @peer running where it was, while one of its later starts comes from elsewhere? A manager that was moved has
- * been stopped before; what else comes is a second one with a copy of its folder, and takes nothing over. */
-static bool is_second(const struct peer *peer, const struct hello *hello)
+bool peer_runs_elsewhere(const struct peer *peer, const char *address)
 {
-    return hello->starts > peer->starts && peer->in != NULL && peer->in->quiet <= ALIVE_TICKS &&
-           peer->told != NULL && strcmp(peer->told, hello->address) != 0;
+    return peer->in != NULL && peer->in->quiet <= ALIVE_TICKS && peer->told != NULL &&
+           strcmp(peer->told, address) != 0;
+}
+
+/* Is @peer running where it was, while one of its later starts is at @address? A manager that was moved has been
+ * stopped before; what else comes is a second one with a copy of its folder, and takes nothing over, whoever of us
+ * has made the connection. */
+static bool is_second(const struct peer *peer, uint64_t starts, const char *address)
+{
+    return starts > peer->starts && peer_runs_elsewhere(peer, address);
 }
 
 static void on_welcome(struct conn *c, const uint8_t *data, size_t n);
@@ -314,6 +320,10 @@ static void on_welcome(struct conn *c, const uint8_t *data, size_t n)
     }
     if (rv == 0 && is_older_copy(peer, welcome.starts, welcome.nonce)) {
         rv = err_setf(SYM_ECONFLICT, "its folder is an older copy");
+    }
+    if (rv == 0 && peer->moved != NULL && is_second(peer, welcome.starts, peer->address)) {
+        rv = err_setf(SYM_EBUSY, "it runs at %s: the folder of what answers at %s is a copy", peer->told,
+            peer->address);
     }
     if (rv != 0) {
         conn_fail(c);
@@ -443,7 +453,7 @@ static int check_hello(struct conn *c, const struct hello *hello, const char **r
         *reason = "this member has started more often than its folder knows: it is an older copy";
         return SYM_ECONFLICT;
     }
-    if (peer != NULL && is_second(peer, hello)) {
+    if (peer != NULL && is_second(peer, hello->starts, hello->address)) {
         *reason = "this member is running at another address: was its folder copied?";
         return SYM_EBUSY;
     }

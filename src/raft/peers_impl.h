@@ -111,6 +111,8 @@ void peer_connect_later(struct peer *peer);
 /* ---- peers_conn.c ---- */
 
 void conn_open(struct peer *peer);
+/* It is connected to us, was heard just now, and has said that it is at another address than @address. */
+bool peer_runs_elsewhere(const struct peer *peer, const char *address);
 /* listener_accept and listener_opened */
 bool conn_accept(void *arg, const struct peer_addr *from, struct stream_config *cfg);
 void conn_accepted(void *arg, struct stream *s);
