@@ -236,6 +236,7 @@ describe("a manager that is started at another address", function()
     m[1].address = "127.0.0.9"
     m[1]:json("lua", "-e", [[
       require("sym.sys").default_address = function() return "127.0.0.9" end
+      require("symphony.cluster.advertise").has = function() return false end
       require("symphony.cluster.lifecycle").look_after()
       return {}]])
     settled(t, m)

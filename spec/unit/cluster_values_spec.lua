@@ -129,6 +129,12 @@ describe("advertise", function()
     for _, bind in ipairs { "0.0.0.0", "::" } do assert.equal("10.1.1.1", host(true, { bind_addr = bind })) end
     here = "127.0.0.1" -- it has none
     assert.equal("10.0.0.5", host(true, {}))
+    here = "10.1.1.1"
+    local has <close> = setmetatable({ was = advertise.has }, { __close = function(it) advertise.has = it.was end })
+    advertise.has = function(ip) return ip == "10.0.0.5" end
+    assert.equal("10.0.0.5", host(true, {})) -- another network, beside the one that it is in
+    assert.is_true(has.was("127.0.0.1"))
+    assert.is_false(has.was("192.0.2.1"))
     assert.is_true(advertise.follows(nil, { bind_addr = "10.2.2.2" }))
     assert.is_false(advertise.follows("h1", {}))
     assert.is_false(advertise.follows(nil, { advertise_addr = "h2" }))

@@ -66,7 +66,7 @@ bool tls_peer_expired(const struct tls_peer *peer);
 int tls_peer_chain(const struct tls *t, struct buf *out);
 /* Lets go of the certificates that the peer sent, for a server that needs no more of them than tls_peer says, which
  * stays: a third of what a connection takes. From then on tls_peer_chain gives none. Before the end of the handshake
- * it does nothing. SYM_ENOMEM: they may be there still, and the connection is as it was. */
+ * it does nothing. SYM_ENOMEM: some of them may be there still. */
 int tls_forget_chain(struct tls *t);
 
 #endif

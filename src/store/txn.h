@@ -3,8 +3,8 @@
  * decoded from.
  *
  * A pack's first byte is its version; an unknown version or operation is SYM_EPROTO from pack_check, *before*
- * applying. Limits: key 1..1088 bytes (a user's 1 KiB and the folder it lives in), value 0..1 MiB, 132
- * compares (a user's 128 and those that say who may) and 128 ops, 1.5 MiB a txn, 2 MiB a pack. A pack is padded with
+ * applying. Limits: key 1..1088 bytes (a user's 1 KiB and the folder it lives in), value 0..1 MiB, 192
+ * compares (a user's 128, those that say who may, and what a decision rests on) and 128 ops, 1.5 MiB a txn, 2 MiB a pack. A pack is padded with
  * zeros to a multiple of 8 bytes.
  */
 #ifndef SYM_STORE_TXN_H

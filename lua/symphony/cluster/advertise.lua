@@ -60,15 +60,25 @@ function M.follows(wanted, options)
   return not wanted and not options.advertise_addr
 end
 
+-- Has this machine the IP address @host?
+function M.has(host)
+  local socket = require("luv").new_udp()
+  local ok = socket:bind(host, 0)
+  socket:close()
+  return ok ~= nil
+end
+
 -- The host with which @doc (key.json) goes on: what the daemon is told; else, if it follows, the one address that it
--- listens at or the machine's, @default(), while that has one; else that of before. Pure but for @default.
+-- listens at; else that of before for as long as the machine has it, whatever other networks it is in by now; else the
+-- machine's, @default(), while that has one. Pure but for @default and has().
 function M.host(doc, options, default)
   local before, bound = address.parse(doc.advertise.remote, 1), options.bind_addr or "0.0.0.0"
   if options.advertise_addr then return options.advertise_addr end
   if not doc.follows then return before end
   if not ANYWHERE[bound] then return bound end
   local now = default()
-  return now == "127.0.0.1" and before or now
+  if now == "127.0.0.1" or not cidr.is_loopback(before) and M.has(before) then return before end
+  return now
 end
 
 -- Are these the same addresses? Pure.

@@ -302,10 +302,13 @@ local function exchange(member)
   return nil, errors.new("too_big", "the exchange does not end")
 end
 
--- Full states both ways with @member, unless that is under way. In a task. nil, err.
+-- Full states both ways with @member. In a task. nil, err: "busy" when that, or enough else of the kind, is under way.
 function M.exchange(member)
   local at = member.address
-  if not g or exchanging[at] or exchanges >= EXCHANGES_MAX then return true end
+  if not g then return nil, errors.new("closed", "gossip is not started here") end
+  if exchanging[at] or exchanges >= EXCHANGES_MAX then
+    return nil, errors.new("busy", "an exchange is under way", "say it again in some seconds")
+  end
   exchanging[at], exchanges = true, exchanges + 1
   local _ <close> = setmetatable({}, { __close = function()
     exchanging[at], exchanges = nil, exchanges - 1

@@ -24,7 +24,7 @@ local M = {
   told = true, -- do the others find us where the state says?
 }
 
-local PROBE_MS = 1000
+local PROBE_MS, PROBES = 1000, 3
 local SEEK_MS, SEEK_MAX_MS = 500, 30 * 1000
 local warned = false
 local DEFAULT_PORT = 27242
@@ -45,10 +45,14 @@ local function check_second(doc, now)
   if at == now.remote then return true end -- that is to be ours: who has it keeps us from starting
   local tls, err = identity.load_tls(doc)
   if not tls then return nil, err end
-  local answer, _, response = remote.call { at = at, method = "GET", path = "/healthz", role = "manager",
-    timeout_ms = PROBE_MS, tls = { ca = tls.ca, cert = tls.cert, key = tls.key, expired_ok = true } }
-  if not answer or response.peer.cn ~= doc.node_id then return true end
-  return nil, reports.copy(doc.name, at)
+  -- Whatever it answers: who it is is in its certificate. One that does not answer may only be slow.
+  for _ = 1, PROBES do
+    local _, failed, response = remote.call { at = at, method = "GET", path = "/healthz", role = "manager",
+      timeout_ms = PROBE_MS, tls = { ca = tls.ca, cert = tls.cert, key = tls.key, expired_ok = true } }
+    if response and response.peer and response.peer.cn == doc.node_id then return nil, reports.copy(doc.name, at) end
+    if response or failed.code ~= "timeout" then break end
+  end
+  return true
 end
 
 -- @doc's addresses are @now; one that raft's connections go by is counted.
@@ -90,10 +94,14 @@ function M.follow()
   for _, kind in ipairs(advertise.KINDS) do options[kind .. "_port"] = select(2, address.parse(me.advertise[kind])) end
   local now = M.addresses(me, options, sys.default_address)
   if advertise.same(now, me.advertise) then return end
+  local before, moves = me.advertise, me.moves
   move(me, now)
   local ok, err = identity.save(me)
   if ok then ok, err = raft.locate(me.raft_node_id, now.raft, me.moves or 0) end
-  if not ok then log.warn(err.message) end
+  if not ok then -- the number is not to be used as long as it is not on the disk
+    me.advertise, me.moves = before, moves
+    log.warn(err.message)
+  end
 end
 
 local FIELDS = { raft_address = "raft", remote_address = "remote", gossip_address = "gossip" }
