@@ -151,11 +151,13 @@ static void decisions(void **state)
     FAILS_WITH("x = 1", "'x' is not local");
     struct box *box =
         load_with(&limits, "return { hooks = { ['node.down'] = function(n) return { set_label(n.node, "
-                           "'zone', 'b'), drain(n.node), activate('m'), kv_put('a', 'b'), kv_rm('a'), "
+                           "'zone', 'b'), set_label(n.node, 'rack'), drain(n.node), activate('m'), "
+                           "kv_put('a', 'b'), kv_rm('a'), "
                            "event('told') } end, ['place.disk'] = function(p) return choose(p.current) "
                            "end, ['node.up'] = function() return { { do_ = 'reboot' } } end } }");
     assert_string_equal(ask(box, "node.down", "{\"node\":\"n\"}"),
         "{\"commands\":[{\"do_\":\"label\",\"key\":\"zone\",\"node\":\"n\",\"value\":\"b\"},"
+        "{\"do_\":\"label\",\"key\":\"rack\",\"node\":\"n\"},"
         "{\"do_\":\"availability\",\"node\":\"n\",\"value\":\"drain\"},"
         "{\"do_\":\"availability\",\"node\":\"m\",\"value\":\"active\"},"
         "{\"do_\":\"kv.put\",\"key\":\"a\",\"value\":\"b\"},{\"do_\":\"kv.rm\",\"key\":\"a\"},"

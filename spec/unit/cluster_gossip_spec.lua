@@ -317,7 +317,7 @@ describe("gossip", function()
       return nil, { status = 200, body = '{"cursor":1}', peer = { cn = "a" } }
     end
     assert.is_true(gossip.exchange_with("10.0.0.1:27242"))
-    assert.is_true(gossip.exchange_with("10.0.0.1:27242")) -- not started: nothing to do
+    assert.equal("closed", select(2, gossip.exchange_with("10.0.0.1:27242")).code)
   end))
 
   it("has no more than four exchanges at once, and one with each", started(nil, function()

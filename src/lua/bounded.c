@@ -238,11 +238,9 @@ static int bounded_getmetatable(lua_State *L)
 static int bounded_load(lua_State *L)
 {
     if (guard_on(L)) {
-        size_t n = 0;
+        size_t n;
         guard_check(L);
-        if (lua_type(L, 1) == LUA_TSTRING) {
-            lua_tolstring(L, 1, &n);
-        }
+        luaL_checklstring(L, 1, &n); /* not from a function, piece by piece: there is no end to that */
         luaL_argcheck(L, n <= 1 << 20, 1, "the code has more than 1 MiB");
         if (lua_gettop(L) < 3) {
             lua_settop(L, 3);

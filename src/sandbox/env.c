@@ -379,27 +379,31 @@ static int l_choose(lua_State *L)
     return of_table(L, "choose");
 }
 
-/* What a reaction may ask for: its name, and the fields that it takes. */
+/* What a reaction may ask for: its name, the fields that it takes, and how many of them it needs. */
 static const struct {
     const char *function, *does, *fields[3], *value;
+    int needs;
 } commands[] = {
-    {"set_label", "label", {"node", "key", "value"}, NULL},
-    {"drain", "availability", {"node"}, "drain"},
-    {"activate", "availability", {"node"}, "active"},
-    {"kv_put", "kv.put", {"key", "value"}, NULL},
-    {"kv_rm", "kv.rm", {"key"}, NULL},
-    {"event", "event", {"text"}, NULL},
+    {"set_label", "label", {"node", "key", "value"}, NULL, 2},
+    {"drain", "availability", {"node"}, "drain", 1},
+    {"activate", "availability", {"node"}, "active", 1},
+    {"kv_put", "kv.put", {"key", "value"}, NULL, 2},
+    {"kv_rm", "kv.rm", {"key"}, NULL, 1},
+    {"event", "event", {"text"}, NULL, 1},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 
 static int l_command(lua_State *L)
 {
     int which = (int)lua_tointeger(L, lua_upvalueindex(1));
+    lua_settop(L, 3);
     lua_createtable(L, 0, 4);
     lua_pushstring(L, commands[which].does);
     lua_setfield(L, -2, "do_");
     for (int i = 0; i < 3 && commands[which].fields[i] != NULL; i++) {
-        luaL_checktype(L, i + 1, LUA_TSTRING);
+        if (i < commands[which].needs || !lua_isnil(L, i + 1)) {
+            luaL_checktype(L, i + 1, LUA_TSTRING);
+        }
         lua_pushvalue(L, i + 1);
         lua_setfield(L, -2, commands[which].fields[i]);
     }
@@ -410,12 +414,12 @@ static int l_command(lua_State *L)
     return 1;
 }
 
-static bool text_field(lua_State *L, int idx, const char *name)
+static bool text_field(lua_State *L, int idx, const char *name, bool needed)
 {
     lua_pushstring(L, name);
-    bool is_text = lua_rawget(L, idx) == LUA_TSTRING;
+    int type = lua_rawget(L, idx);
     lua_pop(L, 1);
-    return is_text;
+    return type == LUA_TSTRING || (type == LUA_TNIL && !needed);
 }
 
 static void check_command(lua_State *L, int idx)
@@ -439,7 +443,7 @@ static void check_command(lua_State *L, int idx)
         }
         known = true;
         for (int f = 0; f < 3 && commands[i].fields[f] != NULL; f++) {
-            if (!text_field(L, idx, commands[i].fields[f])) {
+            if (!text_field(L, idx, commands[i].fields[f], f < commands[i].needs)) {
                 luaL_error(L, "the command %s needs the text '%s'", does, commands[i].fields[f]);
             }
         }

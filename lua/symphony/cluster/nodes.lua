@@ -247,6 +247,7 @@ end
 
 -- What would become of a change, from what its txn would be made with.
 local function plan_of(admission, build)
+  admission.dry = true
   local row = { plan = true, allow = true }
   local ok, _, answer = pcall(build)
   if not ok then

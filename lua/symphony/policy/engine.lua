@@ -258,7 +258,7 @@ local function note(name, why)
   failures[name] = known
   known.n = known.n + 1
   log.warn(("policy: %s failed: %s"):format(name, why))
-  if known.n == M.FAILURES then give_up(name, version, known.n, why) end
+  if known.n % M.FAILURES == 0 then give_up(name, version, known.n, why) end
 end
 
 --- Those that are disabled for a reason, as {name, reason}: from what is known now.
@@ -291,7 +291,7 @@ local function failure(name, why)
 end
 
 -- The sandbox has failed over a policy, which @err may name: what was found out before, as ask() has it.
-local function failed_over(err, names)
+local function failed_over(err, names, dry)
   local policy = err.policy or names[1] or "?"
   local prefix = ("policy %s failed: "):format(policy)
   local why = err.message:sub(1, #prefix) == prefix and err.message:sub(#prefix + 1) or err.message
@@ -301,24 +301,24 @@ local function failed_over(err, names)
     trace[#trace + 1] = { policy = policy, said = "failed", error = why }
   end
   counts.failed = counts.failed + 1
-  if err.policy then note(policy, why) end -- else the sandbox is to blame
+  if err.policy and not dry then note(policy, why) end -- else the sandbox is to blame
   return { trace = trace, reads = {}, failed = { policy = policy, why = why } }
 end
 
 -- Asks the policies @names what they say to @input. {decision, amended, trace, reads, approve, failed = {policy, why}}.
 -- @must: the names of those that have to be heard, unless somebody refuses.
-local function ask(hook, input, names, must, fake)
+local function ask(hook, input, names, must, fake, dry)
   local opts = { only = names, state_json = fake and json.encode(fake) or nil }
   local text, err = async.await(sandbox().call, hook, json.encode(input), opts)
-  if not text then return failed_over(err, names) end
+  if not text then return failed_over(err, names, dry) end
   local ok, out = pcall(answer.of_call, text)
-  if not ok then return failed_over(errors.from(out), names) end
+  if not ok then return failed_over(errors.from(out), names, dry) end
   local heard = {}
   for _, row in ipairs(out.trace) do
     heard[row.policy] = true
     counts[row.said] = counts[row.said] + 1
     local bad = row.said == "failed" and (row.error or "no reason given") or nil
-    note(row.policy, bad)
+    if not dry then note(row.policy, bad) end
     if bad and not out.failed then out.failed = { policy = row.policy, why = bad } end
   end
   local over = out.decision and (out.decision.refuse ~= nil or out.decision.choose ~= nil)
@@ -345,18 +345,19 @@ local function concerned(set, hook, input)
   return names, must, broken
 end
 
--- What the policies of @set say to @input. As ask() has it, and names: who was asked.
-local function consult(set, hook, input, fake)
+-- What the policies of @set say to @input. As ask() has it, and names: who was asked. @dry: nothing depends on it, and
+-- what fails does not count.
+local function consult(set, hook, input, fake, dry)
   local names, must, broken = concerned(set, hook, input)
   if broken then
     local why = "it does not load: " .. broken.broken.message
-    if broken.own_fault then note(broken.name, why) end
+    if broken.own_fault and not dry then note(broken.name, why) end
     return { trace = json.array { { policy = broken.name, said = "failed", error = why } }, reads = {}, names = names,
       failed = { policy = broken.name, why = why } }
   elseif #names == 0 then
     return { trace = json.array {}, reads = {}, names = names }
   end
-  local out = ask(hook, input, names, must, fake)
+  local out = ask(hook, input, names, must, fake, dry)
   out.names = names
   return out
 end
@@ -418,7 +419,7 @@ function Admission:decide(hook, input)
   local set = ensure()
   if not self.seen then self:begin() end
   self.set = self.set or set
-  local out = consult(set, hook, input)
+  local out = consult(set, hook, input, nil, self.dry)
   table.move(out.trace, 1, #out.trace, #self.trace + 1, self.trace)
   self.asked = self.asked or #out.names > 0
   self.last_reads = out.reads
@@ -548,7 +549,7 @@ function M.explain(hook, input, fake)
     errors.raise("invalid", ("there is no hook %s"):format(json.clean(tostring(hook):sub(1, 80))),
       "admit.join, admit.change, place.<kind>, node.down, node.up, leader.change and every.<duration> are")
   end
-  local out = consult(ensure(), hook, input, fake)
+  local out = consult(ensure(), hook, input, fake, true)
   local decision = out.decision or {}
   local row = { hook = hook, policies = out.trace, allow = true }
   if out.failed and hook:find(ADMISSION) then

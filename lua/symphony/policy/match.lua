@@ -7,7 +7,8 @@ local M = {}
 
 M.ORDER, M.ORDER_MAX = 50, 100
 local SUMMARY_MAX = 200
-local HOOKS_MAX, GLOBS_MAX, GLOB_MAX = 32, 64, 256
+-- Every change is looked at with all globs, on the loop: what that takes grows with their number and lengths.
+local HOOKS_MAX, GLOBS_MAX, GLOB_MAX = 32, 16, 64
 
 local HOOKS = { ["admit.join"] = true, ["admit.change"] = true, ["node.down"] = true, ["node.up"] = true,
   ["leader.change"] = true }
@@ -85,10 +86,14 @@ local function check_match(match, hooks)
     out[hook] = {}
     for field, globs in pairs(fields) do
       if not FIELDS[field] then bad("match has no field %s", tostring(field):sub(1, 80)) end
-      if type(globs) ~= "table" or #globs > GLOBS_MAX then bad("match.%s is a short list of texts", field) end
+      if type(globs) ~= "table" or #globs > GLOBS_MAX then
+        bad("match.%s is a list of at most %d texts", field, GLOBS_MAX)
+      end
       out[hook][field] = json.array {}
       for i, glob in ipairs(globs) do
-        if type(glob) ~= "string" or #glob > GLOB_MAX then bad("match.%s is a list of short texts", field) end
+        if type(glob) ~= "string" or #glob > GLOB_MAX then
+          bad("match.%s is a list of texts of at most %d bytes", field, GLOB_MAX)
+        end
         out[hook][field][i] = glob
       end
     end

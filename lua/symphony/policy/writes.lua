@@ -335,6 +335,7 @@ end
 function M.plan(txn, who)
   assert(state.read())
   local admission = engine.admission()
+  admission.dry = true
   admission:begin()
   local row = { plan = true, allow = true }
   local ok, ops = pcall(decide, admission, txn.ops, who)

@@ -21,12 +21,20 @@ local function traceback(text)
 end
 
 local function handler(v)
-  if v == EXIT or (errors.is(v) and v.trace) then return v end
-  local text = type(v) == "string" and v or errors.is(v) and ("%s (%s)"):format(v.message, v.code)
+  if rawequal(v, EXIT) then return v end
+  -- It may be anything of the code's own, and nothing stops what its metamethods do here.
+  local err = {}
+  if type(v) == "table" then
+    for _, field in ipairs { "code", "message", "hint", "trace" } do
+      local text = rawget(v, field)
+      err[field] = type(text) == "string" and text or nil
+    end
+  end
+  local known = err.code and err.message
+  if known and err.trace then return err end
+  local text = type(v) == "string" and v or known and ("%s (%s)"):format(err.message, err.code)
     or ("(the error is a %s)"):format(type(v))
-  local trace = traceback(text)
-  local err = errors.is(v) and v or { code = "error" }
-  return { code = err.code, message = text, hint = err.hint, trace = trace }
+  return { code = known and err.code or "error", message = text, hint = known and err.hint, trace = traceback(text) }
 end
 
 --- A session; where it prints is said at every eval.
@@ -79,7 +87,9 @@ function M.run(session, fn, opts)
   if session.exit then
     return { n = 0, exit = session.exit }
   elseif not results[1] then
-    return nil, results[2]
+    local err = results[2]
+    -- Out of memory: no handler has seen it.
+    return nil, type(err) == "table" and err or errors.new("error", tostring(err))
   end
   if results.n > 1 then
     session.env._ = results[2]

@@ -150,6 +150,7 @@ end
 
 -- What a change would be: the row that show() makes, or who refuses it. @build as for state.update.
 local function plan_of(admission, build, show)
+  admission.dry = true
   assert(state.read())
   local ok, _, answer = pcall(build)
   if not ok then
