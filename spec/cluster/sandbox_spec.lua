@@ -139,7 +139,7 @@ describe("policies in their own process", function()
         if slowest > worst then worst, which = slowest, body end
       end
       print(("slowest other request: %.1f ms, beside: %s"):format(worst * 1000, which))
-      assert.is_true(worst < 5 * cluster.patience)
+      assert.is_true(worst < cluster.patience) -- an idle machine answers within 0.1 s: see what is printed
       local stats = eval(m, "return policy.stats()")
       assert.is_true(full and stats.killed > 5 or not full and stats.killed == 0, json.encode(stats))
     end)
