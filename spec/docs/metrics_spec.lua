@@ -54,9 +54,10 @@ describe("docs/metrics.md", function()
     m[1]:json("kv", "put", "a", "1")
     local leader = t:leader()
     local answer
-    cluster.wait_for("both to be heard of", 20, function()
+    cluster.wait_for("both to be heard of, and the leader to have looked at the services", 20, function()
       answer = leader:http("GET", "/metrics")
-      return answer.body:find('symphony_raft_peer_silence_seconds{', 1, true), answer.body
+      return answer.body:find('symphony_raft_peer_silence_seconds{', 1, true) and
+        answer.body:find("\nsymphony_resources_unplaced ", 1, true), answer.body
     end)
     local there = found({}, prometheus.parse(answer.body))
     local of_worker = found({}, prometheus.parse(worker:http("GET", "/metrics").body))
