@@ -216,17 +216,6 @@ static int ask(struct asking *a, struct box *box)
     }
 }
 
-static bool is_named(const char *names, const char *name)
-{
-    size_t n = strlen(name);
-    for (const char *p = names; names != NULL && (p = strstr(p, name)) != NULL; p += n) {
-        if ((p == names || p[-1] == ' ') && (p[n] == '\0' || p[n] == ' ')) {
-            return true;
-        }
-    }
-    return names == NULL;
-}
-
 static int write_result(struct asking *a, struct buf *out)
 {
     if (a->commands.len > 0) {
@@ -261,7 +250,7 @@ int boxes_call(
     int rv = box_subject(call->input, call->n_input, &a.subject);
     for (unsigned i = 0; i < set->n && rv == 0 && !a.ended; i++) {
         struct box *box = set->all[i];
-        if (is_named(call->only, box_name(box)) && box_matches(box, call->hook, &a.subject)) {
+        if (rules_name(call->only, box_name(box)) && box_matches(box, call->hook, &a.subject)) {
             rv = ask(&a, box);
         }
     }

@@ -810,23 +810,12 @@ void host_drop(struct host *h, const char *name)
     }
 }
 
-static bool is_named(const char *names, const char *name)
-{
-    size_t n = strlen(name);
-    for (const char *p = names; names != NULL && (p = strstr(p, name)) != NULL; p += n) {
-        if ((p == names || p[-1] == ' ') && (p[n] == '\0' || p[n] == ' ')) {
-            return true;
-        }
-    }
-    return names == NULL;
-}
-
 /* One that would have a word in this and cannot be asked any more; for a fail mode that is closed. */
 static const struct policy *broken_one(struct host *h, const struct host_call *call)
 {
     struct policy *p;
     TAILQ_FOREACH (p, &h->policies, link) {
-        if (p->broken && is_named(call->only, p->name) && rules_have_hook(&p->rules, call->hook)) {
+        if (p->broken && rules_name(call->only, p->name) && rules_have_hook(&p->rules, call->hook)) {
             return p;
         }
     }

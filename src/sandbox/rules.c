@@ -176,3 +176,14 @@ int rules_read(struct rules *r, const char *about, size_t n)
     }
     return rv != 0 || t == JSON_CLOSE ? rv : wrong();
 }
+
+bool rules_name(const char *names, const char *name)
+{
+    size_t n = strlen(name);
+    for (const char *p = names; names != NULL && (p = strstr(p, name)) != NULL; p += n) {
+        if ((p == names || p[-1] == ' ') && (p[n] == '\0' || p[n] == ' ')) {
+            return true;
+        }
+    }
+    return names == NULL;
+}

@@ -35,5 +35,7 @@ void rules_free(struct rules *r);
 bool rules_have_hook(const struct rules *r, const char *hook);
 /* True if it has the hook, and the values (NULL: the input has no such text) fit. */
 bool rules_fit(const struct rules *r, const char *hook, const char *const values[RULES_FIELDS]);
+/* Is @name one of @names, which stand with a space between them? NULL are all. */
+bool rules_name(const char *names, const char *name);
 
 #endif
