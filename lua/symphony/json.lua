@@ -14,6 +14,12 @@ cjson.decode_invalid_numbers(false)
 --- The value of a JSON null (nil would be no entry at all). It counts as true in a condition.
 M.null = cjson.null
 
+--- @v; nil where it is null.
+function M.nullable(v)
+  if v == M.null then return nil end
+  return v
+end
+
 local array = { __name = "array" }
 
 --- Makes @t (or a new table) an array also when it is empty.

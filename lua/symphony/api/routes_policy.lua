@@ -13,10 +13,7 @@ local READERS = { control = true, manager = true, operator = true, reader = true
 local MANAGERS = { control = true, manager = true } -- a policy lets nodes in: it is as good as a token
 local REASON_MAX = 500
 
-local function nullable(v)
-  if v == json.null then return nil end
-  return v
-end
+local nullable = json.nullable
 
 local function fresh(req)
   return assert(state.read { stale = req:param("stale") == "ok" })

@@ -63,10 +63,7 @@ end
 
 -- Taking lines in ---------------------------------------------------------------------------------------------------
 
-local function present(v)
-  if v == json.null then return nil end
-  return v
-end
+local present = json.nullable
 
 -- @client: {role, fingerprint}, or nil: nobody has a certificate with this name any more.
 local function take_client(v, session, name, client)

@@ -37,10 +37,7 @@ function M.shown(kv)
   return values.put_bytes(row, "value", kv.value)
 end
 
-local function nullable(v)
-  if v == json.null then return nil end
-  return v
-end
+local nullable = json.nullable
 
 local function bytes(obj, name, what)
   local got, err = values.get_bytes(obj, name)

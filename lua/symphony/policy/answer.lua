@@ -12,10 +12,7 @@ local READS_MAX = 64
 local SAID = { nothing = true, allow = true, refuse = true, amend = true, approve = true, choose = true,
   commands = true, failed = true }
 
-local function nullable(v)
-  if v == json.null then return nil end
-  return v
-end
+local nullable = json.nullable
 
 local function bad(what)
   errors.raise("policy_failed", "the sandbox's answer cannot be read: " .. what)

@@ -3,10 +3,7 @@ local json = require "symphony.json"
 
 local M = {}
 
-local function nullable(v)
-  if v == json.null then return nil end
-  return v
-end
+local nullable = json.nullable
 
 local function text(v)
   return v == nil and "nothing" or json.encode(v)

@@ -101,10 +101,7 @@ local function check_match(match, hooks)
   return out
 end
 
-local function nullable(v)
-  if v == json.null then return nil end
-  return v
-end
+local nullable = json.nullable
 
 --- What a policy says of itself, as the sandbox tells it and nobody has checked it: {summary, order, hooks = {names,
 --- sorted}, match}. Raises "invalid".
