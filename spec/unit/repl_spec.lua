@@ -14,6 +14,7 @@ fake.module("store", {
 })
 
 local async = require "symphony.async"
+local heap = require "symphony.repl.heap"
 local json = require "symphony.json"
 local router = require "symphony.api.router"
 local session = require "symphony.repl.session"
@@ -89,6 +90,18 @@ local function eval(s, code, opts)
   if results then results.text = nil end
   return results, err, more, printed
 end
+
+describe("collecting garbage", function()
+  it("comes to its end, however much there is", function()
+    local kept = {}
+    fake.run(function()
+      for size = 20000, 400000, 20000 do
+        for i = #kept + 1, size do kept[i] = { tostring(i) } end
+        async.with_timeout(20000, heap.collect, 2000)
+      end
+    end)
+  end)
+end)
 
 describe("a session", function()
   before_each(function() package.loaded["symphony.cluster.state"] = state end)

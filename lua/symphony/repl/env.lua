@@ -5,6 +5,7 @@ local env_calls = require "symphony.repl.env_calls"
 local env_cluster = require "symphony.repl.env_cluster"
 local env_keys = require "symphony.repl.env_keys"
 local env_std = require "symphony.repl.env_std"
+local heap = require "symphony.repl.heap"
 local json = require "symphony.json"
 local show = require "symphony.repl.show"
 
@@ -89,9 +90,7 @@ local function general(session, env, handler)
   ---   collectgarbage("count") > 0 --> true
   function env.collectgarbage(what, ...)
     if what ~= nil and what ~= "collect" then return collectgarbage(what, ...) end
-    call(function()
-      repeat async.sleep(0) until collectgarbage("step", 1000)
-    end)
+    call(heap.collect, 1000)
     return 0
   end
 end

@@ -14,6 +14,7 @@
 --- POST /v1/lua/cancel {session}: stops what the session runs, wherever it waits: {canceled = whether there was any}.
 local async = require "symphony.async"
 local errors = require "symphony.errors"
+local heap = require "symphony.repl.heap"
 local json = require "symphony.json"
 local lazy = require "symphony.lazy"
 local lines = require "symphony.lines"
@@ -139,10 +140,9 @@ local function sender(req)
   return send, send_text
 end
 
--- What code before has left behind is no reason to stop other code. Bit by bit, as the others cannot wait.
+-- What code before has left behind is no reason to stop other code.
 local function settle()
-  if collectgarbage("count") < HEAP_KIB then return end
-  repeat async.sleep(0) until collectgarbage("step", 2000)
+  if collectgarbage("count") >= HEAP_KIB then heap.collect(2000) end
 end
 
 -- Runs @fn for the session as a task of its own, which a cancel ends: its results; nil, err. The session is free again
@@ -218,7 +218,7 @@ local function serve(router, req, who)
   end
   local status = eval(kept, body, who, send, send_text)
   over = true
-  if collectgarbage("count") >= HEAP_KIB then async.spawn(settle) end
+  async.spawn(settle)
   req:write(json.encode { exit = status } .. "\n", function() end)
   req:finish()
   return router.STREAM
