@@ -238,7 +238,10 @@ static const byte *match_again(struct match *m, const byte *s, byte which)
         luaL_error(m->L, "invalid capture index %%%d", i + 1);
         return NULL;
     }
-    size_t len = m->captures[i].len == POSITION ? 0 : (size_t)m->captures[i].len;
+    if (m->captures[i].len == POSITION) {
+        return NULL; /* as Lua: there is no text of it */
+    }
+    size_t len = (size_t)m->captures[i].len;
     m->steps += len / 16;
     step(m);
     return (size_t)(m->text_end - s) >= len && memcmp(m->captures[i].at, s, len) == 0 ? s + len : NULL;
