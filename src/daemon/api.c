@@ -909,8 +909,7 @@ static bool may_ask(const struct api *a, const struct http_req *req)
     return a->set_revision != 0 &&
            (*req->query == '\0' ||
                (strncmp(req->query, "mod_revision=", 13) == 0 && strchr(req->query, '&') == NULL)) &&
-           http_req_header(req, "idempotency-key") == NULL &&
-           (!req->tls || (req->peer != NULL && is_client(req->peer)));
+           http_req_header(req, "idempotency-key") == NULL && (!req->tls || is_client(req->peer));
 }
 
 /* 0: on_decided is told; 1: this is for Lua; SYM_E*. */
@@ -1071,7 +1070,7 @@ bool api_handle(struct api *a, struct http_req *req)
         http_respond(req, 200, NULL, NULL, "{\"ok\":true}\n", 12);
         return true;
     }
-    if ((put || del) && req->tls && req->peer != NULL && is_role(req->peer, "manager") &&
+    if ((put || del) && req->tls && is_role(req->peer, "manager") &&
         http_req_header(req, "symphony-forwarded") != NULL) {
         return false; /* what it rests on besides that manager is in its headers: basis.lua */
     }

@@ -61,7 +61,7 @@ struct http_req {
     size_t body_len;
     bool tls; /* came in over TLS */
     const struct peer_addr *from;
-    const struct tls_peer *peer; /* NULL without TLS */
+    const struct tls_peer *peer; /* NULL without TLS, and only then */
     uint64_t arrived_ms;         /* uv_now at the end of the body */
     /* The handler's own. */
     void *data;
