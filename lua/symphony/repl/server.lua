@@ -154,6 +154,7 @@ local function work(kept, fn, opts)
       kept.task = nil
       touch(kept)
     end })
+    settle()
     results, err = session_of.run(kept.session, fn, opts)
   end)
   if not task.done then kept.task = task end
@@ -180,7 +181,6 @@ local function eval(kept, body, who, send, send_text)
     audit(who, kept, body)
   end
   if fn then
-    settle()
     results, err = work(kept, fn, {
       args = body.args, json = body.json == true, color = body.color == true,
       out = function(text) send_text("out", text) end,
