@@ -901,7 +901,11 @@ static void members_move(void **state)
     uint64_t moves;
     send_frame(m[0].node->peers, m[3].id, KIND_WHERE, &bytes);
     buf_clear(&bytes);
-    where_put(&w, 3, 99, "127.0.0.1:1"); /* this is taken, and the third not found there */
+    /* This is taken of one that is not connected from elsewhere. */
+    manager_stop(&m[2]);
+    run_until(&c, 5000, !sees_up(&m[3], 3));
+    where_put(&w, 3, 99, "127.0.0.1:1");
+    where_put(&w, 2, 99, "127.0.0.1:1");
     send_frame(m[0].node->peers, m[3].id, KIND_WHERE, &bytes);
     run_until(&c, 5000, strcmp(peers_address(m[3].node->peers, 3), "127.0.0.1:1") == 0);
     assert_string_equal(peers_address(m[3].node->peers, 2), m[1].address);
