@@ -651,6 +651,10 @@ static void on_pause_over(uv_timer_t *timer)
 static void reopen(struct agent *a)
 {
     unsigned ms = 0;
+    if (a->wanted >= 0) { /* it was told to move: that is no loss, and nothing to wait for */
+        uv_timer_start(&a->timer, on_pause_over, 0, 0);
+        return;
+    }
     if (a->lost_ns != 0 && a->backoff_ms == 0 && a->next == 0) {
         /* The same spread as in lua/symphony/cluster/agent.lua. */
         double spread = opt.agents * 1.5 < 3000 ? opt.agents * 1.5 : 3000;
