@@ -347,7 +347,7 @@ describe("gossip", function()
       asked[#asked + 1] = opts
       return nil, { status = 200, body = "{}", peer = { cn = "a" } }
     end
-    g.stats = function() return { count = 500 } end
+    g.count = function() return 500 end
     for _, id in ipairs { "a", "b", "c" } do g.fns.event(nil, "returned", see(id)) end
     g.fns.event(nil, "differs", see("a"))
     async.sleep(5)
@@ -355,9 +355,23 @@ describe("gossip", function()
     now = now + 2499
     g.fns.event(nil, "returned", see("a"))
     now = now + 1
+    fake.answer = function(opts)
+      asked[#asked + 1] = opts
+      return errors.new("unreachable", "nobody there")
+    end
     g.fns.event(nil, "differs", see("b"))
     async.sleep(5)
     assert.equal(2, #asked)
+    -- That was none: the next need not wait as long, and neither do they all come at once.
+    g.fns.event(nil, "returned", see("c"))
+    now = now + 499
+    g.fns.event(nil, "returned", see("c"))
+    async.sleep(5)
+    assert.equal(2, #asked)
+    now = now + 1
+    g.fns.event(nil, "returned", see("c"))
+    async.sleep(5)
+    assert.equal(3, #asked)
   end))
 
   it("serves a step of an exchange", started(nil, function(g)

@@ -30,6 +30,7 @@ local PIECE = 12 * 1024
 local PIECES_MAX = 4096       -- 48 MiB: no state is that large
 local EXCHANGES_MAX = 4       -- at once
 local EXCHANGE_GAP_MS = 2000  -- between those that gossip asks for, and a ms for each member that has to be told
+local EXCHANGE_AGAIN_MS = 500 -- after one that failed, as with a node that is down by now
 local ROLES = { m = "manager", w = "worker" }
 
 local g                       -- the driver; nil: not started
@@ -326,12 +327,18 @@ end
 
 -- Life ----------------------------------------------------------------------------------------------------------------
 
--- After a partition everybody returns at once, and one exchange tells of all of them.
-local function exchange_is_due()
+-- Gossip asks for an exchange with @member. After a partition everybody returns at once, and one exchange tells of all
+-- of them; one that failed has told nothing, and the next who asks need not wait.
+local function exchange_if_due(member)
   local now = sys.mono_ms()
-  if now < exchange_from then return false end
-  exchange_from = now + EXCHANGE_GAP_MS + ((M.stats() or {}).count or 0)
-  return true
+  if now < exchange_from then return end
+  local from = now + EXCHANGE_GAP_MS + M.count()
+  exchange_from = from
+  async.spawn(function()
+    if not M.exchange(member) and exchange_from == from then
+      exchange_from = math.min(from, sys.mono_ms() + EXCHANGE_AGAIN_MS)
+    end
+  end)
 end
 
 local on_event
@@ -343,8 +350,8 @@ function on_event(_, what, member)
     return
   end
   decorate(member)
-  if (what == "returned" or what == "differs") and exchange_is_due() then
-    async.spawn(M.exchange, member)
+  if what == "returned" or what == "differs" then
+    exchange_if_due(member)
   elseif what == "double" then
     log.warn(("gossip: somebody else speaks as %s: was a folder copied?"):format(member.node_id))
   end
