@@ -510,27 +510,33 @@ static void hellos(void **state)
     buf_data(&out)[40] = 'c';
     buf_append(&out, "x", 1);
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
-    buf_data(&out)[4] = 2; /* of a later format only that is known */
+    buf_data(&out)[4] = 3; /* of a later format only that is known */
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), 0);
-    assert_int_equal(back.format, 2);
+    assert_int_equal(back.format, 3);
     assert_int_equal(back.from, 0);
     buf_data(&out)[0] ^= 1;
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
     buf_clear(&out);
 
     /* Of one that has moved; the others' are as they were before there was that. */
+    h.format = HELLO_FORMAT_MOVED;
     h.moves = 3;
     assert_int_equal(hello_encode(&h, &out), 0);
     assert_true(out.len <= FRAME_CONTROL_MAX);
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), 0);
     assert_memory_equal(&h, &back, sizeof h);
-    for (size_t i = out.len - 7; i < out.len; i++) {
+    for (size_t i = out.len - 8; i < out.len; i++) {
         assert_int_equal(hello_decode(buf_data(&out), i, &back), SYM_EPROTO);
     }
+    buf_data(&out)[4] = HELLO_FORMAT; /* which has no room for it */
+    assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
     assert_int_equal(hello_decode(buf_data(&out), out.len - 8, &back), 0);
     assert_int_equal(back.moves, 0);
+    buf_data(&out)[4] = HELLO_FORMAT_MOVED;
     buf_append(&out, "x", 1);
     assert_int_equal(hello_decode(buf_data(&out), out.len, &back), SYM_EPROTO);
+    memset(buf_data(&out) + out.len - 9, 0, 8); /* moved, and never */
+    assert_int_equal(hello_decode(buf_data(&out), out.len - 1, &back), SYM_EPROTO);
     buf_clear(&out);
 
     assert_int_equal(welcome_encode(&w, &out), 0);

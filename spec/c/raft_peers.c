@@ -143,6 +143,20 @@ static void start_as(struct node *n, const struct peers_config *cfg, const struc
     snprintf(n->address, sizeof n->address, "127.0.0.1:%u", peers_port(n->peers));
 }
 
+static void start(struct node *n, uint64_t id, uint64_t starts);
+static void stop(struct node *n);
+
+/* Gives it a port of its own, and has it say so to others. */
+static void at_a_port(struct peers_config *cfg, char address[32])
+{
+    struct node there;
+    start(&there, 3, 1);
+    cfg->port = peers_port(there.peers);
+    snprintf(address, 32, "%s", there.address);
+    cfg->address = address;
+    stop(&there);
+}
+
 static void start(struct node *n, uint64_t id, uint64_t starts)
 {
     *n = (struct node){0};
@@ -875,13 +889,8 @@ static void moved(void **state)
 
     b = (struct node){0};
     struct peers_config cfg = config_of(&b, 2, 2);
-    struct node elsewhere = {0};
-    start(&elsewhere, 3, 1); /* for its port */
-    cfg.port = peers_port(elsewhere.peers);
-    stop(&elsewhere);
     char address[32];
-    snprintf(address, sizeof address, "127.0.0.1:%u", cfg.port);
-    cfg.address = address;
+    at_a_port(&cfg, address);
     cfg.moves = 4;
     start_as(&b, &cfg, &identities[2]);
     OK(peers_set(b.peers, 1, a.address)); /* who moved comes to those who did not */
@@ -913,10 +922,14 @@ static void moved(void **state)
 static void located(void **state)
 {
     (void)state;
-    struct node a, b;
+    struct node a = {0}, b = {0};
+    char at[2][32];
 
-    start(&a, 1, 2);
-    start(&b, 2, 2);
+    struct peers_config one = config_of(&a, 1, 2), two = config_of(&b, 2, 2);
+    at_a_port(&one, at[0]);
+    at_a_port(&two, at[1]);
+    start_as(&a, &one, &identities[1]);
+    start_as(&b, &two, &identities[2]);
     OK(peers_set(a.peers, 2, "127.0.0.1:1"));
     OK(peers_set(b.peers, 1, "127.0.0.1:1"));
     struct peer *peer = peer_find(a.peers, 2);
@@ -966,39 +979,46 @@ static void a_second_one(void **state)
 static void a_second_one_heard_of(void **state)
 {
     (void)state;
-    struct node a, b, c = {0}, elsewhere = {0};
+    struct node a, b = {0}, c = {0};
+    char there[32], elsewhere[32];
     start(&a, 1, 1);
-    start(&b, 2, 1);
+    struct peers_config member = config_of(&b, 2, 1), copy = config_of(&c, 2, 2);
+    at_a_port(&member, there);
+    at_a_port(&copy, elsewhere);
+    copy.moves = 1;
+    start_as(&b, &member, &identities[2]);
     meet(&a, &b);
-    UNTIL(peer_find(a.peers, 2)->in != NULL);
-    struct peers_config cfg = config_of(&c, 2, 2);
-    start(&elsewhere, 3, 1);
-    cfg.port = peers_port(elsewhere.peers);
-    stop(&elsewhere);
-    char address[32];
-    snprintf(address, sizeof address, "127.0.0.1:%u", cfg.port);
-    cfg.address = address;
-    cfg.moves = 1;
-    OK(peers_locate(a.peers, 2, address, 1));
-    assert_string_equal(peers_address(a.peers, 2), b.address);
-    /* While it is not connected, that has to be believed; but not what is there when it is connected again. */
+    struct peer *peer = peer_find(a.peers, 2);
+    UNTIL(peer->in != NULL);
+    OK(peers_locate(a.peers, 2, elsewhere, 1));
+    assert_string_equal(peers_address(a.peers, 2), there);
+    /* While it is cut off, that has to be believed; but not when it is back. */
     OK(peers_set(b.peers, 1, "127.0.0.1:1"));
-    UNTIL(peer_find(a.peers, 2)->in == NULL);
-    OK(peers_locate(a.peers, 2, address, 1));
-    assert_string_equal(peers_address(a.peers, 2), address);
+    UNTIL(peer->in == NULL);
+    OK(peers_locate(a.peers, 2, elsewhere, 1));
+    assert_string_equal(peers_address(a.peers, 2), elsewhere);
+    UNTIL(!peers_is_up(a.peers, 2));
     OK(peers_set(b.peers, 1, a.address));
-    UNTIL(peer_find(a.peers, 2)->in != NULL);
-    start_as(&c, &cfg, &identities[2]);
+    UNTIL(both_up(&a, &b));
+    assert_string_equal(peers_address(a.peers, 2), there);
+    /* A copy runs there, and comes by itself. */
+    start_as(&c, &copy, &identities[2]);
     OK(peers_set(c.peers, 1, a.address));
     UNTIL(c.n_refused > 0);
     assert_int_equal(c.refused, SYM_EBUSY);
-    peer_find(a.peers, 2)->backoff = 0;
-    UNTIL(peer_find(a.peers, 2)->backoff > BACKOFF_MIN_MS);
-    assert_false(peers_is_up(a.peers, 2));
+    /* Nothing is heard of the member for a moment, and of the copy just then. */
+    peer->in->quiet = ALIVE_TICKS + 1;
+    OK(peers_locate(a.peers, 2, elsewhere, 2));
+    assert_string_equal(peers_address(a.peers, 2), elsewhere);
+    UNTIL(peer->out != NULL);
+    peer->in->quiet = 0;
+    UNTIL(both_up(&a, &b) && strcmp(peers_address(a.peers, 2), there) == 0);
+    assert_int_equal(peer->starts, 1);
     assert_int_equal(b.n_refused, 0);
     stop(&b);
-    UNTIL(peer_find(a.peers, 2)->in != NULL); /* now it may */
+    UNTIL(peer->in != NULL); /* now it may */
     UNTIL(peers_is_up(a.peers, 2));
+    assert_string_equal(peers_address(a.peers, 2), elsewhere);
     stop(&a);
     stop(&c);
 }
@@ -1460,7 +1480,7 @@ static void garbage(void **state)
             answered = true;
             break;
         case 11: { /* of a later version */
-            buf_append(&body, "SMRP\x02\x00whatever", 14);
+            buf_append(&body, "SMRP\x03\x00whatever", 14);
             put_control(&out, HELLO, &body);
             answered = true;
             break;
@@ -1635,6 +1655,58 @@ static void idle(void **state)
     assert_int_equal(a.ups[2] + b.ups[1], 2);
     stop(&a);
     stop(&b);
+}
+
+/* A member of a version that knew nothing of moves, and one of ours. */
+static void versions(void **state)
+{
+    (void)state;
+    struct node a;
+    struct rogue r = {0};
+    struct buf out = {0}, body = {0};
+    struct welcome w = {.format = HELLO_FORMAT, .id = 2, .starts = 1};
+    struct refusal no = {
+        .code = SYM_EPROTO, .reason = "this version of the raft transport is not known here"};
+    char address[32];
+
+    /* It comes to us: it is heard, and understands our welcome. */
+    start(&a, 1, 1);
+    put_hello(&out, 2, 1);
+    rogue_connect(&r, &a, &identities[2], false);
+    UNTIL(r.open);
+    stream_write(r.stream, buf_data(&out), out.len);
+    UNTIL(r.got.len > FRAME_HEAD + 2);
+    assert_int_equal(buf_data(&r.got)[4], HELLO_WELCOME);
+    assert_int_equal(buf_data(&r.got)[FRAME_HEAD], HELLO_FORMAT);
+    assert_string_equal(peers_heard_address(a.peers, 2), "127.0.0.1:15760");
+    stop(&a);
+    rogue_end(&r);
+
+    /* We come to it: as we always did when we have not moved, and otherwise it sees that we are of another version. */
+    for (unsigned moves = 0; moves < 2; moves++) {
+        buf_clear(&out);
+        buf_clear(&body);
+        a = (struct node){0};
+        struct peers_config cfg = config_of(&a, 1, 1);
+        cfg.moves = moves;
+        start_as(&a, &cfg, &identities[1]);
+        OK(tls_ctx_new(TLS_SERVER, identities[2].pem, identities[2].key, ca.pem, &r.tls));
+        OK(listener_tcp(&loop, "127.0.0.1", 0, rogue_accept, rogue_accepted, &r, &r.listener));
+        OK(moves == 0 ? welcome_encode(&w, &body) : refusal_encode(&no, &body));
+        put_control(&out, moves == 0 ? HELLO_WELCOME : HELLO_REFUSAL, &body);
+        r.greeting = &out;
+        snprintf(address, sizeof address, "127.0.0.1:%u", listener_port(r.listener));
+        OK(peers_set(a.peers, 2, address));
+        UNTIL(moves == 0 ? peers_is_up(a.peers, 2) : a.n_refused > 0);
+        /* Magic, format. */
+        assert_int_equal(buf_data(&r.got)[FRAME_HEAD + 4], moves == 0 ? 1 : 2);
+        assert_int_equal(a.refused, moves == 0 ? 0 : SYM_EPROTO);
+        assert_int_equal(a.ups[2], moves == 0);
+        stop(&a);
+        rogue_end(&r);
+    }
+    buf_free(&out);
+    buf_free(&body);
 }
 
 static void server_lies(void **state)
@@ -1834,6 +1906,7 @@ int main(void)
         TEST(crowd),
         TEST(deadlines),
         TEST(idle),
+        TEST(versions),
         TEST(server_lies),
         TEST(without_memory),
         TEST(refuses_to_start),

@@ -221,6 +221,38 @@ describe("a manager that is started at another address", function()
     m[2]:json("kv", "put", "a", "2")
   end))
 
+  it("is found again where it always was, after a copy of its folder was heard of while it was cut off",
+    cluster.scenario(function(t)
+      local m = t:cluster(3)
+      m[1]:json("kv", "put", "a", "1")
+      local copy = t:manager { address = "127.0.0.2" }
+      table.remove(t.managers)
+      local _, others = t:leader()
+      local original = others[1]
+      assert.equal(0, proc.run({ "cp", "-a", original.dir, copy.dir }).code)
+      for _ = 1, 2 do -- the copy is older than that, and is refused wherever it comes itself
+        assert.equal(0, original:stop())
+        original:start()
+      end
+      settled(t, m)
+      local doc = key_json(copy)
+      doc.folder = others[2]:json("lua", "-e", ("return { require('sym.sys').folder_identity(%q) }"):format(
+        copy.dir .. "/raft"))[1]
+      proc.write_file(copy.dir .. "/key.json", json.encode(doc))
+      original:kill("sigstop")
+      original.paused = true
+      copy:launch()
+      local code = copy.process:wait(30 * cluster.patience)
+      assert.equal(1, code, copy:log_tail(5))
+      assert.truthy(copy:log():find("this folder is an older copy", 1, true), copy:log_tail(5))
+      -- They have heard of it: by gossip, or as it came.
+      original:kill("sigcont")
+      original.paused = nil
+      settled(t, m)
+      original:json("kv", "put", "a", "2")
+      for _, each in ipairs(m) do assert.equal("2", each:json("kv", "get", "a").value) end
+    end))
+
   it("follows the address that nobody chose, as it runs", cluster.scenario(function(t)
     local function make(i)
       local m = t:manager()

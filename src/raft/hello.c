@@ -60,7 +60,7 @@ int hello_encode(const struct hello *h, struct buf *out)
     wr_u64(&w, h->starts);
     wr_u64(&w, h->nonce);
     wr_blob(&w, h->address, strlen(h->address));
-    if (h->moves > 0) {
+    if (h->format == HELLO_FORMAT_MOVED) {
         wr_u64(&w, h->moves);
     }
     return done(&w);
@@ -101,7 +101,7 @@ int hello_decode(const uint8_t *data, size_t n, struct hello *out)
         return bad("hello");
     }
     out->format = rd_u16(&r);
-    if (r.bad || out->format != HELLO_FORMAT) {
+    if (r.bad || !hello_is_known(out->format)) {
         return r.bad ? bad("hello") : 0;
     }
     read_text(&r, out->cluster_id, sizeof out->cluster_id);
@@ -110,7 +110,10 @@ int hello_decode(const uint8_t *data, size_t n, struct hello *out)
     out->starts = rd_u64(&r);
     out->nonce = rd_u64(&r);
     read_text(&r, out->address, sizeof out->address);
-    out->moves = rd_left(&r) > 0 ? rd_u64(&r) : 0;
+    if (out->format == HELLO_FORMAT_MOVED) {
+        out->moves = rd_u64(&r);
+        r.bad = r.bad || out->moves == 0;
+    }
     return rd_done(&r) ? 0 : bad("hello");
 }
 

@@ -2,7 +2,8 @@
  * I/O.
  *
  * - hello, the opener's first: u32 magic, u16 format, blob cluster id, u64 from, to, starts, nonce, blob
- * address; and u64 moves of a member that has ever moved
+ * address. Of a member that has ever moved it is of HELLO_FORMAT_MOVED, and has u64 moves behind that: whoever
+ * does not know of moves refuses it, rather than look for it where it is not; all others speak as they always did
  * - welcome, the acceptor's first: u16 format, u64 id, starts, nonce
  * - refusal, the acceptor's instead: u8 code, blob reason
  * - ping, empty: from the opener when it has had nothing to say for a second
@@ -14,10 +15,12 @@
 
 #include "base/buf.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
-enum { HELLO_FORMAT = 1 };
+/* A welcome is always of the first. */
+enum { HELLO_FORMAT = 1, HELLO_FORMAT_MOVED };
 
 /* The kinds of control frames. */
 enum hello_kind { HELLO = 1, HELLO_WELCOME, HELLO_REFUSAL, HELLO_PING, HELLO_ALIVE, HELLO_BYE };
@@ -28,7 +31,8 @@ struct hello {
     uint64_t from, to;
     uint64_t starts, nonce;
     char address[280];
-    uint64_t moves; /* how often it has had another address than before */
+    uint64_t
+        moves; /* how often it has had another address than before; above 0 in HELLO_FORMAT_MOVED alone */
 };
 
 struct welcome {
@@ -46,6 +50,11 @@ struct refusal {
 int hello_encode(const struct hello *h, struct buf *out);
 int welcome_encode(const struct welcome *w, struct buf *out);
 int refusal_encode(const struct refusal *r, struct buf *out);
+
+static inline bool hello_is_known(uint16_t format)
+{
+    return format == HELLO_FORMAT || format == HELLO_FORMAT_MOVED;
+}
 
 /* 0 or SYM_EPROTO. Of a hello or welcome of another format only @format is filled in (its rest may look
  * different), so that it can be refused with a reason. Texts are free of control characters. */

@@ -246,6 +246,7 @@ static void on_retry(uv_timer_t *handle)
 
     LIST_FOREACH (peer, &p->peers, link) {
         if (peer->retry_at != 0 && peer->retry_at <= now) {
+            peer_correct(peer);
             peer->retry_at = 0;
             if (peer->address != NULL && peer->out == NULL) {
                 conn_open(peer);
@@ -456,6 +457,26 @@ int peers_set(struct peers *p, uint64_t id, const char *address)
     return peer == NULL ? rv : look_at(peer, peer->moved != NULL ? peer->moved : address);
 }
 
+/* @address is where it is after so many moves, and no other. */
+static int redirect(struct peer *peer, const char *address, uint64_t moves)
+{
+    char *copy = strdup(address);
+    if (copy == NULL) {
+        return err_setf(SYM_ENOMEM, "raft peer %" PRIu64, peer->id);
+    }
+    free(peer->moved);
+    peer->moved = copy;
+    peer->moves = moves;
+    peer->owner->news++;
+    if (peer->address == NULL) {
+        return 0;
+    }
+    if (peer->last_heard != 0 && strcmp(peer->address, address) != 0) {
+        log_info("raft peer %" PRIu64 " is at %s now, and was at %s", peer->id, address, peer->address);
+    }
+    return look_at(peer, address);
+}
+
 int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t moves)
 {
     int rv;
@@ -464,21 +485,24 @@ int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t mov
     if (peer == NULL || moves <= peer->moves || peer_runs_elsewhere(peer, address)) {
         return rv;
     }
-    char *copy = strdup(address);
-    if (copy == NULL) {
-        return err_setf(SYM_ENOMEM, "raft peer %" PRIu64, id);
+    return redirect(peer, address, moves);
+}
+
+void peer_correct(struct peer *peer)
+{
+    char host[256];
+    uint16_t port;
+
+    if (peer->moved == NULL || !peer_runs_elsewhere(peer, peer->moved) ||
+        addr_parse(peer->told, PEERS_DEFAULT_PORT, host, &port) != 0) {
+        return;
     }
-    free(peer->moved);
-    peer->moved = copy;
-    peer->moves = moves;
-    p->news++;
-    if (peer->address == NULL) {
-        return 0;
+    log_warn("raft peer %" PRIu64
+             " is at %s, and not at %s, as was heard: does a copy of its folder run there?",
+        peer->id, peer->told, peer->moved);
+    if (redirect(peer, peer->told, peer->moves) != 0) {
+        log_warn("%s", err_msg());
     }
-    if (peer->last_heard != 0 && strcmp(peer->address, address) != 0) {
-        log_info("raft peer %" PRIu64 " is at %s now, and was at %s", id, address, peer->address);
-    }
-    return look_at(peer, address);
 }
 
 const char *peers_moved(const struct peers *p, uint64_t id, uint64_t *moves)

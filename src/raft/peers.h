@@ -68,8 +68,8 @@ int peers_set(struct peers *p, uint64_t id, const char *address);
  * also when peers_set comes later or says otherwise. @moves is how often its address has changed; what is not
  * above the one that is known is old, and ignored, 0 therefore always. Its hello tells the same; as long as it is
  * connected and says another address itself, it is not there: what is there is a copy of its folder, and this is
- * ignored, too. A wrong address does no harm but that it is not found: who answers there has to have its certificate.
- * SYM_EINVAL as for peers_set. */
+ * ignored, too; and what was believed of that kind while it was cut off ends when it is back. A wrong address does no
+ * harm but that it is not found: who answers there has to have its certificate. SYM_EINVAL as for peers_set. */
 int peers_locate(struct peers *p, uint64_t id, const char *address, uint64_t moves);
 /* The address that @id has after *@moves changes of it, as it is known here; NULL: none is known to have been. Valid until
  * the loop runs on. peers_news is another number when something of that kind is known that was not before. */

@@ -274,7 +274,7 @@ static void on_open_out(struct stream *s)
 {
     struct conn *c = stream_data(s);
     struct peers *p = c->owner;
-    struct hello hello = {.format = HELLO_FORMAT,
+    struct hello hello = {.format = p->cfg.moves > 0 ? HELLO_FORMAT_MOVED : HELLO_FORMAT,
         .from = p->cfg.self,
         .to = c->peer->id,
         .starts = p->cfg.starts,
@@ -352,7 +352,10 @@ static void on_refusal(struct conn *c, const uint8_t *data, size_t n)
     }
     uint64_t id = peer->id;
     if (peer->refused != refusal.code) { /* once, not at each attempt */
-        log_warn("raft peer %" PRIu64 " at %s refuses us: %s", id, peer->address, refusal.reason);
+        log_warn("raft peer %" PRIu64 " at %s refuses us: %s%s", id, peer->address, refusal.reason,
+            refusal.code == SYM_EPROTO && p->cfg.moves > 0
+                ? " -- it does not know of managers that move: upgrade it"
+                : "");
     }
     peer->refused = refusal.code;
     err_setf(refusal.code, "refused: %s", refusal.reason);
@@ -427,7 +430,7 @@ static int check_hello(struct conn *c, const struct hello *hello, const char **r
     struct peers *p = c->owner;
 
     *reason = "";
-    if (hello->format != HELLO_FORMAT) {
+    if (!hello_is_known(hello->format)) {
         *reason = "this version of the raft transport is not known here";
         return SYM_EPROTO;
     }
@@ -510,6 +513,7 @@ static void on_hello(struct conn *c, const uint8_t *data, size_t n)
     if (hello.moves > 0 && peers_locate(p, hello.from, hello.address, hello.moves) != 0) {
         log_warn("raft peer %" PRIu64 ": %s", peer->id, err_msg());
     }
+    peer_correct(peer);
     if (peer->out != NULL && peer->out->starts < hello.starts) {
         reconnect(peer); /* that was to an earlier process */
     } else if (!peer_is_slow(peer) && peer->out == NULL) {

@@ -101,6 +101,9 @@ struct peer *peer_find(const struct peers *p, uint64_t id);
 struct peer *peer_add(struct peers *p, uint64_t id);
 /* It has said how often it has started; that is remembered. */
 void peer_has_started(struct peer *peer, uint64_t starts, uint64_t nonce);
+/* What is connected to us says itself where it is, and nobody knows better: whoever has said otherwise holds a copy of
+ * its folder, and was heard while it was cut off. It is looked for where it says. */
+void peer_correct(struct peer *peer);
 /* Refused for a reason that does not pass by itself. */
 bool peer_is_slow(const struct peer *peer);
 /* Has a connection attempt made in @ms, if there is an address and no connection. */
