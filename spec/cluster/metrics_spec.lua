@@ -89,6 +89,10 @@ describe("GET /metrics", function()
 
   it("counts what watches and watchers do", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
+    cluster.wait_for("symphony's own watches, of which gossip's and the services' are the last", 20, function()
+      local families = scrape(m)
+      return families.symphony_gossip_known_nodes and families.symphony_resources_unplaced
+    end)
     local before = prometheus.value(scrape(m), "symphony_store_watches")
     local watch = proc.begin { "curl", "-sN", "--unix-socket", m.socket, "http://localhost/v1/watch?prefix=" }
     cluster.wait_for("the watch", 10, function() return watch.out:find("sync", 1, true), watch.err end)
