@@ -1,5 +1,4 @@
 local fake = require "spec.unit.cluster_fake"
-local async = require "symphony.async"
 local certs = require "symphony.cluster.certs"
 local crypto = require "sym.crypto"
 local router = require "symphony.api.router"
@@ -140,11 +139,7 @@ describe("certs", function()
     router.reset()
     require("symphony.api.routes_certs").routes(router)
     local function ask(method, path, body, peer)
-      local req = fake.request(method, path, { body = body and require("symphony.json").encode(body), peer = peer })
-      function req:param() return nil end
-      router.dispatch(req)
-      while not req.status do async.sleep(0) end
-      return req
+      return fake.ask(method, path, { body = body and require("symphony.json").encode(body), peer = peer })
     end
     local req = ask("POST", "/v1/certs", { name = "anna", role = "reader", csr = csr "k9" })
     assert.equal(200, req.status, req.answer)

@@ -532,6 +532,24 @@ function M.csr(name)
     crypto.unhex(crypto.cert_info(ca).digest), M.now))
 end
 
+--- Another manager in the state: its record.
+function M.add_node(id)
+  local state = require "symphony.cluster.state"
+  local n = { node_id = "0member" .. id, raft_node_id = id, name = "m" .. id, role = "manager", fingerprint = "f" .. id,
+    raft_address = "h:" .. id, remote_address = "r:" .. id, gossip_address = "g:" .. id, version = "1.2.3",
+    labels = {} }
+  M.apply { ops = { state.put("/node/" .. n.node_id, n), state.put("/raft/" .. id, n.node_id),
+    state.put("/name/" .. n.name, n.node_id), state.put("/fingerprint/" .. n.fingerprint, n.node_id) } }
+  return n
+end
+
+--- And in raft. @role: "voter" unless it is given.
+function M.add_member(id, role, down)
+  local n = M.add_node(id)
+  table.insert(M.status.servers, { id = id, role = role or "voter", up = not down, address = n.raft_address })
+  return n
+end
+
 --- Lets no task of the membership live on: the loop would never run dry.
 function M.quiet()
   require("symphony.cluster.lifecycle").deactivate()

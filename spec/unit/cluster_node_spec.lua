@@ -27,16 +27,7 @@ local function nothing_left()
   assert.is_false(fake.started)
 end
 
--- Another manager in the state and in raft.
-local function add_member(id, role, down)
-  local n = { node_id = "0member" .. id, raft_node_id = id, name = "m" .. id, role = "manager", fingerprint = "f" .. id,
-    raft_address = "h:" .. id, remote_address = "r:" .. id, gossip_address = "g:" .. id, version = "1.2.3",
-      labels = {} }
-  fake.apply { ops = { state.put("/node/" .. n.node_id, n), state.put("/raft/" .. id, n.node_id),
-    state.put("/name/" .. n.name, n.node_id), state.put("/fingerprint/" .. n.fingerprint, n.node_id) } }
-  table.insert(fake.status.servers, { id = id, role = role or "voter", up = not down, address = n.raft_address })
-  return n
-end
+local add_member = fake.add_member
 
 -- The daemon ends and starts again, with what is on disk.
 local function restart()

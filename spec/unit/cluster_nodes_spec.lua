@@ -345,14 +345,10 @@ end)
 
 describe("the routes of nodes and events", function()
   local function ask(method, path, peer, body, query)
-    local req = fake.request(method, path, { peer = peer, body = body and json.encode(body) or "" })
-    req.param = function(_, name) return (query or {})[name] end
-    router.dispatch(req)
-    for _ = 1, 100 do
-      if req.status then break end
-      require("symphony.async").sleep(1)
-    end
-    return req
+    local words = {}
+    for name, value in pairs(query or {}) do words[#words + 1] = name .. "=" .. value end
+    return fake.ask(method, path, { peer = peer, body = body and json.encode(body) or "",
+      query = table.concat(words, "&") })
   end
 
   before_each(function()

@@ -9,20 +9,7 @@ local reconcile = require "symphony.cluster.reconcile"
 local remove = require "symphony.cluster.remove"
 local state = require "symphony.cluster.state"
 
-local function add_node(id)
-  local n = { node_id = "0member" .. id, raft_node_id = id, name = "m" .. id, role = "manager", fingerprint = "f" .. id,
-    raft_address = "h:" .. id, remote_address = "r:" .. id, gossip_address = "g:" .. id, version = "1.2.3",
-      labels = {} }
-  fake.apply { ops = { state.put("/node/" .. n.node_id, n), state.put("/raft/" .. id, n.node_id),
-    state.put("/name/" .. n.name, n.node_id), state.put("/fingerprint/" .. n.fingerprint, n.node_id) } }
-  return n
-end
-
-local function add_member(id, role, down)
-  local n = add_node(id)
-  table.insert(fake.status.servers, { id = id, role = role or "voter", up = not down, address = n.raft_address })
-  return n
-end
+local add_node, add_member = fake.add_node, fake.add_member
 
 local function turns()
   for _ = 1, 30 do

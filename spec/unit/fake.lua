@@ -161,4 +161,15 @@ function M.request(method, path, fields)
   return req
 end
 
+--- The request, once the routes have answered it, or begun to. In a task.
+function M.ask(method, path, fields)
+  local req = M.request(method, path, fields)
+  require("symphony.api.router").dispatch(req)
+  for turn = 1, 2000 do
+    if req.status then return req end
+    require("symphony.async").sleep(turn > 20 and 1 or 0) -- mostly it takes some turns of the loop
+  end
+  error(("%s %s has no answer"):format(method, path), 2)
+end
+
 return M

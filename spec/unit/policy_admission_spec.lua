@@ -52,12 +52,7 @@ local function told(kind)
 end
 
 local function ask(method, path, fields)
-  local req = fake.request(method, path, fields)
-  router.dispatch(req)
-  for _ = 1, 2000 do
-    if req.status then break end
-    async.sleep(1)
-  end
+  local req = fake.ask(method, path, fields)
   return req.status, req:json()
 end
 

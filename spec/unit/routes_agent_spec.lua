@@ -1,5 +1,4 @@
 local fake = require "spec.unit.cluster_fake"
-local async = require "symphony.async"
 local json = require "symphony.json"
 local router = require "symphony.api.router"
 local state = require "symphony.cluster.state"
@@ -10,13 +9,8 @@ describe("what a worker's certificate opens", function()
 
   -- A request of worker @id; status, code of the error.
   local function ask(id, method, path, body, query)
-    local req = fake.request(method, path, { body = body and json.encode(body), query = query,
+    local req = fake.ask(method, path, { body = body and json.encode(body), query = query,
       peer = { tls = true, addr = "192.0.2.1", cn = id, ou = "worker", fingerprint = "f" .. id } })
-    router.dispatch(req)
-    for _ = 1, 1000 do
-      if req.status then break end
-      async.sleep(1)
-    end
     local answer = req:json()
     return req.status, answer.error and answer.error.code
   end

@@ -1,5 +1,4 @@
 local fake = require "spec.unit.cluster_fake"
-local async = require "symphony.async"
 local router = require "symphony.api.router"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
@@ -17,12 +16,7 @@ describe("POST /v1/join", function()
     local body = fields.raw or require("symphony.json").encode { role = fields.role or "worker",
       csr = fake.csr("m" .. serial), name = "host", token = fields.token,
       addresses = { raft = at .. ":1", remote = at .. ":2", gossip = at .. ":3" } }
-    local req = fake.request("POST", "/v1/join", { body = body, peer = { tls = true, addr = from } })
-    router.dispatch(req)
-    for _ = 1, 1000 do
-      if req.status then break end
-      async.sleep(1)
-    end
+    local req = fake.ask("POST", "/v1/join", { body = body, peer = { tls = true, addr = from } })
     local answer = req:json()
     return req.status, answer.error and answer.error.code, answer.error
   end
@@ -152,13 +146,8 @@ describe("POST /v1/renew", function()
   local function renew(id, name, csr, more)
     local peer = { tls = true, addr = "192.0.2.1", cn = id, fingerprint = crypto.csr_check(("CSR %s x"):format(name)) }
     for k, v in pairs(more or {}) do peer[k] = v end
-    local req = fake.request("POST", "/v1/renew", { body = require("symphony.json").encode { csr = csr }, peer = peer,
+    local req = fake.ask("POST", "/v1/renew", { body = require("symphony.json").encode { csr = csr }, peer = peer,
       headers = more and more.headers })
-    router.dispatch(req)
-    for _ = 1, 1000 do
-      if req.status then break end
-      async.sleep(1)
-    end
     local answer = req:json()
     return req.status, answer.error and answer.error.code or answer.certificate
   end
