@@ -70,9 +70,10 @@ local function look_on(m)
       seen.over = true
       return
     end
-    conn:request("GET", "/v1/nodes", nil, {}, function(err, answer)
+    conn:request("GET", "/v1/nodes?stale=ok", nil, {}, function(err, answer)
       assert(not err and answer.status == 200, err or answer.body)
-      for _, row in ipairs(json.decode(answer.body)) do
+      local doc = json.decode(answer.body)
+      for _, row in ipairs(doc.nodes or doc) do
         if row.role == "worker" then
           seen.status[row.status] = row.node_id
           if row.ca then seen.ca[row.ca] = true end
