@@ -13,7 +13,8 @@
  * traffic, beside what the papers say of the same settings (see papers()).
  *
  * All runs of one size and seed begin with copies of one cluster in which everybody knows all, each in a process of its
- * own, N of them at a time. Ten thousand nodes take 4.3 GB, and as much again for each run that goes on just then.
+ * own, N of them at a time. Ten thousand nodes take 4.3 GB, and as much again for each run that goes on just then; a
+ * single run of them has no copy.
  */
 #include "base/err.h"
 #include "gossip/swim_claim.h"
@@ -1100,6 +1101,12 @@ static void all(const char *const *names, size_t n_names, const uint32_t *losses
     uint64_t seed)
 {
     prepared = prepare(n, seed);
+    if (n > LARGE && n_names * n_losses == 1 && options.seeds == 1 && options.n_nodes == 1) {
+        one(names[0], n, losses[0] / 100.0,
+            seed); /* nobody else begins with it, so that nothing is there twice */
+        passed++;
+        return;
+    }
     for (size_t s = 0; s < n_names; s++) {
         for (size_t l = 0; l < n_losses; l++) {
             begin_job(names[s], n, losses[l] / 100.0, seed);
