@@ -24,6 +24,152 @@ static void globs(void **state)
     }
 }
 
+/* As it is said in words. */
+static bool fits_by_definition(const char *glob, size_t n_glob, const char *text, size_t n_text)
+{
+    if (n_glob == 0) {
+        return n_text == 0;
+    }
+    if (*glob == '*') {
+        return fits_by_definition(glob + 1, n_glob - 1, text, n_text) ||
+               (n_text > 0 && fits_by_definition(glob, n_glob, text + 1, n_text - 1));
+    }
+    return n_text > 0 && (*glob == '?' || *glob == *text) &&
+           fits_by_definition(glob + 1, n_glob - 1, text + 1, n_text - 1);
+}
+
+/* The @number-th text of @n of these. */
+static void spell(char *out, size_t n, const char *letters, size_t number)
+{
+    size_t base = strlen(letters);
+    for (size_t i = 0; i < n; i++, number /= base) {
+        out[i] = letters[number % base];
+    }
+    out[n] = '\0';
+}
+
+static void every_short_glob(void **state)
+{
+    (void)state;
+    char glob[8], text[8];
+    for (size_t n = 0, globs = 1; n <= 5; n++, globs *= 4) {
+        for (size_t g = 0; g < globs; g++) {
+            spell(glob, n, "ab*?", g);
+            for (size_t m = 0, texts = 1; m <= 6; m++, texts *= 2) {
+                for (size_t t = 0; t < texts; t++) {
+                    spell(text, m, "ab", t);
+                    if (glob_match(glob, n, text, m) != fits_by_definition(glob, n, text, m)) {
+                        fail_msg("%s %s", glob, text);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/* A star, and then some of @piece, and then @end: @n bytes and a NUL. */
+static void make_glob(char *out, size_t n, const char *piece, const char *end)
+{
+    for (size_t i = 0; i < n; i++) {
+        out[i] = piece[i % strlen(piece)];
+    }
+    out[0] = '*';
+    memcpy(out + n - strlen(end), end, strlen(end) + 1);
+}
+
+static void long_globs(void **state)
+{
+    (void)state;
+    char glob[GLOB_MAX + 2], text[2 * GLOB_MAX];
+    for (size_t n = 60; n <= GLOB_MAX; n += n < 200 ? 1 : 103) {
+        size_t m = n - 1 + 70;
+        memset(text, 'a', m);
+        text[m - 1] = 'b';
+        make_glob(glob, n, "a", "b");
+        assert_true(glob_match(glob, n, text, m));
+        assert_true(glob_match(glob, n, text + 70, m - 70));
+        assert_false(glob_match(glob, n, text + 71, m - 71));
+        make_glob(glob, n, "?", "b");
+        assert_true(glob_match(glob, n, text + 70, m - 70));
+        assert_false(glob_match(glob, n, text, m - 1));
+        make_glob(glob, n, "a*", "cb");
+        assert_false(glob_match(glob, n, text, m));
+        make_glob(glob, n, "*", "ab*");
+        assert_true(glob_match(glob, n, text, m));
+    }
+    make_glob(glob, GLOB_MAX + 1, "*", "*");
+    assert_false(glob_match(glob, GLOB_MAX + 1, text, 1));
+    memset(glob, 'a', sizeof glob);
+    memset(text, 'a', sizeof text);
+    assert_true(glob_match(glob, sizeof glob, text, sizeof glob));
+}
+
+/* All the globs that policies may have, each as bad as it can be, and the longest of keys: so many steps are made in
+ * well below five milliseconds. */
+static void the_worst_globs(void **state)
+{
+    (void)state;
+    enum { POLICIES = 64, KEY = 1024 };
+    static const char *const pieces[] = {"a", "*a", "a*", "?", "*?", "?*a", "aa*", "*"};
+    char glob[RULES_GLOB_MAX + 1], key[KEY];
+    uint64_t worst = 0;
+    memset(key, 'a', KEY);
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        for (size_t j = 0; j < 4; j++) {
+            uint64_t steps = 0;
+            make_glob(glob, RULES_GLOB_MAX, pieces[i], j & 1 ? "ab" : "b*a");
+            glob[0] = j & 2 ? '?' : '*';
+            (void)glob_match_counted(glob, RULES_GLOB_MAX, key, KEY, &steps);
+            worst = steps > worst ? steps : worst;
+        }
+    }
+    assert_in_range(worst, KEY - RULES_GLOB_MAX, KEY);
+    assert_in_range(worst * POLICIES * RULES_GLOBS_MAX, 0, 1 << 20);
+}
+
+static void how_many_globs(void **state)
+{
+    (void)state;
+    struct rules r = {.n = 0};
+    char glob[RULES_GLOB_MAX + 2];
+    make_glob(glob, RULES_GLOB_MAX, "a", "");
+    for (int i = 0; i < RULES_GLOBS_MAX; i++) {
+        OK(rules_add(&r, "admit.change", RULES_KEY, glob));
+    }
+    assert_int_equal(rules_add(&r, "admit.change", RULES_KEY, "a"), SYM_ETOOBIG);
+    OK(rules_add(&r, "admit.change", RULES_KIND, "a"));
+    OK(rules_add(&r, "admit.join", RULES_KEY, "a"));
+    make_glob(glob, RULES_GLOB_MAX + 1, "a", "");
+    assert_int_equal(rules_add(&r, "node.up", RULES_KEY, glob), SYM_ETOOBIG);
+    rules_free(&r);
+}
+
+static void hooks(void **state)
+{
+    (void)state;
+    static const char *const known[] = {"admit.join", "admit.change", "node.down", "node.up", "leader.change",
+        "place.block", "place.a-1", "place.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "every.1s", "every.90m",
+        "every.366d"};
+    static const char *const unknown[] = {"", "admit", "admit.", "admit.Join", "node.dawn", "place", "place.",
+        "place.Foo", "place.fOo", "place.1a", "place.-a", "place.a_b", "place.a.b", "place.a ",
+        "place.\xc3\xa4", "place.aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "every", "every.", "every.0s",
+        "every.10", "every.s", "every.1w", "every.1ss", "every.-1s", "every.+1s", "every. 1s", "every.1.5s",
+        "every.367d", "every.9999999999s"};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        if (!rules_hook_known(known[i])) {
+            fail_msg("%s", known[i]);
+        }
+    }
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        if (rules_hook_known(unknown[i])) {
+            fail_msg("%s", unknown[i]);
+        }
+    }
+    assert_int_equal(rules_period("every.90m"), 5400);
+    assert_int_equal(rules_period("every.366d"), 366 * 86400);
+    assert_int_equal(rules_period("place.a"), 0);
+}
+
 /* The rules of a policy that says @about of itself. */
 static struct rules read_rules(const char *about)
 {
@@ -206,6 +352,11 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(globs),
+        cmocka_unit_test(every_short_glob),
+        cmocka_unit_test(long_globs),
+        cmocka_unit_test(the_worst_globs),
+        cmocka_unit_test(how_many_globs),
+        cmocka_unit_test(hooks),
         cmocka_unit_test(what_they_want_to_hear_of),
         cmocka_unit_test(what_they_are_asked),
         cmocka_unit_test(a_yes),

@@ -80,6 +80,7 @@ static void open_vm(void)
         {"sym.sys", luaopen_sym_sys},
         {"sym.crypto", luaopen_sym_crypto},
         {"sym.http", luaopen_sym_http},
+        {"sym.rules", luaopen_sym_rules},
         {NULL, NULL},
     };
     char file[] = __FILE__, path[4096], tree[4096];

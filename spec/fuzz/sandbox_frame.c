@@ -76,7 +76,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         }
         if (frame_get_call(&f, &call)) {
             struct box_subject subject = {0};
-            (void)box_hook_known(call.hook);
+            (void)rules_hook_known(call.hook);
             (void)box_subject(call.input, call.n_input, &subject);
             box_subject_free(&subject);
         }

@@ -330,6 +330,28 @@ function M.apply(txn)
   return { status = "applied", revision = M.revision }
 end
 
+-- Policies ------------------------------------------------------------------------------------------------------------
+
+local HOOKS = { ["admit.join"] = true, ["admit.change"] = true, ["node.down"] = true, ["node.up"] = true,
+  ["leader.change"] = true }
+local UNITS = { s = 1, m = 60, h = 3600, d = 86400 }
+
+local function period(hook)
+  local n, unit = tostring(hook):match("^every%.(%d+)([smhd])$")
+  return n and tonumber(n) > 0 and math.tointeger(tonumber(n)) * UNITS[unit] or nil
+end
+
+M.module("rules", {
+  HOOKS_MAX = 32, GLOBS_MAX = 16, GLOB_MAX = 64, period = period,
+  is_hook = function(hook)
+    return HOOKS[hook] or tostring(hook):find("^place%.%l[%l%d%-]*$") ~= nil or period(hook) ~= nil
+  end,
+  glob = function(glob, text)
+    local pattern = glob:gsub("[%^%$%(%)%%%.%[%]%+%-]", "%%%0"):gsub("%*", ".*"):gsub("%?", ".")
+    return text:find("^" .. pattern .. "$") ~= nil
+  end,
+})
+
 -- Raft ----------------------------------------------------------------------------------------------------------------
 
 --- raft.status()'s answer, for the test to change; changes: what add, assign, remove and transfer were called with.

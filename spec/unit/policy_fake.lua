@@ -78,7 +78,7 @@ local function environment()
     kv_put = function(key, value) return { do_ = "kv.put", key = key, value = value } end,
     kv_rm = function(key) return { do_ = "kv.rm", key = key } end,
     event = function(text) return { do_ = "event", text = text } end,
-    glob = require("symphony.policy.match").glob, sorted_pairs = sorted_pairs, type = type,
+    glob = require("sym.rules").glob, sorted_pairs = sorted_pairs, type = type,
     tostring = tostring, tonumber = tonumber, ipairs = ipairs, pairs = sorted_pairs,
     select = select, error = error, assert = assert,
     string = { find = string.find, match = string.match, gmatch = string.gmatch, gsub = string.gsub, sub = string.sub,

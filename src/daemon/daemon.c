@@ -639,6 +639,7 @@ int daemon_open(struct daemon *d, uv_loop_t *loop, const char *const *lua_paths)
         {"sym.node", luaopen_sym_node},
         {"sym.metrics", luaopen_sym_metrics},
         {"sym.policy", luaopen_sym_policy},
+        {"sym.rules", luaopen_sym_rules},
         {NULL, NULL},
     };
     struct vm_config vm = {.loop = loop, .lua_paths = lua_paths, .daemon = d, .modules = modules};

@@ -87,5 +87,6 @@ int luaopen_sym_raft(lua_State *L);
 int luaopen_sym_gossip(lua_State *L);
 int luaopen_sym_node(lua_State *L);
 int luaopen_sym_policy(lua_State *L);
+int luaopen_sym_rules(lua_State *L);
 
 #endif

@@ -15,7 +15,6 @@
 #include <string.h>
 
 enum {
-    HOOK_NAME_MAX = 64,
     SUMMARY_MAX = 200,
     CASES_MAX = 64,
     PERIOD = 100,    /* instructions between two looks at the budget */
@@ -94,36 +93,6 @@ bool box_name_valid(const char *name, size_t n)
         }
     }
     return n > 0 && n <= BOX_NAME_MAX && isalnum((unsigned char)name[0]);
-}
-
-/* A whole number of seconds, minutes, hours or days: from a second to a year. */
-static bool is_duration(const char *text)
-{
-    static const unsigned seconds[] = {1, 60, 3600, 86400};
-    static const char units[] = "smhd";
-    char *end;
-    if (!isdigit((unsigned char)*text) || strlen(text) > 9) {
-        return false;
-    }
-    unsigned long n = strtoul(text, &end, 10);
-    const char *unit = *end != '\0' && end[1] == '\0' ? strchr(units, *end) : NULL;
-    return unit != NULL && n > 0 && n <= 366UL * 86400 / seconds[unit - units];
-}
-
-bool box_hook_known(const char *hook)
-{
-    static const char *const names[] = {
-        "admit.join", "admit.change", "node.down", "node.up", "leader.change"};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(hook, names[i]) == 0) {
-            return true;
-        }
-    }
-    if (strncmp(hook, "every.", 6) == 0) {
-        return is_duration(hook + 6);
-    }
-    return strncmp(hook, "place.", 6) == 0 && box_name_valid(hook + 6, strlen(hook + 6)) &&
-           strlen(hook) <= HOOK_NAME_MAX;
 }
 
 /* --- limits --- */
@@ -262,7 +231,7 @@ static void read_hooks(lua_State *L, struct box *box, int idx)
     int keys = lua_gettop(L);
     lua_newtable(L);
     for (lua_Integer i = 1; lua_rawgeti(L, keys, i) != LUA_TNIL; i++) {
-        if (lua_type(L, -1) != LUA_TSTRING || !box_hook_known(lua_tostring(L, -1))) {
+        if (lua_type(L, -1) != LUA_TSTRING || !rules_hook_known(lua_tostring(L, -1))) {
             luaL_error(L,
                 "there is no hook %s; there are admit.join, admit.change, place.<kind>, node.down, node.up, "
                 "leader.change and every.<duration>, such as every.30s",
@@ -289,7 +258,7 @@ static void read_hooks(lua_State *L, struct box *box, int idx)
 static void read_glob(lua_State *L, struct box *box, int hook, unsigned field)
 {
     size_t n;
-    if (lua_type(L, -1) != LUA_TSTRING || (lua_tolstring(L, -1, &n), n == 0 || n > RULES_GLOB_MAX)) {
+    if (lua_type(L, -1) != LUA_TSTRING || (lua_tolstring(L, -1, &n), n == 0)) {
         luaL_error(L, "match: %s is to be a list of texts with * and ?", rules_plural[field]);
     }
     check(L, rules_add(&box->rules, lua_tostring(L, hook), (enum rules_field)field, lua_tostring(L, -1)));

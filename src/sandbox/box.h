@@ -77,8 +77,6 @@ struct reads *box_reads(lua_State *L); /* never NULL */
 lua_State *box_state(struct box *box);
 int box_enter(struct box *box, lua_CFunction fn, void *arg);
 
-/* Hooks that there are. */
-bool box_hook_known(const char *hook);
 bool box_name_valid(const char *name, size_t n);
 
 #endif

@@ -834,7 +834,7 @@ unsigned host_concerned(const struct host *h, const char *hook, const char *cons
 
 int host_call(struct host *h, const struct host_call *call, host_cb cb, void *arg)
 {
-    if (!box_hook_known(call->hook)) {
+    if (!rules_hook_known(call->hook)) {
         return err_setf(SYM_EINVAL, "there is no hook %.80s", call->hook);
     }
     if (call->n_input > BOX_INPUT_MAX || call->n_state > BOX_INPUT_MAX ||

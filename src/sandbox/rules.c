@@ -4,13 +4,49 @@
 #include "sandbox/glob.h"
 #include "sandbox/json_read.h"
 
+#include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
 
 const char *const rules_plural[RULES_FIELDS] = {"kinds", "keys", "actions", "roles", "names"};
 const char *const rules_singular[RULES_FIELDS] = {"kind", "key", "action", "role", "name"};
 
-enum { TEXT_MAX = 256 };
+enum { TEXT_MAX = 256, KIND_MAX = 32 };
+
+unsigned rules_period(const char *hook)
+{
+    static const unsigned seconds[] = {1, 60, 3600, 86400};
+    static const char units[] = "smhd";
+    const char *text = hook + 6;
+    char *end;
+    if (strncmp(hook, "every.", 6) != 0 || !isdigit((unsigned char)*text) || strlen(text) > 9) {
+        return 0;
+    }
+    unsigned long n = strtoul(text, &end, 10);
+    const char *unit = *end != '\0' && end[1] == '\0' ? strchr(units, *end) : NULL;
+    if (unit == NULL || n > 366UL * 86400 / seconds[unit - units]) {
+        return 0;
+    }
+    return (unsigned)n * seconds[unit - units];
+}
+
+static bool is_kind(const char *text)
+{
+    size_t n = strspn(text, "abcdefghijklmnopqrstuvwxyz0123456789-");
+    return n > 0 && n <= KIND_MAX && text[n] == '\0' && islower((unsigned char)*text);
+}
+
+bool rules_hook_known(const char *hook)
+{
+    static const char *const names[] = {
+        "admit.join", "admit.change", "node.down", "node.up", "leader.change"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(hook, names[i]) == 0) {
+            return true;
+        }
+    }
+    return rules_period(hook) > 0 || (strncmp(hook, "place.", 6) == 0 && is_kind(hook + 6));
+}
 
 int rules_add_hook(struct rules *r, const char *hook)
 {
@@ -27,8 +63,14 @@ int rules_add_hook(struct rules *r, const char *hook)
 
 int rules_add(struct rules *r, const char *hook, enum rules_field field, const char *glob)
 {
-    if (r->n == RULES_MAX) {
-        return err_setf(SYM_ETOOBIG, "match: at most %d patterns", RULES_MAX);
+    unsigned n = 0;
+    for (unsigned i = 0; i < r->n; i++) {
+        n += r->all[i].field == field && strcmp(r->all[i].hook, hook) == 0;
+    }
+    if (n == RULES_GLOBS_MAX || r->n == RULES_MAX || strlen(glob) > RULES_GLOB_MAX) {
+        return err_setf(SYM_ETOOBIG,
+            "match: %s are at most %d texts of at most %d bytes, and all of them together %d",
+            rules_plural[field], RULES_GLOBS_MAX, RULES_GLOB_MAX, RULES_MAX);
     }
     struct rule rule = {strdup(hook), strdup(glob), field};
     struct rule *all = realloc(r->all, (r->n + 1) * sizeof *all);

@@ -6,7 +6,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum { RULES_HOOKS_MAX = 32, RULES_MAX = 256, RULES_GLOB_MAX = 256 };
+/* Every change is looked at with all globs, on the loop: what that takes grows with their number and lengths. */
+enum {
+    RULES_HOOKS_MAX = 32,
+    RULES_MAX = 256,      /* globs of a policy */
+    RULES_GLOBS_MAX = 16, /* for one field at one hook */
+    RULES_GLOB_MAX = 64   /* bytes */
+};
 
 enum rules_field { RULES_KIND, RULES_KEY, RULES_ACTION, RULES_ROLE, RULES_NAME, RULES_FIELDS };
 extern const char *const rules_plural[RULES_FIELDS];   /* as `match` has them: "kinds" */
@@ -24,6 +30,12 @@ struct rules {
     struct rule *all;
     unsigned n;
 };
+
+/* Is there such a hook? A place.<kind> has the name of a kind of resource: 1 to 32 of a-z, 0-9 and -, beginning with a
+ * letter. */
+bool rules_hook_known(const char *hook);
+/* The seconds of an every.<duration>, at least 1, at most 366 days; 0 for any other hook. */
+unsigned rules_period(const char *hook);
 
 /* 0, SYM_ETOOBIG or SYM_ENOMEM. */
 int rules_add_hook(struct rules *r, const char *hook);

@@ -1,55 +1,26 @@
 --- What policies say of themselves, and which of them an input concerns. Pure.
 local errors = require "symphony.errors"
 local json = require "symphony.json"
-local values = require "symphony.cluster.values"
+local rules = require "sym.rules"
 
 local M = {}
 
 M.ORDER, M.ORDER_MAX = 50, 100
 local SUMMARY_MAX = 200
--- Every change is looked at with all globs, on the loop: what that takes grows with their number and lengths.
-local HOOKS_MAX, GLOBS_MAX, GLOB_MAX = 32, 16, 64
-
-local HOOKS = { ["admit.join"] = true, ["admit.change"] = true, ["node.down"] = true, ["node.up"] = true,
-  ["leader.change"] = true }
+local HOOKS_MAX, GLOBS_MAX, GLOB_MAX = rules.HOOKS_MAX, rules.GLOBS_MAX, rules.GLOB_MAX
 
 -- What a policy may match by, and what of an input that is.
 local FIELDS = { kinds = "kind", keys = "key", actions = "action", roles = "role", names = "name" }
 
 --- The seconds of "every.<duration>"; nil for any other hook.
-function M.period(hook)
-  local text = hook:match("^every%.(.+)$")
-  return text and values.parse_duration(text) or nil
-end
+M.period = rules.period
 
 --- Is there such a hook?
-function M.is_hook(hook)
-  return type(hook) == "string" and #hook <= 64
-    and (HOOKS[hook] or hook:find("^place%.%l[%l%d_%-]*$") ~= nil or M.period(hook) ~= nil) or false
-end
-
---- Does the whole of @text fit @glob? * stands for any run of bytes, also none and also with slashes, ? for one.
-function M.glob(glob, text)
-  local g, t, star, resume = 1, 1, nil, nil
-  while t <= #text do
-    local c = glob:byte(g)
-    if c == 42 then
-      star, g, resume = g, g + 1, t
-    elseif c == 63 or (c and c == text:byte(t)) then
-      g, t = g + 1, t + 1
-    elseif star then
-      resume = resume + 1
-      g, t = star + 1, resume
-    else
-      return false
-    end
-  end
-  return glob:find("^%**$", g) ~= nil
-end
+M.is_hook = rules.is_hook
 
 local function fits_any(globs, text)
   for _, glob in ipairs(globs) do
-    if M.glob(glob, text) then return true end
+    if rules.glob(glob, text) then return true end
   end
   return false
 end

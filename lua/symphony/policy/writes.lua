@@ -20,6 +20,7 @@ local M = {}
 
 local LAST_MS = 500
 local ATTEMPTS_MAX = 64 -- remembered of one id
+local TURN = 16         -- changes of which the policies are sought in one turn of the loop
 
 --- What submit() returns when the leader has to decide, and this manager is not the leader.
 M.FORWARD = {}
@@ -73,6 +74,7 @@ end
 local function decide(admission, ops, who)
   local out, compares, now = {}, {}, {}
   for i, op in ipairs(ops) do
+    if i % TURN == 0 then async.sleep(0) end
     local key = op.put or op.delete
     local old = now[key]
     if not old then
