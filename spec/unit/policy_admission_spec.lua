@@ -15,40 +15,25 @@ local writes = require "symphony.policy.writes"
 
 local ME = { kind = "control", name = "m" }
 
+local fails, told, value = sandbox.fails, sandbox.told, sandbox.value
+
 local function policy(body, more)
-  return ([[return { %s hooks = { ["admit.change"] = function(change) %s end } }]]):format(more or "", body)
+  return sandbox.source("admit.change", "local change = input " .. body, more)
 end
 
 local QUOTA = policy [[if glob("team/*", change.key) and change.old == nil and count("/kv/team/") >= 1 then
   return refuse("one is enough") end]]
 
 local function cluster(fn)
-  return fake.task(function()
-    fake.reset()
-    sandbox.reset()
+  return sandbox.cluster(function()
     router.reset()
-    fake.make()
     require("symphony.api.routes_txn").routes(router)
     fn()
   end)
 end
 
-local function fails(code, pattern, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok)
-  assert.equal(code, err.code, err.message)
-  assert.truthy(err.message:find(pattern), err.message)
-  return err
-end
-
-local function put(key, value, who) return writes.submit({ compare = {}, ops = { { put = "/kv/" .. key,
-  value = value } } }, who or ME) end
-
-local function value(key) return (state.text("/kv/" .. key)) end
-
-local function told(kind)
-  async.sleep(5)
-  return events.list { kind = kind }
+local function put(key, new, who)
+  return writes.submit({ compare = {}, ops = { { put = "/kv/" .. key, value = new } } }, who or ME)
 end
 
 local function ask(method, path, fields)
@@ -205,6 +190,32 @@ describe("changes of keys", function()
     store.enable("p", "me")
     for _ = 1, 9 do bad() end
     assert.is_true(store.show("p").enabled)
+  end))
+
+  it("that are only tried count as nothing, however often a policy fails", cluster(function()
+    local source = policy [[error("oops")]]
+    store.set("p", source, "me")
+    local txn = { compare = {}, ops = { { put = "/kv/a", value = "x" } } }
+    local input = { kind = "kv", key = "a", action = "put", new = "x" }
+    local node_id = state.nodes()[1].value.node_id
+    local function try()
+      assert.equal("policy_failed", writes.plan(txn, ME).code)
+      assert.equal("policy_failed", engine.explain("admit.change", input).code)
+      assert.equal("policy_failed", nodes.serve_update(node_id, { labels = { a = "b" } }, { plan = true }).code)
+      assert.is_false(engine.test(source, { { hook = "admit.change", input = input, expect = {} } }).cases[1].ok)
+    end
+    local said = engine.figures().said.failed
+    for _ = 1, 12 do try() end
+    sandbox.call_error = { code = "policy_timeout", message = "it did not end within 100 ms", policy = "p" }
+    for _ = 1, 12 do assert.equal("policy_failed", writes.plan(txn, ME).code) end
+    sandbox.call_error = nil
+    async.sleep(20)
+    assert.same({ {}, said, true }, { engine.failures(), engine.figures().said.failed, store.show("p").enabled })
+    -- Nor do they make up for what has failed.
+    put("a", "x")
+    try()
+    assert.same({ p = 1 }, engine.failures())
+    assert.same({}, told "policy.disabled")
   end))
 
   it("of which a policy fails without Lua count as well, and those that it does not", cluster(function()

@@ -246,4 +246,41 @@ function M.reset()
 end
 
 M.module = policy_module
+
+-- What the specs of policies have in common ---------------------------------------------------------------------------
+
+--- A policy with one @hook; @more: other fields of it.
+function M.source(hook, body, more)
+  return ([[return { %s hooks = { ["%s"] = function(input) %s end } }]]):format(more or "", hook, body)
+end
+
+--- The body of a test as a task, in a cluster of one manager that has just been made.
+function M.cluster(fn)
+  return fake.task(function()
+    fake.reset()
+    M.reset()
+    fake.make()
+    fn()
+  end)
+end
+
+--- fn(...) has to raise an error of @code whose message fits @pattern: that error.
+function M.fails(code, pattern, fn, ...)
+  local ok, err = pcall(fn, ...)
+  assert(not ok, "it did not fail")
+  assert(err.code == code and err.message:find(pattern), ("%s: %s"):format(err.code, err.message))
+  return err
+end
+
+--- What the user's key @key holds; nil.
+function M.value(key)
+  return (require("symphony.cluster.state").text("/kv/" .. key))
+end
+
+--- The events of @kind, also those that are just being written.
+function M.told(kind)
+  require("symphony.async").sleep(5)
+  return require("symphony.cluster.events").list { kind = kind }
+end
+
 return M

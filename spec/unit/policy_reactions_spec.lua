@@ -8,15 +8,10 @@ local store = require "symphony.policy.store"
 
 local ID = "0abcdefghijklmnopqrstuvabc"
 
-local function policy(hook, body)
-  return ([[return { hooks = { ["%s"] = function(input) %s end } }]]):format(hook, body)
-end
+local policy, told, value = sandbox.source, sandbox.told, sandbox.value
 
 local function cluster(fn)
-  return fake.task(function()
-    fake.reset()
-    sandbox.reset()
-    fake.make()
+  return sandbox.cluster(function()
     reactions.stop() -- a test asks for each turn
     fake.apply { ops = { state.put("/node/" .. ID, { node_id = ID, name = "w1", role = "worker", fingerprint = "f",
       labels = { zone = "a" }, availability = "active" }), state.put("/name/w1", ID) } }
@@ -24,8 +19,6 @@ local function cluster(fn)
     reactions.stop()
   end)
 end
-
-local function value(key) return (state.text("/kv/" .. key)) end
 
 local function happens(kind, more)
   local fields = { kind = kind, node = { node_id = ID, name = "w1" }, message = "x", reason = "no answer" }
@@ -36,12 +29,6 @@ end
 -- The fake's watches are told at once, and the store has no history: what is there when a turn begins is looked up.
 local function turn()
   return reactions.turn()
-end
-
-local function told(kind)
-  local out = {}
-  for i, event in ipairs(events.list { kind = kind }) do out[i] = event end
-  return out
 end
 
 describe("reactions", function()

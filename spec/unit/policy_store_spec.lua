@@ -1,7 +1,6 @@
 local fake = require "spec.unit.cluster_fake"
 local sandbox = require "spec.unit.policy_fake"
 local engine = require "symphony.policy.engine"
-local events = require "symphony.cluster.events"
 local match = require "symphony.policy.match"
 local state = require "symphony.cluster.state"
 local store = require "symphony.policy.store"
@@ -15,28 +14,7 @@ local function tested(ok, mark)
       expect = %s } } }]]):format(mark or "", ok and "{ allow = true }" or "{ refuse = true }")
 end
 
-local function cluster(fn)
-  return fake.task(function()
-    fake.reset()
-    sandbox.reset()
-    fake.make()
-    fn()
-  end)
-end
-
-local function fails(code, pattern, fn, ...)
-  local ok, err = pcall(fn, ...)
-  assert.is_false(ok)
-  assert.equal(code, err.code, err.message)
-  assert.truthy(err.message:find(pattern), err.message)
-  return err
-end
-
-local function told(kind)
-  local out = {}
-  for i, event in ipairs(events.list { kind = kind }) do out[i] = event end
-  return out
-end
+local cluster, fails, told = sandbox.cluster, sandbox.fails, sandbox.told
 
 describe("policies in the state", function()
   it("are set, shown, listed in their order, and removed", cluster(function()
