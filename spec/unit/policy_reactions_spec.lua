@@ -2,9 +2,12 @@ local fake = require "spec.unit.cluster_fake"
 local sandbox = require "spec.unit.policy_fake"
 local async = require "symphony.async"
 local events = require "symphony.cluster.events"
+local occurrence = require "symphony.policy.occurrence"
 local reactions = require "symphony.policy.reactions"
 local state = require "symphony.cluster.state"
 local store = require "symphony.policy.store"
+
+reactions.TURN_MS = 1
 
 local ID = "0abcdefghijklmnopqrstuvabc"
 
@@ -127,7 +130,7 @@ describe("reactions", function()
   end))
 
   it("ask for no more than thirty-two things at once", cluster(function()
-    reactions.BURST = 100
+    occurrence.BURST = 100
     reactions.stop()
     store.set("p", policy("node.down", [[local list = {}
       for i = 1, 50 do list[i] = kv_put("p/" .. i, "x") end
@@ -135,7 +138,7 @@ describe("reactions", function()
     turn()
     happens "node.down"
     turn()
-    reactions.BURST = 20
+    occurrence.BURST = 20
     assert.equal(32, #state.list_raw "/kv/p/")
   end))
 
@@ -204,5 +207,193 @@ describe("reactions", function()
     store.set("p", policy("leader.change", [[return { kv_put("late", "1") }]]), "me")
     turn()
     assert.is_nil(value "late")
+  end))
+end)
+
+-- Whatever fails, and whenever the leader changes, what is asked for is done once.
+describe("reactions, of which something fails in the middle,", function()
+  local raft, real = package.loaded["sym.raft"], nil
+
+  -- The @n-th txn from now on is not answered: it was applied, or not. A function that says whether there was one.
+  local function failing(n, how)
+    local hit = false
+    raft.submit = function(txn, ms, cb)
+      n = n - 1
+      if n ~= 0 then return real(txn, ms, cb) end
+      hit = true
+      if how == "applied" then fake.apply(txn) end
+      cb { code = how == "applied" and "outcome_unknown" or "no_quorum", message = "no answer" }
+    end
+    return function() return hit end
+  end
+
+  local function turns(n)
+    local failures = 0
+    for _ = 1, n do
+      if not pcall(reactions.turn) then failures = failures + 1 end
+    end
+    return failures
+  end
+
+  local function new_leader()
+    reactions.stop()
+    fake.status.term = fake.status.term + 1
+  end
+
+  local function injected(fn)
+    return cluster(function()
+      real = raft.submit
+      local ok, err = pcall(fn)
+      raft.submit = real
+      if not ok then error(err, 0) end
+    end)
+  end
+
+  -- The messages of policy.event, sorted: each is there as often as it was carried out.
+  local function carried_out()
+    local list = {}
+    for i, event in ipairs(told "policy.event") do list[i] = event.message end
+    table.sort(list)
+    return list
+  end
+
+  -- happen() makes something happen; @want is what is to be carried out then, whatever txn fails.
+  local function once(happen, want)
+    local cases = 0
+    for _, how in ipairs { "lost", "applied" } do
+      for _, change in ipairs { false, true } do
+        for n = 1, 40 do
+          fake.apply { ops = (function()
+            local ops = {}
+            for i, kv in ipairs(state.list_raw "/event/") do ops[i] = state.delete(kv.key) end
+            return ops
+          end)() }
+          happen()
+          local was_hit = failing(n, how)
+          turns(1)
+          raft.submit = real
+          if change then new_leader() end
+          turns(3)
+          local case = ("txn %d %s, %s"):format(n, how, change and "another leader" or "the same leader")
+          assert.same(want, carried_out(), case)
+          assert.same({}, state.list_raw "/reaction/", case)
+          if not was_hit() then break end
+          cases = cases + 1
+        end
+      end
+    end
+    return cases
+  end
+
+  local TWO = [[return { event("a"), event("b"), kv_put("n", "1"), drain("w1"), event("c") }]]
+
+  it("to nodes", injected(function()
+    store.set("p", policy("node.down", TWO), "me")
+    store.set("q", policy("node.down", [[return { event("d") }]]), "me")
+    store.set("r", policy("node.down", [[return nil]]), "me")
+    require("symphony.policy.occurrence").BURST = 1000
+    reactions.stop()
+    turns(1)
+    local cases = once(function()
+      fake.apply { ops = { state.delete "/kv/n" } }
+      happens "node.down"
+    end, { "a", "b", "c", "d" })
+    require("symphony.policy.occurrence").BURST = 20
+    assert.is_true(cases >= 4 * 7, cases) -- two are noted, six are done
+    assert.equal("drain", state.get("/node/" .. ID).availability)
+  end))
+
+  it("to another leader", injected(function()
+    store.set("p", policy("leader.change", [[return { event("x" .. input.term), event("y" .. input.term) }]]), "me")
+    store.set("q", policy("leader.change", [[return { event("z" .. input.term) }]]), "me")
+    turns(1)
+    for _, how in ipairs { "lost", "applied" } do
+      for n = 1, 20 do
+        new_leader()
+        local was_hit = failing(n, how)
+        turns(1)
+        raft.submit = real
+        turns(3)
+        local term, count = tostring(fake.status.term), {}
+        for _, text in ipairs(carried_out()) do count[text] = (count[text] or 0) + 1 end
+        assert.same({ 1, 1, 1 }, { count["x" .. term], count["y" .. term], count["z" .. term] },
+          ("txn %d %s"):format(n, how))
+        if not was_hit() then break end
+      end
+    end
+  end))
+
+  it("to time", injected(function()
+    fake.now = 1700000010
+    store.set("p", policy("every.1m", [[local minute = input.now // 60
+      return { event("a" .. minute), event("b" .. minute) }]]), "me")
+    store.set("q", policy("every.1m", [[return { event("c" .. input.now // 60) }]]), "me")
+    turns(1)
+    local minute = 1700000010 // 60
+    for _, how in ipairs { "lost", "applied" } do
+      for _, change in ipairs { false, true } do
+        for n = 1, 20 do
+          minute = minute + 1
+          fake.now = minute * 60
+          local was_hit = failing(n, how)
+          turns(1)
+          raft.submit = real
+          if change then new_leader() end
+          fake.now = minute * 60 + 5
+          turns(3)
+          local count = {}
+          for _, text in ipairs(carried_out()) do count[text] = (count[text] or 0) + 1 end
+          assert.same({ 1, 1, 1 }, { count["a" .. minute], count["b" .. minute], count["c" .. minute] },
+            ("txn %d %s"):format(n, how))
+          if not was_hit() then break end
+        end
+      end
+    end
+  end))
+
+  it("because a policy cannot be asked, which is not its fault", injected(function()
+    store.set("p", policy("node.down", [[return { event("a") }]]), "me")
+    store.set("q", policy("node.down", [[return { event("b") }]]), "me")
+    turns(1)
+    happens "node.down"
+    local asked = 0
+    sandbox.before_call = function()
+      asked = asked + 1
+      sandbox.call_error = asked == 2 and { code = "busy", message = "too much waits" } or nil
+    end
+    assert.equal(1, turns(1))
+    assert.same({}, carried_out())
+    turns(1)
+    assert.same({ { "a", "b" }, 3, {} }, { carried_out(), asked, require("symphony.policy.engine").failures() })
+    -- But not for ever: what comes behind it has its turn.
+    sandbox.before_call, sandbox.call_error = nil, { code = "busy", message = "too much waits" }
+    happens "node.down"
+    turns(60)
+    sandbox.call_error = nil
+    happens "node.down"
+    turns(1)
+    assert.same({ "a", "a", "b", "b" }, carried_out())
+  end))
+
+  it("are given up when it is too late, and when the policy has no word any more", injected(function()
+    store.set("p", policy("node.down", [[return { event("a"), event("b") }]]), "me")
+    turns(1)
+    happens "node.down"
+    failing(2, "lost")
+    turns(1)
+    raft.submit = real
+    assert.equal(2, #state.list_raw "/reaction/")
+    fake.now = fake.now + 121
+    turns(1)
+    assert.same({ {}, {} }, { carried_out(), (state.list_raw "/reaction/") })
+    assert.truthy(told("policy.refused")[1].message:find("an event, which policy p asks for at node.down, is not done: "
+      .. "it is too late for it", 1, true))
+    happens "node.down"
+    failing(2, "lost")
+    turns(1)
+    raft.submit = real
+    store.disable("p", "me")
+    turns(1)
+    assert.same({ {}, {} }, { carried_out(), (state.list_raw "/reaction/") })
   end))
 end)

@@ -1,6 +1,7 @@
 --- What reactions ask for: {do_ = "label", node, key, value (nil: away)}, {do_ = "availability", node, value},
 --- {do_ = "kv.put", key, value}, {do_ = "kv.rm", key}, {do_ = "event", text}. Each is checked and carried out like a
---- change that somebody asks for: past the policies of admit.change, and told in the events with the policy's name.
+--- change that somebody asks for: past the policies of admit.change, and told in the events with the policy's name. The
+--- change takes the command off the list (todo.lua), in one txn.
 local engine = require "symphony.policy.engine"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
@@ -27,42 +28,57 @@ local function value(command, name)
   return v
 end
 
--- Changes of nodes.
-local function update(policy, name, patch)
-  nodes.check_patch(patch)
-  local admission = engine.admission()
+-- state.update for build() -> txn or nil: nothing is to be changed. true; nil, err.
+local function done(item, build)
   local answer, err = state.update(function()
-    return nodes.update_txn(admission, name, patch, { kind = "policy", name = policy }, { policy = policy })
+    if item:is_gone() then return nil, "gone" end
+    return item:take_off(build() or { compare = {}, ops = {} }), true
   end)
-  if not answer then return nil, err end
-  return answer
+  if answer == "gone" then return nil, item.gone() end
+  return answer, err
 end
 
-local function write(policy, op)
-  local result, err = writes.submit({ compare = {}, ops = { op } }, { kind = "policy", name = policy })
+-- Changes of nodes.
+local function update(item, name, patch)
+  nodes.check_patch(patch)
+  local admission, policy = engine.admission(), item.policy
+  return done(item, function()
+    return (nodes.update_txn(admission, name, patch, { kind = "policy", name = policy }, { policy = policy }))
+  end)
+end
+
+local function write(item, op)
+  local unchanged, off = item:off()
+  local result, err = writes.submit({ compare = { unchanged }, ops = { op }, also = { off } },
+    { kind = "policy", name = item.policy })
   if result == writes.FORWARD then return nil, errors.new("not_leader", "this manager leads no longer") end
+  if result and result.status ~= "applied" then return nil, item.gone() end
   return result, err
 end
 
 local kinds = {
-  label = function(policy, c)
+  label = function(item, c)
     local key, v = text(c, "key", "set_label"), value(c, "value")
-    return update(policy, text(c, "node", "set_label"), { labels = { [key] = v == nil and json.null or v } })
+    return update(item, text(c, "node", "set_label"), { labels = { [key] = v == nil and json.null or v } })
   end,
-  availability = function(policy, c)
-    return update(policy, text(c, "node", "availability"), { availability = text(c, "value", "availability") })
+  availability = function(item, c)
+    return update(item, text(c, "node", "availability"), { availability = text(c, "value", "availability") })
   end,
-  ["kv.put"] = function(policy, c)
+  ["kv.put"] = function(item, c)
     local key, v = kv.check_key(text(c, "key", "kv_put")), value(c, "value")
     if type(v) ~= "string" then errors.raise("invalid", "kv_put has no value that is a text") end
-    return write(policy, { put = kv.PREFIX .. key, value = kv.check_value(v) })
+    return write(item, { put = kv.PREFIX .. key, value = kv.check_value(v) })
   end,
-  ["kv.rm"] = function(policy, c)
-    return write(policy, { delete = kv.PREFIX .. kv.check_key(text(c, "key", "kv_rm")) })
+  ["kv.rm"] = function(item, c)
+    return write(item, { delete = kv.PREFIX .. kv.check_key(text(c, "key", "kv_rm")) })
   end,
-  event = function(policy, c)
-    return events.record { kind = "policy.event", policy = policy,
-      message = text(c, "text", "event"):sub(1, EVENT_MAX) }
+  event = function(item, c)
+    local message = text(c, "text", "event"):sub(1, EVENT_MAX)
+    return done(item, function()
+      local txn = { compare = {}, ops = {} }
+      events.add(txn, { kind = "policy.event", policy = item.policy, message = message })
+      return txn
+    end)
   end,
 }
 
@@ -84,12 +100,13 @@ function M.describe(c)
   return "a command that there is not"
 end
 
---- Carries out @command for the policy @policy, on the leader, in a task. true; nil, err: "invalid", what a policy of
---- admission refuses, and whatever a change can fail with.
-function M.run(policy, command)
+--- Carries out @item (of todo.lua), on the leader, in a task. true; nil, err: "invalid", what a policy of admission
+--- refuses, and whatever a change can fail with; "exists" when it was done meanwhile.
+function M.run(item)
+  local command = item.command
   local fn = type(command) == "table" and kinds[command.do_]
   if not fn then return nil, errors.new("invalid", "there is no such command") end
-  local ok, result, err = xpcall(fn, errors.handler, policy, command)
+  local ok, result, err = xpcall(fn, errors.handler, item, command)
   if not ok then return nil, result end
   if not result then return nil, err end
   return true

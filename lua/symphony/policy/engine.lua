@@ -138,17 +138,21 @@ function M.place(kind, input)
   return list, ask.who_said(out.trace, "choose")
 end
 
---- What the policy @name has to say at a hook that decides on nothing: a list of commands, not checked; nil when it
---- has nothing to say, or fails, or is gone.
-function M.react(name, hook, input)
-  for _, entry in ipairs(set.ensure().list) do
-    if entry.name == name and match.concerns(entry.about, hook, input) then
-      if entry.broken then return nil end
-      local out = ask.names(hook, input, { name }, {})
-      local commands = not out.failed and out.decision and out.decision.commands
-      return type(commands) == "table" and commands or nil
-    end
+--- What the policy @entry (of list()) has to say at a hook that decides on nothing: a list of commands, not checked;
+--- nil when it has nothing to say, or fails. Raises when it could not be asked, which is not its fault.
+function M.react(entry, hook, input)
+  local broken = entry.broken
+  if broken then
+    if entry.own_fault then return nil end
+    error(broken, 0)
   end
+  local out = ask.names(hook, input, { entry.name }, {})
+  if out.failed then
+    if out.failed.own then return nil end
+    errors.raise("busy", ("policy %s could not be asked: %s"):format(entry.name, out.failed.why))
+  end
+  local commands = out.decision and out.decision.commands
+  return type(commands) == "table" and commands or nil
 end
 
 -- Trying --------------------------------------------------------------------------------------------------------------

@@ -1,93 +1,44 @@
 --- Reactions: what policies do when a node goes down or comes back, when another manager leads, and every so often. On
 --- the leader alone.
 ---
---- Nodes: the events that tell of them are gone through in their order, and a mark in the state, /cluster/reactions,
---- says how far: whoever leads next goes on behind it. The mark is moved before the commands of an event are carried
---- out, so that none is carried out twice; those of a leader that dies in the middle are lost.
+--- What happens is seen to once, also when the leader changes or something fails in the middle: the policies are
+--- asked, what they ask for is noted in the state together with a mark that says so (todo.lua), and is then carried
+--- out. Whoever leads next goes on behind the mark, and with what is noted and not done.
 ---
---- Bounded: a reaction has at most commands.MAX commands; a policy may carry out BURST, and then one every EVERY_S
---- seconds. What a policy has changed triggers no reaction, so they are one level deep and never trigger themselves.
+--- Bounded: a reaction has at most 32 commands; a policy may carry out 20, and then ten a minute. What a policy has
+--- changed triggers no reaction, so they are one level deep and never trigger themselves. What could not be done for
+--- two minutes is left out. See occurrence.lua.
 local async = require "symphony.async"
-local commands = require "symphony.policy.commands"
 local engine = require "symphony.policy.engine"
 local errors = require "symphony.errors"
-local events = require "symphony.cluster.events"
 local follow = require "symphony.cluster.follow"
 local json = require "symphony.json"
-local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local match = require "symphony.policy.match"
 local node = require "sym.node"
+local occurrence = require "symphony.policy.occurrence"
 local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
+local todo = require "symphony.policy.todo"
 
 local M = {}
 
-M.BURST, M.EVERY_S = 20, 6 -- commands of a policy: ten a minute
-local MARK = "/cluster/reactions"
 local EVENTS = "/event/"
-local IDLE_MS, TURN_MS = 500, 200
-local MISSED_MAX, MISSED_S = 100, 120 -- events that a new leader goes back for, and how far
+M.TURN_MS = 200 -- a look is at most so long before the next
+local IDLE_MS = 500
+local MISSED_MAX = 100 -- events that a new leader goes back for
 local BACKLOG_MAX = 1 << 20 -- bytes
+local LATE_S, carry_out, see_to = occurrence.LATE_S, occurrence.carry_out, occurrence.see_to
 
 local HOOKS = { ["node.down"] = "node.down", ["node.ready"] = "node.up" } -- by the kind of event
 
-local limit, told -- of commands; of words about that
-local lead        -- what is kept while this manager leads: {term, feed, due = {policy/hook = next time}}
+-- What is kept while this manager leads: {term, began = the revision at which it did, leads, led (leader.change is
+-- seen to), feed, missed, next and event = what is being seen to, ticks = {["policy/hook"] = when it was last due},
+-- timed = {[the same] = what is being seen to}, timely = it has looked at the clock}.
+local lead
 local task
-
-local function reset_limits()
-  limit, told = limiter.new(M.BURST, M.EVERY_S, 256), limiter.new(1, 60, 256)
-end
-reset_limits()
-
-local function record(fields)
-  local ok, err = events.record(fields)
-  if not ok then log.warn("an event could not be recorded: " .. err.message) end
-end
-
--- Carrying out --------------------------------------------------------------------------------------------------------
-
-local function too_often(policy)
-  if not told:allow(policy, sys.mono_ms() / 1000) then return end
-  local text = ("policy %s asks for more than %d changes a minute: the rest is left out"):format(policy,
-    60 // M.EVERY_S)
-  log.warn("policy: " .. text)
-  record { kind = "policy.limited", policy = policy, message = text }
-end
-
-local function run_one(policy, hook, command)
-  local what = commands.describe(command)
-  local ok, err = commands.run(policy, command)
-  if ok then
-    log.info(("policy: %s at %s: %s"):format(policy, hook, what))
-    return
-  end
-  log.warn(("policy: %s at %s: %s: %s"):format(policy, hook, what, err.message))
-  if told:allow(policy .. ":failed", sys.mono_ms() / 1000) then
-    record { kind = "policy.refused", policy = err.policy or policy, by_policy = policy,
-      message = ("%s, which policy %s asks for at %s, is not done: %s"):format(what, policy, hook, err.message) }
-  end
-end
-
--- Has the policy @name react, and carries out what it asks for.
-local function react(name, hook, input)
-  local list = engine.react(name, hook, input)
-  for i, command in ipairs(list or {}) do
-    if i > commands.MAX or not limit:allow(name, sys.mono_ms() / 1000) then return too_often(name) end
-    run_one(name, hook, command)
-  end
-end
-
--- All policies with @hook, one after the other; not those that were set behind @revision (nil: all).
-local function react_all(hook, input, revision)
-  for _, entry in ipairs(engine.list()) do
-    local before = not revision or entry.revision <= revision
-    if before and match.concerns(entry.about, hook, input) then react(entry.name, hook, input) end
-  end
-end
 
 -- Nodes ---------------------------------------------------------------------------------------------------------------
 
@@ -102,24 +53,29 @@ local function number_of(key)
   return math.tointeger(tonumber(key:sub(#EVENTS + 1), 10)) or 0
 end
 
--- Takes @event for this leader: true when nobody has taken it, or one behind it, before.
-local function take(event)
-  local answer = state.update(function()
-    local mark, kv = state.get(MARK)
-    if not mark and kv then error(kv, 0) end
-    if mark and (mark.revision > event.revision or (mark.revision == event.revision and mark.event >= event.id)) then
-      return nil, "taken"
-    end
-    return { compare = { kv and state.unchanged(kv) or state.absent(MARK) },
-      ops = { state.put(MARK, { revision = event.revision, event = event.id }) } }, "ours"
-  end)
-  return answer == "ours"
+-- Have all policies reacted to @event, or to one behind it?
+local function is_behind(mark, event)
+  if mark.revision ~= event.revision then return (mark.revision or 0) > event.revision end
+  return mark.event > event.id or (mark.event == event.id and not mark.done)
 end
 
-local function on_event(event)
+local function take_event(mark, event, policy, last)
+  if is_behind(mark, event) then return false end
+  local done = mark.revision == event.revision and mark.event == event.id and mark.done or json.array {}
+  for _, name in ipairs(done) do
+    if name == policy then return false end
+  end
+  done[#done + 1] = policy
+  mark.revision, mark.event, mark.done = event.revision, event.id, not last and policy and done or nil
+  return true
+end
+
+-- What @event is for the policies; nil: nothing.
+local function of_event(event)
   local hook = HOOKS[event.kind]
-  if not hook or event.policy or not engine.has(hook) then return end
-  if take(event) then react_all(hook, input_of(event), event.revision) end
+  if event.policy or not engine.has(hook) or is_behind(todo.mark() or {}, event) then return nil end
+  return occurrence.occurrence { hook = hook, input = input_of(event), upto = event.revision, close = true,
+    take = function(mark, policy, last) return take_event(mark, event, policy, last) end }
 end
 
 local function item(change)
@@ -132,11 +88,11 @@ end
 
 -- Events that came when nobody led: those behind the mark, the last of them.
 local function missed()
-  local mark = state.get(MARK)
+  local mark = todo.mark()
   if not mark then return {} end
-  local out, since = {}, sys.now() - MISSED_S
-  for _, kv in ipairs(state.list_raw(EVENTS) or {}) do
-    local event = kv.mod_revision >= mark.revision and item(kv)
+  local out, since = {}, sys.now() - LATE_S
+  for _, kv in ipairs(assert(state.list_raw(EVENTS))) do
+    local event = kv.mod_revision >= (mark.revision or 0) and item(kv)
     if event and (event.at or 0) >= since then out[#out + 1] = event end
   end
   table.sort(out, function(a, b)
@@ -149,34 +105,104 @@ end
 local function follow_events(l)
   if l.feed and not l.feed.failed then return end
   if l.feed then l.feed:close() end
-  if not state.get(MARK) then -- from here on
-    state.submit { compare = { state.absent(MARK) },
-      ops = { state.put(MARK, { revision = store.revision(), event = 0 }) } }
+  l.feed = nil
+  local at = store.revision()
+  if not todo.mark() then -- from here on
+    todo.note(nil, nil, {}, function(mark)
+      if mark.revision then return false end
+      mark.revision, mark.event = at, 0
+      return true
+    end)
   end
-  l.feed = assert(follow.open(EVENTS, store.revision(), BACKLOG_MAX, item))
-  for _, event in ipairs(missed()) do on_event(event) end
+  local feed = assert(follow.open(EVENTS, at, BACKLOG_MAX, item))
+  local ok, list = pcall(missed)
+  if not ok then
+    feed:close()
+    error(list, 0)
+  end
+  l.feed, l.missed = feed, list
+end
+
+-- The events, one after the other; one that could not be seen to is the first the next time.
+local function on_events(l)
+  follow_events(l)
+  while true do
+    l.next = l.next or table.remove(l.missed, 1) or l.feed:pop()
+    if not l.next then return end
+    l.event = l.event or of_event(l.next)
+    local o = l.event
+    if o and sys.mono_ms() - o.since > LATE_S * 1000 then
+      log.warn(("policy: %s could not be seen to for too long, and is left out"):format(o.hook))
+    elseif o then
+      see_to(o)
+    end
+    l.next, l.event = nil, nil
+    if o then carry_out() end
+  end
 end
 
 -- Time ----------------------------------------------------------------------------------------------------------------
 
--- Every policy's periods; one is due at the multiples of its length since 1970, so that another leader keeps them.
+local function take_time(mark, key, tick)
+  local times = mark.times or {}
+  if times[key] and times[key] >= tick and times[key] <= tick + LATE_S then return false end
+  -- Of policies that are gone nothing is kept.
+  mark.times = {}
+  for _, entry in ipairs(engine.list()) do
+    for _, hook in ipairs(entry.about.hooks) do
+      local name = entry.name .. "/" .. hook
+      mark.times[name] = match.period(hook) and times[name] or nil
+    end
+  end
+  mark.times[key] = tick
+  return true
+end
+
+-- When @hook of @entry was last due, as far as that is seen to. Who begins to lead makes up for the last time, if that
+-- was not long ago: the policy is asked again, if nothing came of it.
+local function seen_to(l, entry, tick, period, now)
+  local fresh = not l.timely and (entry.set_at or now) <= tick and now - tick <= LATE_S
+  return fresh and tick - period or tick
+end
+
+-- @hook of @entry, which is due every @period seconds, at the multiples of that since 1970.
+local function on_period(l, entry, hook, period, now)
+  local key, tick = entry.name .. "/" .. hook, now // period * period
+  local last = l.ticks[key] or seen_to(l, entry, tick, period, now)
+  l.ticks[key] = math.min(last, tick) -- the clock may have been set back
+  if l.ticks[key] == tick then return end
+  local o = l.timed[key]
+  if not o or o.tick ~= tick then
+    o = occurrence.occurrence { hook = hook, only = entry.name, input = { now = now }, tick = tick,
+      take = function(mark) return take_time(mark, key, tick) end }
+    l.timed[key] = o
+  end
+  see_to(o)
+  l.ticks[key], l.timed[key] = tick, nil
+  carry_out()
+end
+
+-- Every policy's periods. What fails at one of them keeps the others from nothing.
 local function on_time(l, now)
-  local due = {}
+  local there, failed = {}, nil
   for _, entry in ipairs(engine.list()) do
     for _, hook in ipairs(entry.about.hooks) do
       local period = match.period(hook)
       if period then
-        local key = entry.name .. "/" .. hook
-        local at = l.due[key] or (now // period + 1) * period
-        if now >= at then
-          at = (now // period + 1) * period
-          react(entry.name, hook, { now = math.floor(now) })
+        there[entry.name .. "/" .. hook] = true
+        local ok, err = pcall(on_period, l, entry, hook, period, now)
+        if not ok then
+          if errors.is(err) and err.code == "canceled" then error(err, 0) end
+          failed = failed or err
         end
-        due[key] = at
       end
     end
   end
-  l.due = due
+  l.timely = true
+  for key in pairs(l.ticks) do
+    if not there[key] then l.ticks[key], l.timed[key] = nil, nil end
+  end
+  if failed then error(failed, 0) end
 end
 
 -- Leading -------------------------------------------------------------------------------------------------------------
@@ -190,17 +216,37 @@ local function begin(status)
   if lead and lead.term == status.term then return lead end
   forget()
   assert(state.read()) -- of what went before it knows all
-  lead = { term = status.term, due = {}, fresh = true }
+  lead = { term = status.term, began = store.revision(), ticks = {}, timed = {}, missed = {} }
   return lead
 end
 
-local function on_lead(l)
-  if not engine.has "leader.change" then return end
-  local me = require("symphony.cluster.identity").me
-  react_all("leader.change", { leader = { node_id = me.node_id, name = me.name }, term = l.term })
+local function take_term(mark, term, policy)
+  if (mark.term or 0) > term then return false end
+  local names = mark.term == term and mark.told or json.array {}
+  for _, name in ipairs(names) do
+    if name == policy then return false end
+  end
+  names[#names + 1] = policy
+  mark.term, mark.told = term, names
+  return true
 end
 
---- One look at what there is to react to; the milliseconds until the next.
+-- Once a term, of the policies that were there when it began.
+local function on_lead(l)
+  if l.led then return end
+  if engine.has "leader.change" then
+    local me = require("symphony.cluster.identity").me
+    l.leads = l.leads or occurrence.occurrence { hook = "leader.change", upto = l.began,
+      input = { leader = { node_id = me.node_id, name = me.name }, term = l.term },
+      take = function(mark, policy) return take_term(mark, l.term, policy) end }
+    see_to(l.leads)
+  end
+  l.led, l.leads = true, nil
+  carry_out()
+end
+
+--- One look at what there is to react to; the milliseconds until the next. Raises what has failed: the next look goes
+--- on with it.
 function M.turn()
   local status = node.started() and raft.status()
   if not status or status.state ~= "leader" then
@@ -208,18 +254,15 @@ function M.turn()
     return IDLE_MS
   end
   local l = begin(status)
-  local fresh = l.fresh
-  l.fresh = false
-  if #engine.list() == 0 then return IDLE_MS end
-  follow_events(l)
-  if fresh then on_lead(l) end
-  while true do
-    local event = l.feed:pop()
-    if not event then break end
-    on_event(event)
+  carry_out()
+  if #engine.list() == 0 then
+    l.led, l.timely = true, true
+    return IDLE_MS
   end
+  on_lead(l)
+  on_events(l)
   on_time(l, math.floor(sys.now()))
-  l.feed.changed:wait(TURN_MS)
+  l.feed.changed:wait(M.TURN_MS)
   return 0
 end
 
@@ -248,7 +291,7 @@ function M.stop()
   if task then task:cancel() end
   task = nil
   forget()
-  reset_limits()
+  occurrence.reset()
 end
 
 return M

@@ -123,6 +123,12 @@ local function tried(txn, own)
   errors.raise("conflict", "this request was in the way of others too often", "say it with another Idempotency-Key")
 end
 
+-- @ops of @txn and those that go with them.
+local function with_others(ops, txn)
+  local out = table.move(ops, 1, #ops, 1, {})
+  return table.move(txn.also or {}, 1, #(txn.also or {}), #out + 1, out)
+end
+
 -- Decides on @txn and submits it, bound to what was seen: the result, which may be a conflict. @seq: of its id. Returns
 -- nil, err when a policy refuses or fails; raises what the submission fails with.
 local function decide_once(admission, txn, who, seq, ms)
@@ -133,8 +139,8 @@ local function decide_once(admission, txn, who, seq, ms)
     if not errors.is(ops) or ops.code == "canceled" then error(ops, 0) end
     return nil, ops
   end
-  local bound = { compare = table.move(txn.compare, 1, own, 1, {}), ops = ops, id = txn.id, since = txn.since,
-    seq = seq }
+  local bound = { compare = table.move(txn.compare, 1, own, 1, {}), ops = with_others(ops, txn), id = txn.id,
+    since = txn.since, seq = seq }
   table.move(compares, 1, #compares, own + 1, bound.compare)
   admission:bind(bound)
   local result = assert(state.submit(bound, ms))
@@ -229,8 +235,8 @@ local function undecided(txn)
     if result then return result end
   end
   local admission = engine.admission()
-  local bound = { compare = table.move(txn.compare, 1, #txn.compare, 1, {}), ops = txn.ops, id = txn.id,
-    since = txn.since, seq = seq }
+  local bound = { compare = table.move(txn.compare, 1, #txn.compare, 1, {}), ops = with_others(txn.ops, txn),
+    id = txn.id, since = txn.since, seq = seq }
   admission:bind(bound)
   result = assert(state.submit(bound))
   if result.status == "conflict" and result.failed > #txn.compare then
@@ -256,8 +262,9 @@ local function submit(txn, who)
 end
 
 --- Carries out @txn ({compare, ops} of kv.parse_txn, id, since), of which every op changes a user's key, for @who
---- ({kind, name, role}). Returns {status, failed (of its own compares), revision, repeated, policies = who amended it};
---- M.FORWARD when the leader has to be asked; nil, err: "denied" (err.policy refuses), "policy_failed", "conflict".
+--- ({kind, name, role}). @txn.also: ops on other keys that go with it, on which nobody decides; on the leader only.
+--- Returns {status, failed (of its own compares), revision, repeated, policies = who amended it}; M.FORWARD when the
+--- leader has to be asked; nil, err: "denied" (err.policy refuses), "policy_failed", "conflict".
 function M.submit(txn, who)
   local ready, gone = state.ready()
   if not ready then return nil, gone end
