@@ -1,4 +1,5 @@
 local fake = require "spec.unit.cluster_fake"
+local sandbox = require "spec.unit.policy_fake"
 local json = require "symphony.json"
 local router = require "symphony.api.router"
 local state = require "symphony.cluster.state"
@@ -66,5 +67,25 @@ describe("what a worker's certificate opens", function()
     local status, code = ask("0w1", "GET", "/v1/agent", nil, "starts=1&instance=xyz&min=0")
     assert.same({ 400, "invalid" }, { status, code })
     assert.equal(29, insist(100, "0w1", "GET", "/v1/agent", nil, "starts=1&instance=xyz&min=0"))
+  end))
+
+  it("asks the leader's services and policies for nothing without end", fake.task(function()
+    sandbox.reset()
+    fake.make {}
+    add "0w1"
+    add "0w2"
+    for _, hook in ipairs { "admit.join", "admit.change", "place.block" } do
+      require("symphony.policy.store").set(hook, sandbox.source(hook, [[return refuse("no")]]), "me")
+    end
+    require("symphony.policy.engine").list()
+    local asked = #sandbox.calls
+    local proposal = { kind = "block", id = "a", uid = "u", name = "none", body = {} }
+    for path, most in pairs { ["/v1/agent/propose"] = 200, ["/v1/agent/status"] = 120 } do
+      assert.equal(most, insist(300, "0w1", "POST", path, proposal), path)
+      assert.is_true(select(2, ask("0w2", "POST", path, proposal)) ~= "busy")
+    end
+    -- A node that leaves is gone, whatever anybody says.
+    assert.equal(200, (ask("0w2", "POST", "/v1/agent/leave", {})))
+    assert.equal(asked, #sandbox.calls)
   end))
 end)
