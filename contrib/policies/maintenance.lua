@@ -1,7 +1,7 @@
 -- Changes of nodes only when they are allowed: within windows, or while nothing forbids them. The policy has no clock;
 -- every minute it writes whether a window is open into the key maintenance/open, and decides by that. Times are UTC.
 --
---   symphony kv put maintenance/windows 'Sat 22:00-04:00, Tue 02:00-03:30'
+--   symphony kv put maintenance/windows 'Sat 22:00-04:00, Tue 02:00-03:30, Sun 00:00-24:00'
 --   symphony policy set maintenance contrib/policies/maintenance.lua
 --   symphony kv put maintenance/override open      (or closed: no change at all; delete it to go by the windows)
 --
@@ -16,15 +16,22 @@ local function minute_of_week(now)
   return (now // 60 + 4 * DAY) % WEEK
 end
 
+-- The minutes from 00:00 to a time; nil when there is none.
+local function minutes(h, m)
+  h, m = tonumber(h), tonumber(m)
+  return h and m and m < 60 and h * 60 + m <= DAY and h * 60 + m or nil
+end
+
 -- Is @minute within one of @windows? nil when they cannot be read.
 local function is_open(windows, minute)
   local open = false
   for window in windows:gmatch("[^,]+") do
     local day, h1, m1, h2, m2 = window:match("^%s*(%a%a%a)%s+(%d%d):(%d%d)%-(%d%d):(%d%d)%s*$")
-    if not day or not DAYS[day] then return nil end
-    local from = DAYS[day] * DAY + tonumber(h1) * 60 + tonumber(m1)
-    local length = (tonumber(h2) * 60 + tonumber(m2) - tonumber(h1) * 60 - tonumber(m1)) % DAY
-    if (minute - from) % WEEK < length then open = true end
+    local from, to = minutes(h1, m1), minutes(h2, m2)
+    if not DAYS[day] or not from or not to then return nil end
+    local length = (to - from) % DAY
+    if length == 0 then length = DAY end
+    if (minute - DAYS[day] * DAY - from) % WEEK < length then open = true end
   end
   return open
 end
@@ -35,7 +42,8 @@ local function look(input)
   if windows and windows ~= "" then open = is_open(windows, minute_of_week(input.now)) end
   if open == nil then
     if was == "no" then return end
-    return { kv_put(OPEN, "no"), event("maintenance windows cannot be read: \"" .. windows:sub(1, 80) .. "\"") }
+    local shown = windows:gsub("[^%g ]", "?"):sub(1, 80)
+    return { kv_put(OPEN, "no"), event(("maintenance windows cannot be read: \"%s\""):format(shown)) }
   end
   local now = open and "yes" or "no"
   if was == now then return end
@@ -47,7 +55,7 @@ local function change(input)
   local override = get("/kv/" .. OVERRIDE)
   if override == "open" then return end
   if override ~= "closed" and get("/kv/" .. OPEN) ~= "no" then return end
-  if input.action == "put" and input.new.availability == "drain" then return end
+  if input.new and input.new.availability == "drain" then return end
   return refuse("no maintenance window is open")
 end
 
@@ -83,6 +91,11 @@ return {
       { do_ = "kv.put", key = "maintenance/open", value = "yes" },
       { do_ = "event", text = "maintenance window opens" } } }),
     at("a minute before nothing happens", SATURDAY - 60, windows, {}),
+    at("a whole day", SATURDAY + 3 * 3600, { ["/kv/maintenance/windows"] = "Sun 00:00-24:00",
+      ["/kv/maintenance/open"] = "yes" }, {}),
+    at("what is no time closes, and is told", SATURDAY, { ["/kv/maintenance/windows"] = "Sat 22:70-23:00" },
+      { commands = { { do_ = "kv.put", key = "maintenance/open", value = "no" },
+        { do_ = "event", text = 'maintenance windows cannot be read: "Sat 22:70-23:00"' } } }),
     at("it goes on behind midnight", SATURDAY + 5 * 3600, opened, {}),
     at("and closes", SATURDAY + 6 * 3600, opened, { commands = {
       { do_ = "kv.put", key = "maintenance/open", value = "no" },

@@ -32,8 +32,9 @@ end
 
 -- How many nodes but @id have the label.
 local function nodes_with(label, value, id)
-  local n = 0
-  for _, node in ipairs(list("/node/")) do
+  local n, nodes = 0, list("/node/")
+  if #nodes == 1000 then error("more than 1000 nodes cannot be counted") end
+  for _, node in ipairs(nodes) do
     if node.value.node_id ~= id and (node.value.labels or {})[label] == value then n = n + 1 end
   end
   return n
@@ -53,7 +54,7 @@ end
 
 local function change(input)
   if input.kind == "kv" then return change_of_key(input) end
-  if input.kind == "node" and input.action == "put" then
+  if input.kind == "node" and input.new then
     return too_many(input.new.labels, input.old and input.old.labels, input.key)
   end
 end
