@@ -69,6 +69,34 @@ describe("policies in the state", function()
     store.rm("a", "me")
     assert.equal(32, store.history("a")[1].version)
     assert.equal(33, store.set("a", tested(true), "me").version)
+    assert.equal(tested(true, 30), store.show("a", 32).source)
+    assert.equal(tested(true), store.show("a", 33).source)
+    fails("not_found", "no version 34", store.show, "a", 34)
+    -- Nor is its source lost: it can be shown, and had again.
+    store.rm("a", "me")
+    assert.equal(tested(true), store.show("a", 33).source)
+    fails("not_found", "no policy a", store.show, "a")
+    local p = store.rollback("a", nil, "me")
+    assert.same({ 34, 33, true, tested(true) }, { p.version, p.back_to, p.enabled, store.show("a").source })
+    store.rm("a", "me")
+    assert.equal(32, store.rollback("a", 32, "me").back_to)
+    assert.equal(tested(true, 30), store.show("a").source)
+  end))
+
+  it("do not go back to what does not load any more, nor are enabled then", cluster(function()
+    store.set("a", tested(true, 1), "me")
+    store.set("a", tested(true, 2), "me")
+    for version = 1, 2 do
+      local key = version == 1 and "/policy-history/a/0000000001" or "/policy/a"
+      local record = state.get(key)
+      record.source = "return {"
+      fake.apply { ops = { state.put(key, record) } }
+    end
+    fails("invalid", "^version 1 of policy a: the policy does not load: ", store.rollback, "a", 1, "me")
+    store.disable("a", "me")
+    fails("invalid", "^policy a: the policy does not load: ", store.enable, "a", "me")
+    assert.same({ 2, false }, { store.show("a").version, store.show("a").enabled })
+    fails("invalid", "^the policy is empty$", store.set, "b", "", "me")
   end))
 
   it("are unchanged by what they are already", cluster(function()

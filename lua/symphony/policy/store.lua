@@ -11,6 +11,7 @@ local json = require "symphony.json"
 local log = require "sym.log"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
+local check_name = require("symphony.policy.name").check
 local why_failed = require("symphony.policy.cases").why_failed
 
 local M = {}
@@ -19,21 +20,12 @@ M.PREFIX, M.HISTORY = "/policy/", "/policy-history/"
 M.MAX = 64               -- policies
 M.KEEP = 20              -- versions before the present one
 M.SOURCE_MAX = 64 << 10  -- bytes
-local NAME_MAX = 63
 local SHOWN = 3          -- cases that an error tells of
-
---- @name, if it is one for a policy: 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit. Raises.
-function M.check_name(name)
-  if type(name) ~= "string" or #name > NAME_MAX or not name:find("^[%l%d][%l%d%._%-]*$") then
-    errors.raise("invalid", ("a policy's name is 1 to %d small letters, digits, dots, dashes and underscores, "
-      .. "beginning with a letter or digit"):format(NAME_MAX))
-  end
-  return name
-end
 
 --- @source, if it can be one: 1 to SOURCE_MAX bytes of UTF-8. Raises.
 function M.check_source(source)
-  if type(source) ~= "string" or source == "" then errors.raise("invalid", "the source of a policy is a text") end
+  if type(source) ~= "string" then errors.raise("invalid", "the source of a policy is a text") end
+  if source == "" then errors.raise("invalid", "the policy is empty") end
   if #source > M.SOURCE_MAX then
     errors.raise("too_big", ("the policy has %d bytes; at most %d fit"):format(#source, M.SOURCE_MAX))
   end
@@ -52,7 +44,7 @@ end
 
 -- The record of the policy @name and its kv, from local state. Raises.
 local function find(name)
-  M.check_name(name)
+  check_name(name)
   local record, kv = state.get(key(name))
   if not record then error(kv or missing(name), 0) end
   return record, kv
@@ -80,9 +72,21 @@ function M.ls()
   return out
 end
 
---- One, with its source. Raises.
-function M.show(name)
-  return M.shown(find(name), true)
+-- Version @version of the policy @name out of its history. Raises.
+local function earlier(name, version)
+  if math.type(version) ~= "integer" or version < 1 then errors.raise("invalid", "a version is a whole number") end
+  local old, err = state.get(history_key(name, version))
+  if old then return old end
+  error(err or errors.new("not_found", ("policy %s has no version %d, or no longer"):format(name, version),
+    ("`symphony policy history %s` lists those that are kept"):format(name)), 0)
+end
+
+--- One, with its source; @version: an earlier one, also of one that was removed. Raises.
+function M.show(name, version)
+  local record, err = state.get(key(check_name(name)))
+  if not record and err then error(err, 0) end
+  if version and not (record and record.version == version) then return M.shown(earlier(name, version), true) end
+  return M.shown(record or error(missing(name), 0), true)
 end
 
 -- What stops a policy from being taken: the cases of its own that fail. Raises.
@@ -101,11 +105,16 @@ local function check_cases(cases)
     table.concat(lines, "\n")), "`symphony policy test FILE` shows them all")
 end
 
--- The policy @source says of itself, once it has passed its own test. Raises.
-local function approved(source)
-  local tested = assert(engine.test(source))
-  check_cases(tested.cases)
-  return tested.about
+-- What the policy @source says of itself, once it has passed its own test. @what: which it is, when it is not the one
+-- that was given. Raises.
+local function approved(source, what)
+  local ok, about = pcall(function()
+    local tested = assert(engine.test(source))
+    check_cases(tested.cases)
+    return tested.about
+  end)
+  if ok then return about end
+  error(what and errors.is(about) and errors.wrap(about, what) or about, 0)
 end
 
 -- Versions are never used twice, also not by a policy that was removed and is set again.
@@ -173,33 +182,37 @@ end
 --- Sets the policy @name to @source, which has to load and to pass its selftest; it is enabled. @by: who does, in
 --- words. Returns it as shown, with unchanged = true when it is so already. Raises.
 function M.set(name, source, by)
-  M.check_name(name)
+  check_name(name)
   local about = approved(M.check_source(source))
   return put_version(name, source, about, { by = by, enabled = true, said = function(version)
     return ("policy %s version %d is set by %s"):format(name, version, by)
   end })
 end
 
---- Goes back to @version of the policy @name (nil: the one before), whose source becomes a new version. Raises.
+--- Goes back to @version of the policy @name (nil: the one before), whose source becomes a new version; one that was
+--- removed is there again, enabled. Returns it as shown, with back_to = @version. Raises.
 function M.rollback(name, version, by)
-  local record = find(name)
+  local record, err = state.get(key(check_name(name)))
+  if not record and err then error(err, 0) end
   if version == nil then
     local rows = assert(state.list(history_prefix(name)))
     local before = rows[#rows]
-    if not before then errors.raise("not_found", ("policy %s has no version before this one"):format(name)) end
+    if not before then
+      error(record and errors.new("not_found", ("policy %s has no version before this one"):format(name))
+        or missing(name), 0)
+    end
     version = before.value.version
   end
-  if math.type(version) ~= "integer" or version < 1 then errors.raise("invalid", "a version is a whole number") end
-  if version == record.version then errors.raise("invalid", ("version %d is the present one"):format(version)) end
-  local old, err = state.get(history_key(name, version))
-  if not old then
-    error(err or errors.new("not_found", ("policy %s has no version %d, or no longer"):format(name, version),
-      ("`symphony policy history %s` lists those that are kept"):format(name)), 0)
+  if record and version == record.version then
+    errors.raise("invalid", ("version %d is the present one"):format(version))
   end
-  local about = approved(old.source)
-  return put_version(name, old.source, about, { by = by, said = function(fresh)
+  local old = earlier(name, version)
+  local about = approved(old.source, ("version %d of policy %s"):format(version, name))
+  local shown = put_version(name, old.source, about, { by = by, said = function(fresh)
     return ("policy %s goes back to version %d, as version %d, by %s"):format(name, version, fresh, by)
   end })
+  shown.back_to = version
+  return shown
 end
 
 --- Removes the policy @name; its versions stay in its history. Raises.
@@ -236,7 +249,7 @@ end
 --- Has the policy @name run again, if it loads and passes its selftest. Raises.
 function M.enable(name, by)
   local record = find(name)
-  return switch(name, true, { about = approved(record.source), version = record.version },
+  return switch(name, true, { about = approved(record.source, "policy " .. name), version = record.version },
     ("policy %s is enabled by %s"):format(name, by))
 end
 
@@ -255,7 +268,7 @@ end
 --- The versions of the policy @name that are kept, the newest first; the present one, if there is one, is marked. Also
 --- of one that was removed. Raises.
 function M.history(name)
-  M.check_name(name)
+  check_name(name)
   local record, err = state.get(key(name))
   if not record and err then error(err, 0) end
   local rows = assert(state.list(history_prefix(name)))

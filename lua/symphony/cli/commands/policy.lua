@@ -4,25 +4,47 @@ local stale = require "symphony.cli.stale"
 
 local SOURCE_MAX = 1 << 20 -- bytes that are read of a file; fewer are taken
 
-local function read_source(path)
+-- The text of the file @path, or of standard input (-). nil, err.
+local function read(path, what)
+  if path == "-" then return io.read(SOURCE_MAX) or "" end
   local text, err = require("sym.sys").read_file(path, SOURCE_MAX)
-  if not text then return nil, errors.new(err.code, "cannot read the policy: " .. err.message) end
+  if not text then return nil, errors.new(err.code, ("cannot read %s: %s"):format(what, err.message)) end
   return text
 end
 
+local function read_source(path)
+  local text, err = read(path, "the policy")
+  if text and not utf8.len(text) then
+    return nil, errors.new("invalid", ("%s is no text in UTF-8: a policy is a text of Lua"):format(path))
+  end
+  return text, err
+end
+
 local function path_of(name, more)
+  require("symphony.policy.name").check(name)
   return "/v1/policies/" .. require("symphony.cluster.remote").encode_segment(name) .. (more or "")
+end
+
+local function to_version(text)
+  local n = text:find("^%d+$") and #text < 16 and math.tointeger(tonumber(text))
+  if not n or n < 1 then return nil, ("'%s' is no version"):format(text) end
+  return n
 end
 
 local function name_argument(parser)
   parser:argument("name", "The policy's name."):argname("NAME")
 end
 
--- A JSON object of the command line: its text, @path of a file behind @, or - for standard input. nil, err.
+-- A JSON object of the command line: its text, the path of a file behind @, or - for standard input. nil, err.
 local function document(text)
-  local json = require "symphony.json"
-  local doc, err = json.decode(text)
-  if type(doc) ~= "table" then
+  local path, err = text:match("^@(.+)$") or (text == "-" and "-")
+  if path then
+    text, err = read(path, "the input")
+    if not text then return nil, err end
+  end
+  local doc
+  doc, err = require("symphony.json").decode(text)
+  if type(doc) ~= "table" or doc[1] ~= nil then
     return nil, errors.new("invalid", "the input is no JSON object" .. (err and ": " .. err.message or ""),
       "for example --input '{\"kind\": \"kv\", \"key\": \"a\", \"new\": \"1\"}'")
   end
@@ -46,8 +68,9 @@ local set = {
   name = "set",
   summary = "Set a policy, new or again, from a file",
   description = [[
-Sets the policy NAME to the Lua in FILE, and enables it. It has to load in the sandbox and to pass the
-selftest that it carries; else nothing changes. What it was before is kept in its history.
+Sets the policy NAME to the Lua in FILE (- for standard input), and enables it. It has to load in the
+sandbox and to pass the selftest that it carries; else nothing changes. What it was before is kept in its
+history.
 
 Example:
   symphony policy set quota contrib/policies/quota.lua]],
@@ -120,20 +143,23 @@ local show = {
   name = "show",
   summary = "Show a policy",
   description = [[
-Shows a policy; with --source its Lua, and nothing else.
+Shows a policy, or an earlier version of it, also when it was removed; with --source its Lua, and nothing
+else.
 
 Example:
   symphony policy show quota
-  symphony policy show quota --source]],
+  symphony policy show quota --source
+  symphony policy show quota --version 3 --source > quota-3.lua]],
   args = function(parser)
     name_argument(parser)
     parser:flag("--source", "Print its Lua.")
+    parser:option("--version", "An earlier one, as `policy history` lists them."):argname("VERSION"):convert(to_version)
   end,
   run = function(ctx)
     local state = require "symphony.cluster.state"
     local fresh, err = state.read { stale = true }
     if not fresh then return nil, err end
-    local p = require("symphony.policy.store").show(ctx.args.name)
+    local p = require("symphony.policy.store").show(ctx.args.name, ctx.args.version)
     p.failures = require("symphony.policy.engine").failures()[p.name]
     p.stale = fresh.stale or nil
     stale.note(ctx, fresh)
@@ -229,24 +255,20 @@ local rollback = {
   summary = "Go back to an earlier version of a policy",
   description = [[
 Makes an earlier version of a policy (the one before the present one, or VERSION) the present one again,
-under a new number. It has to load and to pass its selftest.
+under a new number. It has to load and to pass its selftest. A policy that was removed is there again.
 
 Example:
   symphony policy rollback quota
   symphony policy rollback quota 3]],
   args = function(parser)
     name_argument(parser)
-    parser:argument("version", "As `policy history` shows it."):args("?"):argname("VERSION"):convert(function(text)
-      local n = math.tointeger(tonumber(text))
-      if not n or n < 1 then return nil, ("'%s' is no version"):format(text) end
-      return n
-    end)
+    parser:argument("version", "As `policy history` shows it."):args("?"):argname("VERSION"):convert(to_version)
   end,
   run = function(ctx)
     local answer, err = require("symphony.cluster.leader").call("POST", path_of(ctx.args.name, "/rollback"),
       { version = ctx.args.version })
     if not answer then return nil, err end
-    return changed(answer, "is gone back")
+    return changed(answer, ("is as in version %d again"):format(answer.back_to))
   end,
 }
 
@@ -269,6 +291,7 @@ local function test_text(answer, input)
     lines[i] = case_line(case)
     failed = failed + (case.ok and 0 or 1)
   end
+  if #answer.cases == 0 then return "It loads, and has no selftest." end
   lines[#lines + 1] = ("%d passed, %d failed"):format(#answer.cases - failed, failed)
   return table.concat(lines, "\n")
 end
@@ -279,7 +302,8 @@ local test = {
   description = [[
 Loads the policy in FILE in the sandbox of this daemon and runs the selftest that it carries; with
 --hook and --input it shows what that hook says to this input, reading from the state in --state (nothing
-is there without it). Nothing is set. The exit status is 1 when a case fails.
+is there without it). JSON is given as it is, as @FILE, or - for standard input. Nothing is set. The exit
+status is 1 when a case fails.
 
 Example:
   symphony policy test quota.lua
@@ -336,10 +360,13 @@ local trace = {
   summary = "Show what the policies would say at a hook",
   description = [[
 Asks the enabled policies on the leader what they say at HOOK to this input: which ran, in which order,
-what each said and how long it took. Nothing is changed.
+what each said and how long it took. JSON is given as it is, as @FILE, or - for standard input. Nothing is
+changed.
 
 Example:
-  symphony policy trace admit.change --input '{"kind": "kv", "action": "put", "key": "a", "new": "1"}']],
+  symphony policy trace admit.change --input '{"kind": "kv", "action": "put", "key": "a", "new": "1"}'
+  symphony policy trace node.down --input @node.json]],
+  where = "client",
   args = function(parser)
     parser:argument("hook", "admit.join, admit.change, place.KIND, node.down, ..."):argname("HOOK")
     parser:option("--input", "The input, a JSON object."):argname("JSON"):count(1)
@@ -354,7 +381,7 @@ Example:
         body[name] = doc
       end
     end
-    local answer, err = require("symphony.cluster.leader").call("POST", "/v1/policy/trace", body)
+    local answer, err = ctx.call("POST", "/v1/policy/trace", body)
     if not answer then return nil, err end
     return answer, { text = function() return trace_text(answer) end }
   end,
