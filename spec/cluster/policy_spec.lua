@@ -1,7 +1,9 @@
 -- Policies in real clusters: set, replicated, bound to what they saw, and contained.
 local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
+local json = require "spec.support.json"
 local proc = require "spec.support.proc"
+local uv = require "luv"
 
 -- A policy of one hook, in a file; its name.
 local function file(t, name, source)
@@ -27,35 +29,50 @@ local function told(m, kind)
   return m:json("events", "--kind", kind)
 end
 
--- Puts all @keys at once by way of manager @m; a function that waits, and gives the status of each.
-local function put_all(m, keys)
+-- Makes all @requests ({method, path, body, mark}) at once by way of manager @m; a function that waits, and gives the
+-- status of each by its mark.
+local function at_once(m, requests)
   local words = { "curl", "--parallel", "--parallel-immediate", "--parallel-max", "64" }
-  for i, key in ipairs(keys) do
+  for i, r in ipairs(requests) do
     if i > 1 then words[#words + 1] = "--next" end
-    for _, word in ipairs { "-s", "--unix-socket", m.socket, "-X", "PUT", "-d", "x", "-o",
-      "/dev/null", "-w", "%{http_code} " .. key .. "\n", "http://localhost/v1/kv/" .. key } do
+    for _, word in ipairs { "-s", "--unix-socket", m.socket, "-X", r.method, "-d", r.body, "-o", "/dev/null", "-w",
+      "%{http_code} " .. r.mark .. "\n", "http://localhost" .. r.path } do
       words[#words + 1] = word
     end
   end
   local call = proc.begin(words)
   return function()
-    cluster.wait_for("the puts to be answered", 30, call.ended)
+    cluster.wait_for("all to be answered", 30, call.ended)
     local status = {}
-    for code, key in call.out:gmatch("(%d+) (%S+)\n") do status[key] = tonumber(code) end
+    for code, mark in call.out:gmatch("(%d+) (%S+)\n") do status[mark] = tonumber(code) end
     return status
   end
 end
 
--- Puts many keys into each of @n folders at once, through every manager; then each folder has one, and one put of it
--- was answered with 200 (one without an answer, 503 or 0, may have been it).
+-- A put of @key, by itself or in a txn.
+local function put_of(key, in_txn)
+  if not in_txn then return { method = "PUT", path = "/v1/kv/" .. key, body = "x", mark = key } end
+  return { method = "POST", path = "/v1/txn", mark = key,
+    body = json.encode { ops = { { put = "beside/" .. key, value = "x" }, { put = key, value = "x" } } } }
+end
+
+-- One without a clear answer may have been the one that passed.
+local function is_unclear(code)
+  return code == 503 or code == 504 or code == 0
+end
+
+-- Puts many keys into each of @n folders at once, through every manager, by themselves and in txns; then each folder
+-- has one, and one put of it was answered with 200.
 local function race(list, round, n)
-  local waits, keys = {}, {}
+  local waits = {}
   for i, m in ipairs(list) do
-    keys[i] = {}
+    local requests = {}
     for folder = 1, n do
-      for k = 1, 4 do table.insert(keys[i], ("one/%s-%d/%d-%d"):format(round, folder, i, k)) end
+      for k = 1, 4 do
+        table.insert(requests, put_of(("one/%s-%d/%d-%d"):format(round, folder, i, k), k > 2))
+      end
     end
-    waits[i] = put_all(m, keys[i])
+    waits[i] = at_once(m, requests)
   end
   local passed, unclear, answers = {}, {}, 0
   for _, wait in ipairs(waits) do
@@ -63,9 +80,8 @@ local function race(list, round, n)
       local folder = key:match("^(one/[^/]+/)")
       answers = answers + 1
       if code == 200 then passed[folder] = (passed[folder] or 0) + 1 end
-      if code == 503 or code == 504 or code == 0 then unclear[folder] = true end
-      assert.is_true(code == 200 or code == 403 or code == 409 or code == 503 or code == 504 or code == 0,
-        key .. " gave " .. code)
+      if is_unclear(code) then unclear[folder] = true end
+      assert.is_true(code == 200 or code == 403 or code == 409 or is_unclear(code), key .. " gave " .. code)
     end
   end
   assert.equal(#list * n * 4, answers)
@@ -123,10 +139,10 @@ describe("policies", function()
     cluster.scenario(function(t)
       local list = t:cluster(3)
       set(t, list[1], "one", ONE)
-      race(list, "a", 4)
+      race(list, "a", 12)
       local leader = t:leader()
       leader:json("manager", "transfer")
-      race(list, "b", 4)
+      race(list, "b", 8)
       -- In the middle of a change, and right after it.
       leader = t:leader()
       local before = leader:json("manager", "status").term
@@ -139,6 +155,76 @@ describe("policies", function()
       local heir, others = t:leader()
       race({ heir, table.unpack(others) }, "d", 4)
     end))
+
+  it("let only one of many be the last that fits, of resources and of nodes too", cluster.scenario(function(t)
+    local dir, rounds = t:folder "own", 20
+    assert(uv.fs_mkdir(dir .. "/services", 448))
+    proc.write_file(dir .. "/services/shelf.lua",
+      [[return { kind = "shelf", resources = { thing = { schema = {}, placed = false } } }]])
+    local list = t:cluster(3, { flags = { "--lua-dir", dir } })
+    set(t, list[2], "one", hook("admit.change", [[
+      if input.kind == "thing" and not input.old then
+        if count("/res/thing/" .. input.key:match("^r%d+%-")) >= 1 then return refuse("one is enough") end
+      elseif input.kind == "node" then
+        for _, node in ipairs(list("/node/")) do
+          if node.value.node_id ~= input.key and (node.value.labels or {}).round == input.new.labels.round then
+            return refuse("another has it")
+          end
+        end
+      end]]))
+    local function check(what, round, codes, there)
+      local passed, unclear = 0, false
+      for _, code in ipairs(codes) do
+        assert.is_true(code == 200 or code == 403 or code == 409 or is_unclear(code), what .. " gave " .. code)
+        passed, unclear = passed + (code == 200 and 1 or 0), unclear or is_unclear(code)
+      end
+      assert.is_true(passed <= 1 and there <= 1, ("%s %d: %d passed, %d there"):format(what, round, passed, there))
+      if not unclear then assert.same({ 1, 1 }, { passed, there }, what .. " " .. round) end
+    end
+    local waits = {}
+    for i, m in ipairs(list) do
+      local requests = {}
+      for round = 1, rounds do
+        for k = 1, 2 do
+          local id = ("r%d-%d-%d"):format(round, i, k)
+          table.insert(requests, { method = "POST", path = "/v1/res/thing", body = json.encode { id = id }, mark = id })
+        end
+      end
+      waits[i] = at_once(m, requests)
+    end
+    local codes = {}
+    for _, wait in ipairs(waits) do
+      for id, code in pairs(wait()) do
+        local round = tonumber(id:match("^r(%d+)"))
+        codes[round] = codes[round] or {}
+        table.insert(codes[round], code)
+      end
+    end
+    local there = {}
+    for _, row in ipairs(list[1]:http("GET", "/v1/res/thing").json) do
+      local round = tonumber(row.id:match("^r(%d+)"))
+      there[round] = (there[round] or 0) + 1
+    end
+    for round = 1, rounds do
+      assert.equal(6, #codes[round])
+      check("thing", round, codes[round], there[round] or 0)
+    end
+    for round = 1, rounds do
+      local body = json.encode { labels = { round = tostring(round) } }
+      for i, m in ipairs(list) do
+        waits[i] = at_once(m, { { method = "PATCH", path = "/v1/nodes/" .. i, body = body, mark = "n" .. i } })
+      end
+      local answers, n = {}, 0
+      for _, wait in ipairs(waits) do
+        for _, code in pairs(wait()) do answers[#answers + 1] = code end
+      end
+      for _, node in ipairs(list[1]:json("node", "ls")) do
+        if (node.labels or {}).round == tostring(round) then n = n + 1 end
+      end
+      assert.equal(3, #answers)
+      check("node", round, answers, n)
+    end
+  end))
 
   it("hold from the moment at which they are set, on whatever manager", cluster.scenario(function(t)
     local list = t:cluster(3)
@@ -252,6 +338,13 @@ describe("policies", function()
       trace.policies[2].said, trace.refuse })
     assert.equal("No enabled policy has a word at node.down.\n", m:cli("policy", "trace", "node.down", "--input",
       "{}").out)
+    for _, name in ipairs { "place.Foo", "place.a_b", "every.1w", "node.dawn" } do
+      local err = m:fails("policy", "set", "odd", file(t, "odd", hook(name, "")))
+      assert.truthy(err.message:find("there is no hook " .. name, 1, true), err.message)
+      assert.equal("invalid", m:fails("policy", "trace", name, "--input", "{}").code)
+    end
+    local many = ([[match = { ["admit.change"] = { keys = { %s } } },]]):format(("'a',"):rep(17))
+    assert.equal("invalid", m:fails("policy", "set", "odd", file(t, "odd", hook("admit.change", "", many))).code)
     local path = file(t, "lower", hook("admit.change", [[return amend { new = get("/kv/x") or "none" }]]))
     assert.equal('{"amend":{"new":"X"}}\n', m:cli("policy", "test", path, "--hook", "admit.change", "--input",
       [[{"kind": "kv", "new": "1"}]], "--state", [[{"/kv/x": "X"}]]).out)
