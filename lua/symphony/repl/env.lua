@@ -127,6 +127,10 @@ function M.new(session, handler)
   --- json.clean(text) -> text
   --- Text with what is not UTF-8 in it replaced.
   ---   json.clean("a") --> "a"
+
+  --- json.nullable(value) -> value
+  --- The value; nil where it is json.null.
+  ---   json.nullable(json.null) --> nil
   env.json = json
 
   env.os = env_std.os(session)

@@ -149,7 +149,7 @@ else.
 Example:
   symphony policy show quota
   symphony policy show quota --source
-  symphony policy show quota --version 3 --source > quota-3.lua]],
+  symphony policy show quota --version 3 --source]],
   args = function(parser)
     name_argument(parser)
     parser:flag("--source", "Print its Lua.")

@@ -1,0 +1,6 @@
+policy
+show
+quota
+--version
+3
+--source
