@@ -217,7 +217,7 @@ describe("placement", function()
 end)
 
 describe("a rollout", function()
-  local function ready() return true end
+  local function there() return nil end
   local function rolling(more)
     local d = doc { nodes = { "a", "b", "c" }, generation = 2, rollout = { state = "rolling" }, rollout_s = 10 }
     for k, v in pairs(more or {}) do d[k] = v end
@@ -237,8 +237,8 @@ describe("a rollout", function()
     return out
   end
 
-  local function step(d, assigned, states, now, is_ready)
-    return rollout.next(d, assigned, states, is_ready or ready, now)
+  local function step(d, assigned, states, now, down_since)
+    return rollout.next(d, assigned, states, down_since or there, now)
   end
 
   it("goes from one to the next, each once it runs on the one before", function()
@@ -250,8 +250,9 @@ describe("a rollout", function()
     assert.same({ advance = { "b" } }, step(d, given(2, 1, 1), said("running 2", "running 1", "running 1"), 1003))
     -- What does not work goes first.
     assert.same({ advance = { "c" } }, step(d, given(2, 1, 1), said("running 2", "running 1", "failed 1"), 1003))
-    assert.same({ done = true }, step(d, given(2, 2, 2), said("running 2", "exited 2", "running 2"), 1003))
-    assert.same({ done = true }, step(rolling { nodes = {} }, {}, {}, 1003)) -- nobody is to have it
+    local done = { done = true, down = {} }
+    assert.same(done, step(d, given(2, 2, 2), said("running 2", "exited 2", "running 2"), 1003))
+    assert.same(done, step(rolling { nodes = {} }, {}, {}, 1003)) -- nobody is to have it
     assert.is_nil(step(rolling { rollout = { state = "done" } }, given(2, 2, 1), {}, 1003))
     assert.is_nil(step(rolling { rollout = { state = "stopped" } }, given(2, 2, 1), {}, 1003))
   end)
@@ -266,14 +267,29 @@ describe("a rollout", function()
     assert.truthy(step(d, given(2, 1, 1), {}, 1011).stop:find("nothing was heard", 1, true))
   end)
 
-  it("does not wait for who is not there", function()
+  it("waits for a node that is down as for one that is slow, and not for ever", function()
     local d = rolling()
-    local function not_a(id) return id ~= "a" end
-    local mixed = said("running 1", "running 2", "running 2")
-    local old = said("running 1", "running 1", "running 1")
-    assert.same({ advance = { "b" } }, step(d, given(1, 1, 1), old, 1000, not_a))
-    assert.same({ advance = { "a" } }, step(d, given(1, 2, 2), mixed, 1000, not_a))
-    assert.same({ done = true }, step(d, given(2, 2, 2), mixed, 1000, not_a))
+    local function down(id, since)
+      return function(which) return which == id and since or nil end
+    end
+    local old, mixed = said("running 1", "running 1", "running 1"), said("running 1", "running 2", "running 2")
+    -- It was down long before, and has the new one when it is back: what it does then is no matter of this rollout.
+    assert.same({ advance = { "b" } }, step(d, given(1, 1, 1), old, 1000, down("a", 900)))
+    assert.same({ advance = { "a" } }, step(d, given(1, 2, 2), mixed, 1000, down("a", 900)))
+    assert.same({ done = true, down = { "a" } }, step(d, given(2, 2, 2), mixed, 1000, down("a", 900)))
+    assert.same({ advance = { "b" } }, step(d, given(1, 1, 1), old, 1000, down("a", 0)))
+    -- It goes down meanwhile, with the new one or the old: that is one less that works, and no other is touched.
+    for _, has in ipairs { 1, 2 } do
+      assert.same({ wait = 7 }, step(d, given(has, 1, 1), old, 1003, down("a", 1000)))
+      assert.same({ advance = { "b" } }, step(d, given(has, 1, 1), old, 1010, down("a", 1000)))
+    end
+    assert.same({ wait = 7 }, step(d, given(2, 1, 1), said("running 2", "running 1", "running 1"), 1003,
+      down("a", 1000)))
+    -- Also the last of them is waited for before it is called done.
+    assert.same({ wait = 1 }, step(d, given(2, 2, 2), mixed, 1009, down("a", 1000)))
+    -- Back, it has its time to begin.
+    assert.same({ wait = 1 }, step(d, given(2, 1, 1), old, 1009))
+    assert.equal("a", step(d, given(2, 1, 1), old, 1010).node)
   end)
 
   it("gives who comes new what is good", function()
@@ -318,8 +334,10 @@ describe("placement and rollouts together", function()
       end
       d.nodes = list
       if #p.add + #p.drop > 0 then return true end
-      local function is_ready(id) return nodes[id] and nodes[id].status == "ready" end
-      local step = rollout.next(d, assigned, said, is_ready, now)
+      local function down_since(id)
+        if nodes[id].status ~= "ready" then return nodes[id].since end
+      end
+      local step = rollout.next(d, assigned, said, down_since, now)
       if not step or step.wait then return false end
       if step.stop then error(step.stop) end
       for _, id in ipairs(step.advance or {}) do assigned[id] = { generation = d.generation, since = now } end

@@ -179,6 +179,10 @@ local function rolling(doc, kv, nodes, step)
   if step.done then
     fresh.rollout, fresh.stable = { state = "done", since = at }, nil
     text = ("%s: generation %d is everywhere"):format(resources.title(doc), doc.generation)
+    if #step.down > 0 then
+      text = ("%s; %s, which %s down, will begin with it"):format(text, names(nodes, step.down),
+        #step.down == 1 and "is" or "are")
+    end
     resources.event(txn, "rollout.done", doc, text)
   else
     local where = name_of(nodes, step.node)
@@ -239,7 +243,8 @@ local function look(l, key)
   if not txn then txn, text = deciding(doc, kv, states, nodes) end
   if not txn then
     local step = rollout.next(doc, assigned_of(doc), states, function(node_id)
-      return nodes[node_id] ~= nil and nodes[node_id].status == "ready"
+      local n = nodes[node_id]
+      if not n or n.status ~= "ready" then return n and n.since or 0 end
     end, wall)
     if step and step.wait then look_again(l, key, step.wait) end
     if step and not step.wait then txn, text = rolling(doc, kv, nodes, step) end

@@ -13,40 +13,44 @@ function M.is_good(state)
 end
 
 --- The next step. @doc: generation, nodes, rollout ({state, ...}), rollout_s; @assigned: node id -> {generation,
---- since}; @states: node id -> {generation, state, message}; @is_ready(id): the node is there; @now: unix seconds. One
---- of
+--- since}; @states: node id -> {generation, state, message}; @down_since(id): unix seconds, 0 where that is not known;
+--- nil: the node is there; @now: unix seconds. One of
 ---   nil                               nothing to do
----   {wait = seconds}                  one node has not got there yet
----   {advance = {ids}}                 these get the new generation: one, or those that are not there
+---   {wait = seconds}                  one is not running, and still may be soon
+---   {advance = {ids}}                 these get the new generation: one, or those that are down
 ---   {stop = why, node = id}           it has failed there: nobody else gets it
----   {done = true}                     all have it
-function M.next(doc, assigned, states, is_ready, now)
+---   {done = true, down = {ids}}       all have it; those that are down have yet to begin with it
+--- What runs nowhere else is not touched while another one does not run, be it that its node is down: that one is
+--- waited for as long as one that is slow, and then the others go on without it. It has its new generation when it is
+--- back.
+function M.next(doc, assigned, states, down_since, now)
   if not doc.rollout or doc.rollout.state ~= "rolling" then return nil end
-  local generation, behind, absent = doc.generation, {}, {}
+  local generation, behind, absent, down = doc.generation, {}, {}, {}
   local patience = doc.rollout_s or M.DEADLINE_S
-  local wait
+  local wait, broken
   for _, id in ipairs(doc.nodes) do
-    local own, status = assigned[id], states[id]
-    if own and own.generation ~= generation then
-      table.insert(is_ready(id) and behind or absent, id)
-    elseif own and is_current(status, generation) and status.state == "failed" then
-      return { stop = status.message or "it has failed", node = id }
-    elseif own and is_ready(id) and not (is_current(status, generation) and M.is_good(status.state)) then
-      local rest = (own.since or now) + patience - now
-      if rest <= 0 then
-        return { stop = ("it is not running after %d s (%s)"):format(patience,
-          is_current(status, generation) and status.state or "nothing was heard of it"), node = id }
-      end
-      wait = math.min(wait or rest, rest)
+    local own, status, since = assigned[id], states[id], down_since(id)
+    local is_new = own and own.generation == generation
+    local rest
+    if own and since then
+      table.insert(is_new and down or absent, id)
+      rest = since + patience - now
+    elseif own and not is_new then
+      table.insert(behind, id)
+      if not status or not M.is_good(status.state) then broken = broken or id end
+    elseif own and not (is_current(status, generation) and M.is_good(status.state)) then
+      local said = is_current(status, generation) and status.state or "nothing was heard of it"
+      rest = (own.since or now) + patience - now
+      if said == "failed" then return { stop = status.message or "it has failed", node = id } end
+      if rest <= 0 then return { stop = ("it is not running after %d s (%s)"):format(patience, said), node = id } end
     end
+    if rest and rest > 0 then wait = math.min(wait or rest, rest) end
   end
   if wait then return { wait = wait } end
-  if #behind == 0 then return #absent > 0 and { advance = absent } or { done = true } end
   -- What does not work now has least to lose.
-  for _, id in ipairs(behind) do
-    if not states[id] or not M.is_good(states[id].state) then return { advance = { id } } end
-  end
-  return { advance = { behind[1] } }
+  if #behind > 0 then return { advance = { broken or behind[1] } } end
+  if #absent > 0 then return { advance = absent } end
+  return { done = true, down = down }
 end
 
 --- Which spec a node is given that comes new: of a rollout that has stopped, that of before.
