@@ -23,6 +23,7 @@ local M = {}
 M.REPLICAS_MAX = 32 -- each takes an operation and a compare of a txn, which has 128
 local ID_MAX = 63
 local DOC_MAX = 128 * 1024
+local TOLD_MAX = 640 * 1024 -- to twice as many nodes as it has, while it moves, and still in a txn of 1.5 MiB
 local SECONDS_MAX = 7 * 86400
 local SHOWN_MAX = 500 -- candidates, of whom a policy or a service chooses
 local KIND = "^%l[%l%d%-]*$"
@@ -113,8 +114,18 @@ local function check_spec(kind, spec, old)
   return checked
 end
 
+-- @doc is as it will be stored. A rolling update keeps the spec of before beside the new one: there has to be room for
+-- both. And one txn may have to tell all of its nodes. Raises.
 local function check_size(doc)
-  if #json.encode(doc) > DOC_MAX then errors.raise("too_big", "a resource takes at most 128 KiB") end
+  local spec, whole = #json.encode(doc.spec), #json.encode(doc)
+  if doc.update == "rolling" and not doc.stable then whole = whole + spec end
+  if whole > DOC_MAX then
+    errors.raise("too_big", "a resource takes at most 128 KiB, with two of its specs where updates are rolling")
+  end
+  local data = doc.data ~= nil and #json.encode(doc.data) or 0
+  if (spec + data) * (doc.replicas or 0) > TOLD_MAX then
+    errors.raise("too_big", "what all nodes of a resource have to be told takes at most 640 KiB")
+  end
 end
 
 local function is_placed(kind)
@@ -135,7 +146,10 @@ local function admit(admission, action, doc, old, kv, who)
   for k, v in pairs(doc) do out[k] = v end
   for name in pairs(FIELDS) do given[name] = new[name] == nil and json.null or new[name] end
   set_fields(out, given)
-  out.spec = check_spec(doc.kind, new.spec, old and old.spec)
+  -- What nobody has touched is not looked at again: the service may ask for more by now than it did.
+  if json.encode(new.spec == nil and json.null or new.spec) ~= json.encode(doc.spec) then
+    out.spec = check_spec(doc.kind, new.spec, old and old.spec)
+  end
   check_size(out)
   return out
 end
@@ -371,6 +385,7 @@ local function update_txn(kv, old, doc, new_spec, now)
         doc.stable = { spec = old.spec, generation = old.generation }
       end
       doc.rollout = { state = "rolling", since = now }
+      check_size(doc)
     else
       for _, id in ipairs(doc.nodes) do
         if state.text("/node/" .. id) then M.assign(txn, doc, id, doc.spec, doc.generation, now) end
