@@ -78,7 +78,7 @@ function M.routes(router)
     check_rate(proposals, leader.on_behalf(req, who) or who.id)
   end }, function(req, _, who)
     if #(req.body or "") > BODY_MAX then errors.raise("too_big", "a proposal of more than 16 KiB") end
-    return 200, require("symphony.services.resources").serve_proposal(asker(req, who), router.json(req))
+    return 200, require("symphony.services.changes").serve_proposal(asker(req, who), router.json(req))
   end)
 
   router.route("POST", "/v1/agent/leave", to_leader, function(req, _, who)

@@ -4,6 +4,7 @@ local lazy = require "symphony.lazy"
 local render = require "symphony.cli.render"
 local state = require "symphony.cluster.state"
 
+local changes = lazy "symphony.services.changes"
 local resources = lazy "symphony.services.resources"
 
 local M = {}
@@ -44,15 +45,15 @@ function M.routes(router)
   end)
 
   router.route("POST", "/v1/res/{kind}", write, function(req, params, who)
-    return 200, resources.serve_create(params.kind, router.json(req), asker(req, who), opts_of(req))
+    return 200, changes.serve_create(params.kind, router.json(req), asker(req, who), opts_of(req))
   end)
 
   router.route("PATCH", "/v1/res/{kind}/{id}", write, function(req, params, who)
-    return 200, resources.serve_update(params.kind, params.id, router.json(req), asker(req, who), opts_of(req))
+    return 200, changes.serve_update(params.kind, params.id, router.json(req), asker(req, who), opts_of(req))
   end)
 
   router.route("DELETE", "/v1/res/{kind}/{id}", write, function(req, params, who)
-    return 200, resources.serve_remove(params.kind, params.id, asker(req, who), opts_of(req))
+    return 200, changes.serve_remove(params.kind, params.id, asker(req, who), opts_of(req))
   end)
 end
 

@@ -1,5 +1,6 @@
 --- What workers say of what they have to do (POST /v1/agent/status), on the leader: each of its own, and of nothing
 --- else.
+local document = require "symphony.services.document"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local json = require "symphony.json"
@@ -66,7 +67,7 @@ function M.check(fields)
     local word = text(item.state, "state", 32)
     if not word:find("^%l[%l%-]*$") then invalid "state is a word" end
     local message = item.message ~= json.null and item.message or nil
-    out[i] = { kind = resources.check_kind(item.kind), id = resources.check_id(item.id), uid = uid,
+    out[i] = { kind = document.check_kind(item.kind), id = document.check_id(item.id), uid = uid,
       generation = item.generation, state = word, message = message and text(message, "message", MESSAGE_MAX),
       detail = check_detail(item.detail) }
   end

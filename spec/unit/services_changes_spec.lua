@@ -1,10 +1,10 @@
 -- The resources of services in the state: what is taken, and that whatever is made of it later still fits.
 local fake = require "spec.unit.cluster_fake"
 local sandbox = require "spec.unit.policy_fake"
+local changes = require "symphony.services.changes"
 local json = require "symphony.json"
 local loop = require "symphony.services.loop"
 local registry = require "symphony.services.registry"
-local resources = require "symphony.services.resources"
 local state = require "symphony.cluster.state"
 
 local WHO = { kind = "control", name = "m" }
@@ -45,8 +45,8 @@ local function refused(code, fn, ...)
   assert.equal(code, err.code, err.message)
 end
 
-local function create(body) return resources.serve_create("jar", body, WHO) end
-local function update(id, body) return resources.serve_update("jar", id, body, WHO) end
+local function create(body) return changes.serve_create("jar", body, WHO) end
+local function update(id, body) return changes.serve_update("jar", id, body, WHO) end
 
 describe("a resource", function()
   it("takes no more than 128 KiB with the spec of before, and can be updated once it is made", scenario(function()
@@ -86,6 +86,6 @@ describe("a resource", function()
     refused("invalid", update, "x", { spec = { new = "other" } })
     row = update("x", { spec = { size = 1, old = json.null } })
     assert.same({ 2, { size = 1, new = "word" } }, { row.generation, row.spec })
-    resources.serve_remove("jar", "x", WHO)
+    changes.serve_remove("jar", "x", WHO)
   end))
 end)
