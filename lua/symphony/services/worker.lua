@@ -6,6 +6,7 @@ local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
 local log = require "sym.log"
+local outbox = require "symphony.services.outbox"
 local registry = require "symphony.services.registry"
 local sys = require "sym.sys"
 
@@ -18,20 +19,15 @@ local RESYNC_MS = 20000     -- everything is looked at so often
 local RECONCILE_MS = 300000 -- a step that takes longer has failed
 local TASKS_MAX = 16        -- at one time
 local FAILED_AFTER = 3      -- failures in a row are told as such
-local SEND_MS, SEND_MAX_MS = 500, 15000 -- between tries to tell the managers
-local ITEMS_MAX = 32        -- in a report, see report.lua
 local STOP_MS = 5000        -- for a service to end with the daemon
 
 local items = {}            -- "kind/id" -> {kind, id, dirty, busy, failures, timer}
 local memory = {}           -- service -> a table that stays over a reload
-local said, unsent = {}, {} -- "kind/id" -> what was last found, as JSON and as a table; what the managers lack of that
 local serving = false
 local known = false         -- the managers have said once what is assigned
 local epoch                 -- of the cluster, when all was told last
 local busy, waiting = 0, {}
 local hooked, resync = false, nil
-local sending = async.event()
-local sender
 local figures = { reconciles = 0, failures = 0 }
 
 -- What services are given --------------------------------------------------------------------------------------------
@@ -62,71 +58,12 @@ end
 
 -- Telling the managers -----------------------------------------------------------------------------------------------
 
--- What is to be sent: at most ITEMS_MAX of it; nil: nothing.
-local function next_batch()
-  local list, keys = json.array {}, {}
-  for key in pairs(unsent) do
-    if #list >= ITEMS_MAX then break end
-    local status = said[key] and said[key].status
-    if status then
-      list[#list + 1] = status
-      keys[key] = said[key].text
-    else
-      unsent[key] = nil
-    end
-  end
-  return #list > 0 and list or nil, keys
-end
-
-local function send()
-  local pause = SEND_MS
-  while true do
-    local v = agent.view()
-    local list, keys = nil, nil
-    if serving and v and v.synced then list, keys = next_batch() end
-    if not list then
-      sending:wait()
-    else
-      local answer, err = agent.call("POST", "/v1/agent/status", { status = list })
-      if answer then
-        pause = SEND_MS
-        for key, text in pairs(keys) do
-          if said[key] and said[key].text == text then unsent[key] = nil end
-        end
-      else
-        if err.code == "invalid" then
-          -- One that they do not take must not keep the others back.
-          log.error("services: the managers do not take what is reported: " .. err.message)
-          for key in pairs(keys) do unsent[key] = nil end
-        else
-          log.debug("services: cannot report: " .. err.message)
-        end
-        async.sleep(pause * (0.5 + math.random()))
-        pause = math.min(2 * pause, SEND_MAX_MS)
-      end
-    end
-  end
-end
-
 -- Notes how it stands with @item, which is as @desired says.
 local function note(item, desired, status)
-  local key = item.key
-  if not desired then
-    said[key], unsent[key] = nil, nil
-    return
-  end
-  local word = { kind = item.kind, id = item.id, uid = desired.uid, generation = desired.generation,
+  if not desired then return outbox.forget(item.key) end
+  outbox.note(item.key, { kind = item.kind, id = item.id, uid = desired.uid, generation = desired.generation,
     state = tostring(status.state or "running"), message = status.message and json.clean(tostring(status.message)
-    :sub(1, 480)) or nil, detail = status.detail }
-  local ok, text = pcall(json.encode, word)
-  if not ok then
-    log.error(("services: the status of %s cannot be sent: %s"):format(key, errors.from(text).message))
-    return
-  end
-  if said[key] and said[key].text == text then return end
-  said[key] = { status = word, text = text }
-  unsent[key] = true
-  sending:set()
+    :sub(1, 480)) or nil, detail = status.detail })
 end
 
 -- Reconciling --------------------------------------------------------------------------------------------------------
@@ -288,9 +225,9 @@ local function on_agent(what, key)
     local now = v.cluster and v.cluster.epoch or 0
     if epoch ~= now then -- the state may be another one than that which was told
       epoch = now
-      for k in pairs(said) do unsent[k] = true end
+      outbox.again()
     end
-    sending:set()
+    outbox.wake()
     M.look_at_all()
   end
 end
@@ -334,16 +271,16 @@ function M.start()
   end
   if serving then return end
   serving, known, epoch = true, false, nil
-  sender = async.spawn(send)
+  outbox.start()
   resync = async.every(RESYNC_MS, M.look_at_all)
 end
 
 -- Nothing is begun any more; what runs is broken off.
 local function halt()
   serving, known = false, false
-  if sender then sender:cancel() end
+  outbox.stop()
   if resync then resync.stop() end
-  sender, resync, waiting = nil, nil, {}
+  resync, waiting = nil, {}
   for _, item in pairs(items) do
     item.queued = false
     if item.timer then item.timer:cancel() end
@@ -356,14 +293,16 @@ function M.stop()
   if not serving then return end
   halt()
   call_all("stop", STOP_MS)
-  items, said, unsent = {}, {}, {}
+  outbox.clear()
+  items = {}
 end
 
 --- It is out of the cluster for good: nothing that it did for it may go on. In a task.
 function M.leave()
   halt()
   call_all("leave", RECONCILE_MS)
-  items, said, unsent = {}, {}, {}
+  outbox.clear()
+  items = {}
 end
 
 --- The services may be others now.
@@ -379,19 +318,14 @@ end
 
 --- For `block status` and /metrics: {resources, states = {state = count}, unsent, reconciles, failures}.
 function M.figures()
-  local out = { resources = 0, states = {}, unsent = 0, reconciles = figures.reconciles, failures = figures.failures }
-  for _, row in pairs(said) do
+  local list, unsent = outbox.list()
+  local out = { resources = 0, states = {}, unsent = unsent, reconciles = figures.reconciles,
+    failures = figures.failures }
+  for _, status in pairs(list) do
     out.resources = out.resources + 1
-    out.states[row.status.state] = (out.states[row.status.state] or 0) + 1
+    out.states[status.state] = (out.states[status.state] or 0) + 1
   end
-  for _ in pairs(unsent) do out.unsent = out.unsent + 1 end
   return out
-end
-
---- What is known of "kind/id" here: its status as it was last found; nil.
-function M.status_of(kind, id)
-  local row = said[kind .. "/" .. id]
-  return row and row.status
 end
 
 return M
