@@ -6,20 +6,19 @@ local json = require "spec.support.json"
 local proc = require "spec.support.proc"
 local uv = require "luv"
 
-local PROCESS = proc.read_file("contrib/services/process.lua")
+local CONTRIB = uv.fs_realpath "contrib"
 
+-- A --lua-dir with @files, {[path] = text}.
 local function lua_dir(t, name, files)
   local dir = t:folder(name or "own")
   for _, sub in ipairs { "commands", "services" } do assert(uv.fs_mkdir(dir .. "/" .. sub, 448)) end
-  for path, text in pairs(files or { ["services/process.lua"] = PROCESS }) do
-    proc.write_file(dir .. "/" .. path, text)
-  end
+  for path, text in pairs(files) do proc.write_file(dir .. "/" .. path, text) end
   return dir
 end
 
--- A cluster of one manager and @n workers that have the service.
-local function make(t, n, files)
-  local dir = lua_dir(t, nil, files)
+-- A cluster of one manager and @n workers that have the service process.
+local function make(t, n)
+  local dir = CONTRIB
   local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
   local w = t:join_workers(n, m, { flags = { "--lua-dir", dir } })
   t:wait_status(w, "ready", m)
@@ -476,8 +475,7 @@ while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
   it("comes to rest where it should, whatever dies meanwhile", scenario(function(t)
     local seed = uv.hrtime() % 1000000
     math.randomseed(seed)
-    local dir = lua_dir(t)
-    local flags = { "--lua-dir", dir }
+    local flags = { "--lua-dir", CONTRIB }
     local m = t:cluster(3, { flags = flags })
     local w = t:join_workers(3, m[1], { flags = flags })
     t:wait_status(w, "ready", m[1])

@@ -116,10 +116,9 @@ describe("symphony __complete", function()
     local dir = t:folder "own"
     for _, name in ipairs { "commands", "services" } do assert(uv.fs_mkdir(dir .. "/" .. name, 448)) end
     proc.write_file(dir .. "/commands/greet.lua", OWN)
-    proc.write_file(dir .. "/services/process.lua", proc.read_file "contrib/services/process.lua")
     local idle = t:manager():start()
     assert.truthy(candidates(idle.socket, "node", "inspect", "--")["--json"]) -- no cluster yet, and no word of that
-    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local m = t:cluster(1, { flags = { "--lua-dir", dir, "--lua-dir", uv.fs_realpath "contrib" } })[1]
     local at = m.socket
     local w = t:join_workers(1, m)
     for id in pairs(t:nodes(m)) do
