@@ -229,6 +229,66 @@ while :; do sleep 0.1; done
     end)
   end))
 
+  it("leaves nothing behind from run to run, and forgets nothing that it cannot write down", scenario(function(t)
+    local m, w, dir = make(t, 1)
+    local pids = t.root .. "/pids"
+    -- What stays behind has a session of its own, as a daemon.
+    local path = program(t, "forks", ([[
+setsid sh -c 'echo $$ >>%s; while :; do sleep 0.1; done' %s/child &
+while :; do sleep 0.1; done
+]]):format(pids, t.root))
+    local function children()
+      local list = {}
+      for pid in (proc.read_file(pids) or ""):gmatch("(%d+)\n") do list[#list + 1] = tonumber(pid) end
+      return list
+    end
+    local row = m:json("process", "run", "web", "--ready", "0", "--wait", "--", path)
+    cluster.wait_for("its child", 10, function() return #children() == 1 end)
+    -- The program ends while nobody looks, and its child does not: that is not the program.
+    w[1]:crash()
+    local pid = row.nodes[1].detail.pid
+    assert(uv.kill(pid, "sigkill"))
+    w[1]:start("--lua-dir", dir)
+    row = wait_row(m, "web", "a new start", function(r) return r.running == 1 and r.nodes[1].detail.pid ~= pid end)
+    cluster.wait_for("another child, and the end of the first", 10, function()
+      return #children() == 2 and not is_alive(children()[1])
+    end)
+    -- As it ends and is started by the same daemon.
+    pid = row.nodes[1].detail.pid
+    assert(uv.kill(pid, "sigkill"))
+    cluster.wait_for("a third child, and the end of the second", 15, function()
+      return #children() == 3 and not is_alive(children()[2])
+    end)
+    -- Nothing can be written: what is known of it stays, and nothing is started a second time.
+    row = wait_row(m, "web", "a new start", function(r) return r.running == 1 and r.nodes[1].detail.pid ~= pid end)
+    pid = row.nodes[1].detail.pid
+    local folder = w[1].dir .. "/services/process/web"
+    local before = proc.read_file(folder .. "/record.json")
+    w[1]:crash()
+    assert(uv.fs_mkdir(folder .. "/record.json.new", 448))
+    proc.write_file(folder .. "/record.json.new/in-the-way", "")
+    w[1]:start("--lua-dir", dir)
+    t:wait_status(w, "ready", m)
+    assert(uv.kill(pid, "sigkill"))
+    row = wait_row(m, "web", "the complaint", function(r)
+      return r.nodes[1].state ~= "running" and (r.nodes[1].message or ""):find("Is a directory", 1, true)
+    end)
+    assert.is_nil(row.nodes[1].detail.pid)
+    assert.equal(before, proc.read_file(folder .. "/record.json"))
+    assert(uv.fs_unlink(folder .. "/record.json.new/in-the-way"))
+    assert(uv.fs_rmdir(folder .. "/record.json.new"))
+    wait_row(m, "web", "a new start", function(r) return r.running == 1 end)
+    -- A record that cannot be read keeps nobody from taking the rest away.
+    w[1]:crash()
+    row = inspect(m, "web")
+    assert(uv.kill(row.nodes[1].detail.pid, "sigkill"))
+    for _, child in ipairs(children()) do uv.kill(child, "sigkill") end
+    proc.write_file(folder .. "/record.json", "")
+    m:json("process", "rm", "web")
+    w[1]:start("--lua-dir", dir)
+    cluster.wait_for("the folder to go", 20, function() return not uv.fs_stat(folder) end)
+  end))
+
   it("ends when what it was assigned for is gone while the daemon was down, or the node leaves", scenario(
     function(t)
       local m, w, dir = make(t, 2)
@@ -418,6 +478,41 @@ while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
     assert.equal("not_found", m:fails("process", "logs", "none").code)
     assert.equal("not_found", m:fails("process", "logs", "web", "--node", "none").code)
     assert.equal("not_found", w[1]:fails("process", "logs", "none").code)
+  end))
+
+  it("hands out a large log whole, to a slow reader too, and grows by none of it", scenario(function(t)
+    local m, w = make(t, 1)
+    local path = program(t, "much", [[
+i=0
+while [ $i -lt 30 ]; do i=$((i + 1)); head -c 750000 /dev/urandom | base64 -w 76; done
+echo whole
+while :; do sleep 0.1; done
+]])
+    m:json("process", "run", "web", "--ready", "0", "--log-bytes", "67108864", "--wait", "--", path)
+    local file = w[1].dir .. "/services/process/web/log"
+    cluster.wait_for("all to be written", 60, function()
+      return m:cli("process", "logs", "web", "--lines", "1").out == "whole\n", (uv.fs_stat(file) or {}).size
+    end)
+    assert.is_true(uv.fs_stat(file).size > 30e6)
+    local function peak(one)
+      local text = proc.read_file(("/proc/%d/status"):format(one.process.pid))
+      return tonumber(text:match("VmHWM:%s+(%d+)"))
+    end
+    local before = { peak(m), peak(w[1]) }
+    -- Reads a line, and the rest when it is told to.
+    local out, go = t.root .. "/out", t.root .. "/go"
+    local slow = proc.begin { "sh", "-c", ([[%s --socket %s process logs web |
+      { head -c 77; echo begun >&2; while ! [ -e %s ]; do sleep 0.05; done; cat; } >%s]]):format(cluster.symphony,
+      m.socket, go, out) }
+    cluster.wait_for("a beginning", 10, function() return slow.err == "begun\n", slow.err end)
+    for i = 1, 20 do m:json("kv", "put", "k" .. i, "v") end -- others have their turn
+    proc.write_file(go, "")
+    assert.equal(0, (slow.process:wait(60)))
+    assert.equal(0, proc.run({ "cmp", file, out }).code)
+    local grown = { peak(m) - before[1], peak(w[1]) - before[2] }
+    assert.is_true(grown[1] < 16 * 1024 and grown[2] < 16 * 1024, json.encode(grown)) -- KiB
+    local last = m:cli("process", "logs", "web", "--lines", "200000").out
+    assert.is_true(last == proc.run({ "tail", "-n", "200000", file }).out)
   end))
 
   it("has its restarts as it is told", scenario(function(t)
