@@ -11,6 +11,7 @@ local sys = require "sym.sys"
 local values = require "symphony.cluster.values"
 
 local LOOK_MS = 500    -- how often programs that were taken over, and logs, are looked at
+local HASTE_MS = 50    -- and logs, while one is far beyond what is allowed
 local WAIT_MS = 20000  -- who follows a log is answered at least so often
 local GATHER_MS = 100  -- and not more often than that
 
@@ -32,31 +33,46 @@ local function find(ctx, id)
   return list[id]
 end
 
--- Has fn() every LOOK_MS, also of a version of this module that was loaded since.
-local function every(ctx, name, fn)
-  ctx.memory.looks = ctx.memory.looks or {}
-  local looks = ctx.memory.looks
-  if not looks[name] then async.every(LOOK_MS, function() looks[name]() end) end
-  looks[name] = fn
+-- Cuts the logs. The milliseconds until they are to be looked at again.
+local function trim_all(list)
+  local all, hasty = {}, false
+  for _, p in pairs(list) do all[#all + 1] = p end -- they come and go meanwhile
+  for _, p in ipairs(all) do
+    local max = (p.spec or {}).log_bytes or math.huge
+    hasty = hasty or p.log:size() > 4 * max
+    local ok, err = p.log:trim(max)
+    if not ok and p.log_error ~= err.message then
+      log.warn(("process %s: the end of its log is lost: %s"):format(p.id, err.message))
+    end
+    p.log_error = err and err.message
+  end
+  return hasty and HASTE_MS or LOOK_MS
 end
 
--- Looks after programs that are not our children, and after logs.
-local function look_after(ctx)
-  local list = programs(ctx)
-  every(ctx, "programs", function()
+local looks = {
+  programs = function(list)
     for _, p in pairs(list) do p:look() end
-  end)
-  every(ctx, "logs", function()
-    local all = {}
-    for _, p in pairs(list) do all[#all + 1] = p end -- they come and go meanwhile
-    for _, p in ipairs(all) do
-      local ok, err = p.log:trim((p.spec or {}).log_bytes or math.huge)
-      if not ok and p.log_error ~= err.message then
-        log.warn(("process %s: the end of its log is lost: %s"):format(p.id, err.message))
+    return LOOK_MS
+  end,
+  logs = trim_all,
+}
+
+-- Looks after programs that are not our children, and after logs: by the version of this module that was loaded last.
+local function look_after(ctx)
+  local memory, list = ctx.memory, programs(ctx)
+  if memory.looks == looks then return end
+  local begun = memory.looks ~= nil
+  memory.looks = looks
+  if begun then return end
+  for name in pairs(looks) do
+    async.spawn(function()
+      while true do
+        local ok, ms = xpcall(memory.looks[name], errors.handler, list)
+        if not ok then log.error("process: " .. (ms.traceback or ms.message)) end
+        async.sleep(ok and ms or LOOK_MS)
       end
-      p.log_error = err and err.message
-    end
-  end)
+    end)
+  end
 end
 
 -- Reconciling --------------------------------------------------------------------------------------------------------
@@ -150,7 +166,7 @@ local function logs(ctx, body)
 end
 
 local schema = {
-  command = { type = "array", of = { type = "string", min = 1 }, min = 1, max = 64, required = true },
+  command = { type = "array", of = { type = "string" }, min = 1, max = 64, required = true },
   env = { type = "map", of = { type = "string" }, keys = "^[%a_][%w_]*$", max = 64 },
   cwd = { type = "string", pattern = "^/" },
   user = { type = "string", pattern = "^[%w_][%w_%.%-:]*$", max = 64 },

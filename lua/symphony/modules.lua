@@ -43,11 +43,14 @@ local function files(folder)
   return list
 end
 
--- Where in @path something went wrong, and what: {file, line, message}.
+-- Where something went wrong as @path was loaded, in it or in what it requires, and what: {file, line, message}.
 local function failure(path, err)
   local text = type(err) == "table" and err.message or tostring(err)
+  text = text:gsub("^error loading module '[^\n]*\n%s*", "") -- which says so again, with the line
   text = text:match("^[^\n]*")
-  local line, message = text:match("^[^\n:]*%.lua:(%d+): (.*)$")
+  local file, line, message = text:match("^([^\n:]*%.lua):(%d+): (.*)$")
+  local tail = file and file:gsub("^%.%.%.", "") -- Lua shortens what is long
+  if file and path:sub(-#tail) ~= tail then return { file = path, message = json.clean(text) } end
   return { file = path, line = line and math.tointeger(tonumber(line)), message = json.clean(message or text) }
 end
 

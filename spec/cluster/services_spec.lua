@@ -553,6 +553,35 @@ while :; do sleep 0.1; done
     assert.truthy(err.message:find('this machine has no user "nosuchuser"', 1, true), err.message)
   end))
 
+  it("is in several files, and where one of them is broken there is none, or that of before", scenario(function(t)
+    local m = t:cluster(1, { flags = { "--lua-dir", CONTRIB } })[1]
+    local dir = t:folder "own"
+    assert.equal(0, proc.run({ "cp", "-r", CONTRIB .. "/services", dir }).code)
+    local part, whole = dir .. "/services/process/log.lua", proc.read_file "contrib/services/process/log.lua"
+    proc.write_file(part, "this is no Lua\n")
+    local w = t:join_workers(1, m, { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", m)
+    local function reload() return w[1]:cli("--json", "reload").json.failed end
+    local failed = reload()
+    assert.same({ 1, dir .. "/services/process.lua", false }, { #failed, failed[1].file, failed[1].kept })
+    assert.truthy(failed[1].message:find("process/log.lua:1: syntax error", 1, true), failed[1].message)
+    local path = program(t, "lives", LIVES)
+    local row = m:json("process", "run", "web", "--ready", "0", "--", path, "", "a\nb")
+    assert.same({ 1, "of the other workers 1 does not have the service process" }, { row.missing, row.why })
+    proc.write_file(part, whole)
+    assert.same({}, reload())
+    row = wait_row(m, "web", "the program", all_running(1))
+    proc.write_file(part, "error 'not today'\n")
+    failed = reload()
+    assert.same({ 1, true }, { #failed, failed[1].kept })
+    assert.truthy(failed[1].message:find("process/log.lua:1: not today", 1, true), failed[1].message)
+    assert.is_true(is_alive(row.nodes[1].detail.pid))
+    local text = m:cli("process", "logs", "web").out
+    assert.equal(("pid %d is up: \n"):format(row.nodes[1].detail.pid), text)
+    m:json("process", "rm", "web")
+    cluster.wait_for("its end", 10, function() return not is_alive(row.nodes[1].detail.pid) end)
+  end))
+
   -- The pids of processes that run @path.
   local function running(path)
     local list = {}

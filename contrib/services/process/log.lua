@@ -37,9 +37,14 @@ function M.new(dir)
   return log
 end
 
+--- How many bytes the newer file has.
+function M:size()
+  return size_of(self.path)
+end
+
 --- The position behind what there is.
 function M:stop()
-  return self.cut + size_of(self.path)
+  return self.cut + self:size()
 end
 
 -- At most @max bytes from @at on or, where they are gone, from the oldest one on; and where they begin. In a task.
@@ -116,7 +121,7 @@ end
 
 --- Cuts it to about @max bytes. In a task that is not canceled meanwhile. true; nil, err: then its end is lost.
 function M:trim(max)
-  local size, half = size_of(self.path), max // 2
+  local size, half = self:size(), max // 2
   if size < half then return true end
   local _ <close> = self.lock:lock()
   if self.closed then return true end
