@@ -80,25 +80,12 @@ local function base32(bytes)
   return table.concat(out)
 end
 
-local B64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-local function unbase64(text)
-  if #text % 4 ~= 0 or not text:match("^[%w+/]*=?=?$") then return nil, err("invalid", "not base64") end
-  local out = {}
-  for four in text:gmatch("....") do
-    local n, pads = 0, select(2, four:gsub("=", ""))
-    for c in four:gmatch(".") do n = n << 6 | (c == "=" and 0 or B64:find(c, 1, true) - 1) end
-    out[#out + 1] = string.pack(">I3", n):sub(1, 3 - pads)
-  end
-  return table.concat(out)
-end
-
 local counter = 0
 crypto.random = function(n)
   counter = counter + 1
   return (digest("random" .. counter) .. digest("more" .. counter)):sub(1, n)
 end
-crypto.sha256, crypto.base36, crypto.unbase36, crypto.base32, crypto.unbase64 = digest, base36, unbase36, base32,
-  unbase64
+crypto.sha256, crypto.base36, crypto.unbase36, crypto.base32 = digest, base36, unbase36, base32
 crypto.unhex = function(text)
   if not text:match("^%x*$") or #text % 2 ~= 0 then return nil, err("invalid", "not hex") end
   return (text:gsub("..", function(h) return string.char(tonumber(h, 16)) end))

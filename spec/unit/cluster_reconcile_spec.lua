@@ -85,7 +85,10 @@ describe("the leader's reconcile loop", function()
   it("wakes up when the state changes", fake.task(function()
     fake.make()
     add_node(2)
-    async.sleep(5)
+    for _ = 1, 1000 do
+      if #fake.changes >= 2 then break end
+      async.sleep(5)
+    end
     assert.same({ "add 2 h:2", "assign 2 standby" }, fake.changes)
   end))
 end)

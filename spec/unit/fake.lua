@@ -32,9 +32,21 @@ local function base64(s)
   end))
 end
 
+local function unbase64(text)
+  if #text % 4 ~= 0 or not text:match("^[%w+/]*=?=?$") then return nil, { code = "invalid", message = "not base64" } end
+  local out = {}
+  for four in text:gmatch("....") do
+    local n, pads = 0, select(2, four:gsub("=", ""))
+    for c in four:gmatch(".") do n = n << 6 | (c == "=" and 0 or b64:find(c, 1, true) - 1) end
+    out[#out + 1] = string.pack(">I3", n):sub(1, 3 - pads)
+  end
+  return table.concat(out)
+end
+
 local counter = 0
 M.module("crypto", {
   base64 = base64,
+  unbase64 = unbase64,
   random = function(n)
     counter = counter + 1
     return ("%0" .. n .. "d"):format(counter)

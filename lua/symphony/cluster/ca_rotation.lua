@@ -6,10 +6,10 @@ local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local json = require "symphony.json"
+local lead = require "symphony.cluster.lead"
 local log = require "sym.log"
 local node = require "sym.node"
 local pki = require "symphony.cluster.pki"
-local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local store = require "sym.store"
 local sys = require "sym.sys"
@@ -25,8 +25,9 @@ local STALLED_S = 3600 -- in one step for so long, and nodes are waited for
 local NAMED_MAX = 5    -- of these
 local DAMAGED_MAX = 10
 
-local wakeup, changed = async.event(), async.event()
-local leading, following, watch -- the two tasks, and the watch on /cluster
+local leading            -- the leader's loop
+local changed = async.event()
+local following, watch   -- the task of every manager, and the watch on /cluster
 local complained_of
 local waits_for -- how many nodes, as this leader has seen last; nil: no change is under way, or another one leads
 
@@ -187,9 +188,8 @@ end
 
 -- One look and at most one step; returns the milliseconds until the next look.
 function M.turn()
-  local status = node.started() and raft.status()
   local cluster, kv
-  if status and status.state == "leader" then cluster, kv = state.get("/cluster") end
+  if lead.status() then cluster, kv = state.get("/cluster") end
   if not cluster or not cluster.rotation then
     waits_for = nil
     return IDLE_MS
@@ -213,16 +213,7 @@ function M.turn()
   return 0
 end
 
-local function lead()
-  local delay = IDLE_MS
-  while true do
-    if delay > 0 then wakeup:wait(delay) end
-    wakeup = async.event()
-    local ok, result = xpcall(M.turn, errors.handler)
-    if not ok and result.code ~= "canceled" then log.error("CA: " .. (result.traceback or result.message)) end
-    delay = ok and result or IDLE_MS
-  end
-end
+leading = lead.loop("CA", IDLE_MS, M.turn)
 
 -- On every manager ----------------------------------------------------------------------------------------------------
 
@@ -258,28 +249,27 @@ local function watch_cluster()
     for _, event in ipairs(changes or {}) do seen = seen or event.key == "/cluster" end
     if not seen then return end -- a neighbour
     changed:set()
-    wakeup:set()
+    leading:wake()
   end)
   if not watch then log.error("cannot watch the cluster's record: " .. err.message) end
 end
 
 -- A node's record has changed.
 function M.wake()
-  wakeup:set()
+  leading:wake()
 end
 
 -- Runs until stop(); said twice, it is one.
 function M.start()
   watch_cluster()
-  leading = leading or async.spawn(lead)
+  leading:start()
   following = following or async.spawn(follow)
 end
 
 function M.stop()
-  for _, task in ipairs { leading or false, following or false } do
-    if task then task:cancel() end
-  end
-  leading, following, waits_for = nil, nil, nil
+  leading:stop()
+  if following then following:cancel() end
+  following, waits_for = nil, nil
   if watch then watch:close() end
   watch = nil
 end

@@ -4,9 +4,9 @@ local async = require "symphony.async"
 local certs = require "symphony.cluster.certs"
 local clock = require "symphony.cluster.clock"
 local erase = require "symphony.cluster.erase"
+local lead = require "symphony.cluster.lead"
 local log = require "sym.log"
 local members = require "symphony.cluster.members"
-local node = require "sym.node"
 local peers = require "symphony.cluster.peers"
 local pending = require "symphony.cluster.pending"
 local raft = require "sym.raft"
@@ -21,13 +21,12 @@ local IDLE_MS, SOON_MS, NOW_MS = 500, 20, 5
 local ARRIVAL_S = 60   -- a new member that does not come up is looked for eagerly for so long
 local SWEEP_S = 60
 
-local wakeup = async.event()
-local task
+local loops            -- of the membership, and of what is cleared up
 local arrivals = {}    -- raft id -> when it was first seen as a spare that is down
 local last_sweep = 0
 
 function M.wake()
-  wakeup:set()
+  for _, loop in ipairs(loops) do loop:wake() end
 end
 
 local actions = {
@@ -91,8 +90,8 @@ end
 
 -- One look and at most one step; returns the milliseconds until the next look.
 function M.turn()
-  local status = node.started() and raft.status()
-  if not status or status.state ~= "leader" then return IDLE_MS end
+  local status = lead.status()
+  if not status then return IDLE_MS end
   if status.changing then return SOON_MS end
   local rows = members.planned()
   if not rows or #rows == 0 then return SOON_MS end
@@ -104,8 +103,8 @@ function M.turn()
   end
   -- What follows changes things: be sure that this is the state and that we lead.
   if not state.read() then return IDLE_MS end
-  rows, status = members.planned(), raft.status()
-  if not rows or not status or status.state ~= "leader" then return NOW_MS end
+  rows, status = members.planned(), lead.status()
+  if not rows or not status then return NOW_MS end
   if #gone > 0 then
     local err = finish(rows, status.servers)
     if err then return after_failure({ step = "farewell", id = gone[1].id }, err) end
@@ -129,8 +128,7 @@ end
 function M.sweep()
   clock.watch()
   local now = sys.mono_ms() / 1000
-  local status = node.started() and raft.status()
-  if now - last_sweep < SWEEP_S or not status or status.state ~= "leader" then return end
+  if now - last_sweep < SWEEP_S or not lead.status() then return end
   last_sweep = now
   pending.sweep()
   if clock.trusted() then
@@ -140,42 +138,30 @@ function M.sweep()
   peers.complete()
 end
 
--- What removed nodes have left behind. Returns the milliseconds until the next look, @delay or less.
-local function clear_up(delay)
-  local status = node.started() and raft.status()
-  if not status or status.state ~= "leader" then return delay end
+-- And what removed nodes have left behind.
+local function round()
+  local delay = M.turn()
+  if not lead.status() then return delay end
   local more, err = erase.step()
   if err then log.warn("what is left of a removed node: " .. (err.message or err.code)) end
   return more and math.min(delay, NOW_MS) or delay
 end
 
-local function loop()
-  local delay = IDLE_MS
-  while true do
-    if delay > 0 then
-      wakeup:wait(delay)
-    end
-    wakeup = async.event()
-    local ok, result = pcall(M.turn)
-    if not ok then log.error("membership: " .. tostring(result)) end
-    delay = ok and result or IDLE_MS
-    ok, result = pcall(clear_up, delay)
-    if not ok then log.error("clearing up: " .. tostring(result)) end
-    delay = ok and result or delay
-    local swept, err = pcall(M.sweep)
-    if not swept then log.error("sweep: " .. tostring(err)) end
-  end
+local function sweep()
+  M.sweep()
+  return IDLE_MS
 end
+
+loops = { lead.loop("membership", IDLE_MS, round), lead.loop("sweep", IDLE_MS, sweep) }
 
 -- Runs until stop(); said twice, it is one.
 function M.start()
-  if not task then task = async.spawn(loop) end
+  for _, loop in ipairs(loops) do loop:start() end
   M.wake()
 end
 
 function M.stop()
-  if task then task:cancel() end
-  task = nil
+  for _, loop in ipairs(loops) do loop:stop() end
 end
 
 return M

@@ -1,12 +1,10 @@
 -- The leader's hand on the gossip keys: begins what is wished for, and goes from phase to phase (keyring.lua).
-local async = require "symphony.async"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
 local keyring = require "symphony.cluster.keyring"
+local lead = require "symphony.cluster.lead"
 local log = require "sym.log"
-local node = require "sym.node"
-local raft = require "sym.raft"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
 
@@ -16,8 +14,7 @@ local IDLE_MS = 1000
 local STEP_MS, STEP_MANY_MS, MANY = 200, 1000, 500 -- between two looks; with many nodes a look is work
 local NAMED_MAX = 20 -- late nodes that a message names
 
-local wakeup = async.event()
-local task
+local loop
 local phase = {} -- which one this leader has seen since when: clocks of managers differ
 
 -- The record, and its kv. Raises.
@@ -107,8 +104,7 @@ end
 
 --- One look and at most one step; returns the milliseconds until the next look.
 function M.turn()
-  local status = node.started() and raft.status()
-  if not status or status.state ~= "leader" or not identity.me then
+  if not lead.status() or not identity.me then
     phase = {}
     return IDLE_MS
   end
@@ -141,7 +137,7 @@ function M.rotate(reason)
     return txn, out
   end)
   if not answer then return nil, err end
-  wakeup:set()
+  loop:wake()
   return answer
 end
 
@@ -160,33 +156,16 @@ function M.show()
   return out
 end
 
-local said -- the last complaint: the same again is not worth a line a second
-
-local function complain(err)
-  local text = err.traceback or err.message
-  if err.code ~= "canceled" and text ~= said then log.warn("gossip key: " .. text) end
-  said = text
-end
-
-local function loop()
-  local delay = IDLE_MS
-  while true do
-    wakeup:wait(delay)
-    wakeup = async.event()
-    local ok, result = xpcall(M.turn, errors.handler)
-    if ok then said = nil else complain(result) end
-    delay = ok and result or IDLE_MS
-  end
-end
+loop = lead.loop("gossip key", IDLE_MS, M.turn, { level = "warn" })
 
 --- Runs until stop(); said twice, it is one.
 function M.start()
-  if not task then task = async.spawn(loop) end
+  loop:start()
 end
 
 function M.stop()
-  if task then task:cancel() end
-  task, phase = nil, {}
+  loop:stop()
+  phase = {}
 end
 
 return M

@@ -8,10 +8,9 @@ local event_quota = require "symphony.cluster.event_quota"
 local events = require "symphony.cluster.events"
 local gossip = require "symphony.cluster.gossip"
 local identity = require "symphony.cluster.identity"
+local leading = require "symphony.cluster.lead"
 local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
-local node = require "sym.node"
-local raft = require "sym.raft"
 local reports = require "symphony.cluster.status_report"
 local state = require "symphony.cluster.state"
 local status_cache = require "symphony.cluster.status_cache"
@@ -27,8 +26,7 @@ local PROBE_MS = 1500    -- a probe that has not ended by then has failed
 local QUORUM_EVERY_S = 1
 local REFUSED_EVERY_S = 60
 
-local wakeup = async.event()
-local task
+local loop
 local hooked = false
 local gossip_since -- when gossip was first there, in this process
 local lead         -- what is kept while this manager leads
@@ -46,7 +44,7 @@ end
 local function touch(id)
   if not lead then return end
   core.touch(lead.mem, id)
-  wakeup:set()
+  loop:wake()
 end
 
 -- What the leader sees -----------------------------------------------------------------------------------------------
@@ -75,7 +73,7 @@ local function begin()
     quorum_asked = -math.huge }
   l.cache = status_cache.new(function(id)
     core.touch(l.mem, id)
-    wakeup:set()
+    loop:wake()
   end)
   l.view = {
     self = identity.me.node_id,
@@ -108,7 +106,7 @@ local function probe(l, id)
     local verdict = ok and true or false
     if not ok and OWN[err.code] then verdict = nil end
     core.probed(l.mem, id, verdict, not ok and err.message or nil, now())
-    wakeup:set()
+    loop:wake()
   end)
 end
 
@@ -262,9 +260,9 @@ end
 
 --- One look at the nodes and at most one txn; returns the milliseconds until the next look.
 function M.turn()
-  local status = node.started() and raft.status()
+  local status = leading.status()
   note_gossip()
-  if not status or status.state ~= "leader" or not identity.me then
+  if not status or not identity.me then
     forget()
     return IDLE_MS
   end
@@ -279,34 +277,16 @@ local function hook()
   agents.on_change(touch)
 end
 
-local said -- the last complaint: the same again is not worth a line a second
-
-local function complain(err)
-  local text = err.traceback or err.message
-  if err.code ~= "canceled" and text ~= said then log.error("status: " .. text) end
-  said = text
-end
-
-local function loop()
-  local delay = SOON_MS
-  while true do
-    wakeup:wait(delay)
-    wakeup = async.event()
-    local ok, result = xpcall(M.turn, errors.handler)
-    if ok then said = nil else complain(result) end
-    delay = ok and result or BUSY_MS
-  end
-end
+loop = leading.loop("status", BUSY_MS, M.turn, { first_ms = SOON_MS })
 
 --- Runs until stop(); said twice, it is one.
 function M.start()
   hook()
-  if not task then task = async.spawn(loop) end
+  loop:start()
 end
 
 function M.stop()
-  if task then task:cancel() end
-  task = nil
+  loop:stop()
   gossip_since = nil
   forget()
 end

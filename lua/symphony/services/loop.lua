@@ -5,10 +5,9 @@
 local async = require "symphony.async"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
+local leading = require "symphony.cluster.lead"
 local log = require "sym.log"
-local node = require "sym.node"
 local placement = require "symphony.services.placement"
-local raft = require "sym.raft"
 local registry = require "symphony.services.registry"
 local resources = require "symphony.services.resources"
 local rollout = require "symphony.services.rollout"
@@ -25,8 +24,7 @@ local AGAIN_S = 2           -- after a step that was not taken, or has failed
 local TURN = 16             -- resources that are looked at in one turn of the loop
 local SWEEP_MAX = 64        -- statuses that are deleted in a txn
 
-local wakeup = async.event()
-local task
+local loop
 local hooked = false
 local lead                  -- what is kept while this manager leads: {dirty, due, hungry, complaints, watches, resync}
 
@@ -36,7 +34,7 @@ end
 
 local function mark(l, key)
   l.dirty[key] = true
-  wakeup:set()
+  loop:wake()
 end
 
 -- Learning what may have changed -------------------------------------------------------------------------------------
@@ -46,11 +44,11 @@ local function on_node(id)
   if not l then return end
   if not id then
     l.resync = -math.huge
-    return wakeup:set()
+    return loop:wake()
   end
   for key in pairs(world.work(id)) do l.dirty[key] = true end
   for key in pairs(l.hungry) do l.dirty[key] = true end
-  wakeup:set()
+  loop:wake()
 end
 
 local function watch(l, prefix, pattern)
@@ -58,7 +56,7 @@ local function watch(l, prefix, pattern)
     if lead ~= l then return end
     if failed then
       lead = nil -- begun anew, with a look at everything
-      return wakeup:set()
+      return loop:wake()
     end
     for _, event in ipairs(events) do
       local key = event.key:match(pattern)
@@ -301,8 +299,7 @@ end
 
 -- One turn; the milliseconds until the next.
 function M.turn()
-  local status = node.started() and raft.status()
-  if not status or status.state ~= "leader" then
+  if not leading.status() then
     forget()
     world.close()
     return IDLE_MS
@@ -336,20 +333,7 @@ function M.turn()
   return next(l.dirty) and 0 or rest(l)
 end
 
-local said
-
-local function loop()
-  local delay = IDLE_MS
-  while true do
-    if delay > 0 then wakeup:wait(delay) else async.sleep(0) end
-    wakeup = async.event()
-    local ok, result = xpcall(M.turn, errors.handler)
-    if not ok and result.code == "canceled" then return end
-    if not ok and said ~= result.message then log.error("services: " .. (result.traceback or result.message)) end
-    said = not ok and result.message or nil
-    delay = ok and result or BUSY_MS
-  end
-end
+loop = leading.loop("services", BUSY_MS, M.turn, { first_ms = IDLE_MS })
 
 --- Has resource @kind/@id looked at now.
 function M.wake(kind, id)
@@ -370,12 +354,11 @@ function M.start()
     hooked = true
     world.on_change(on_node)
   end
-  if not task then task = async.spawn(loop) end
+  loop:start()
 end
 
 function M.stop()
-  if task then task:cancel() end
-  task = nil
+  loop:stop()
   forget()
   world.close()
 end
