@@ -76,7 +76,7 @@ M.note_refusal = admission.note_refusal
 --- The error when a decision was made as often as it may be.
 M.conflict = admission.conflict
 
---- The policy @name, asked without Lua (src/daemon/api.c), has not decided in time on the change of @key.
+--- The policy @name, asked without Lua (src/daemon/api_policy.c), has not decided in time on the change of @key.
 function M.kv_failed(name, why, key)
   if name == "" then return end
   failures.note(name, set.version(name), why)

@@ -1,7 +1,7 @@
 --- Changes of the users' keys, past the policies that have a word in them.
 ---
 --- A txn that no policy concerns says so with a compare of /policy/ and goes into the log from wherever it came in; so
---- do the changes of single keys in src/daemon/api.c. As soon as a policy concerns them they are decided on first, and
+--- do the changes of single keys in src/daemon/api_change.c. As soon as a policy concerns them they are decided on first, and
 --- a manager that has not heard of it yet finds its compare broken: nothing gets past a policy that was set before.
 --- Another manager than the leader tries once; where it is refused there, or was overtaken, the leader decides.
 local async = require "symphony.async"
