@@ -168,28 +168,67 @@ describe("a client certificate that was revoked", function()
     assert.same({ not_found = 400 }, (ask("olga", 400)))
   end))
 
-  it("has what it was refused for under an Idempotency-Key not done by another one", cluster.scenario(function(t)
+  it("has what it was refused for under an Idempotency-Key done once, by one who may", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     local dir = t:folder("certs")
     m:json("cert", "issue", "olga", "--role", "operator", "--out", dir)
     local words = { "--cert", dir .. "/olga.crt", "--key", dir .. "/olga.key" }
     -- As it is when another certificate was revoked while the request was under way.
     clients.evaluate(m, [[
-      local state, crypto, store = require "symphony.cluster.state", require "sym.crypto", require "sym.store"
+      local async, crypto, state, store = require "symphony.async", require "sym.crypto",
+        require "symphony.cluster.state", require "sym.store"
       local id = crypto.sha256("order 66\0PUT\0/v1/kv/once\0\0x"):sub(1, 16)
-      local result = assert(state.submit { id = id, since = store.revision(), compare = { { key = "/fingerprint/none",
-        value = "operator otto" } }, ops = { state.put("/kv/once", "x") } })
-      assert(result.status == "conflict" and result.failed == 1)
+      async.bind { { key = "/fingerprint/none", value = "operator otto" } }
+      local txn = { id = id, since = store.revision(), ops = { state.put("/kv/once", "x") }, decided = true }
+      local result, err = state.submit(txn)
+      assert(not result and err.code == "denied")
+      assert(store.result(id).status == "conflict")
       return true]])
     local header = "Idempotency-Key: order 66"
-    local answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header))
-    clients.refused(answer, 409, "conflict")
-    assert.truthy(answer.json.error.message:find("under this Idempotency-Key", 1, true), answer.body)
-    assert.equal(200, assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header .. "6")).status)
+    for i = 1, 2 do
+      local answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once", "x", header))
+      assert.same({ 200, i == 2 or nil }, { answer.status, answer.json.repeated }, answer.body)
+    end
     -- Its own conflict is told as one.
-    answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once?mod_revision=1", "x"))
+    local answer = assert(clients.secure(m, words, "PUT", "/v1/kv/once?mod_revision=1", "x"))
     clients.refused(answer, 409, "conflict")
     assert.truthy(answer.json.error.message:find("not as the request expects", 1, true), answer.body)
+  end))
+
+  it("is told the same of what did not hold as anybody else, whichever way it asks", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local dir = t:folder("certs")
+    m:json("cert", "issue", "olga", "--role", "operator", "--out", dir)
+    local words = { "--cert", dir .. "/olga.crt", "--key", dir .. "/olga.key" }
+    local doors = {
+      remote = function(...) return assert(clients.secure(m, words, ...)) end,
+      socket = function(method, target, body, header)
+        return assert(m:http(method, target, body, { headers = header .. "\r\n" }))
+      end,
+    }
+    local function is_conflict(answer, said)
+      clients.refused(answer, 409, "conflict")
+      assert.truthy(answer.json.error.message:find(said, 1, true), answer.body)
+    end
+    for first, then_ in pairs { remote = "socket", socket = "remote" } do
+      -- Neither is it done when what it asks for holds by now.
+      local target, header = "/v1/kv/" .. first .. "?mod_revision=0", "Idempotency-Key: " .. first
+      assert.equal(200, m:http("PUT", "/v1/kv/" .. first, "here").status)
+      is_conflict(doors[first]("PUT", target, "x", header), "not as the request expects")
+      assert.equal(200, m:http("DELETE", "/v1/kv/" .. first).status)
+      for _, door in ipairs { then_, first } do
+        is_conflict(doors[door]("PUT", target, "x", header), "not as the request expects")
+      end
+      assert.equal(404, m:http("GET", "/v1/kv/" .. first).status)
+      local txn = [[{"compare": [{"key": "no/1", "absent": true}, {"key": "no/2", "absent": true},
+        {"key": "]] .. first .. [[", "value": "here"}], "ops": [{"put": "never", "value": "x"}]}]]
+      for _, door in ipairs { first, then_, first } do
+        is_conflict(doors[door]("POST", "/v1/txn", txn, header), "compare 3 does not hold")
+      end
+      assert.equal(200, m:http("PUT", "/v1/kv/" .. first, "here").status)
+      is_conflict(doors[then_]("POST", "/v1/txn", txn, header), "compare 3 does not hold")
+      assert.equal(404, m:http("GET", "/v1/kv/never").status)
+    end
   end))
 
   it("writes nothing through a manager that does not know it yet", cluster.scenario(function(t)

@@ -132,14 +132,28 @@ describe("what a request rests on", function()
     local result = assert(state.submit(txn))
     assert.same({ "conflict", 2 }, { result.status, result.failed })
     assert.equal(2, #txn.compare)
-    -- A retry is told that it was refused before, though it comes with another certificate.
+    -- Behind them all: what is recorded of a txn with an id is read by others, who rest on something else.
+    local sent
     local submit = raft.submit
-    raft.submit = function(_, _, cb) cb(nil, { status = "conflict", failed = 2, revision = 1, repeated = true }) end
-    local ok, err = state.submit { id = ("x"):rep(16), compare = {}, ops = {} }
-    assert.same({ nil, "conflict" }, { ok, err.code })
-    ok, err = state.submit(txn)
-    raft.submit = submit
+    raft.submit = function(given, ms, cb)
+      sent = given.compare
+      return submit(given, ms, cb)
+    end
+    fake.apply { ops = { state.put("/kv/b", "1"), state.delete("/fingerprint/bb") } }
+    local ok, err = state.submit(txn)
     assert.same({ nil, "denied" }, { ok, err.code })
+    assert.same({ "/kv/a", "/kv/b", "/fingerprint/aa", "/fingerprint/bb" },
+      { sent[1].key, sent[2].key, sent[3].key, sent[4].key })
+    -- Who is out hears nothing of what the state has.
+    fake.apply { ops = { state.delete("/kv/b") } }
+    ok, err = state.submit(txn)
+    assert.same({ nil, "denied" }, { ok, err.code })
+    fill()
+    -- What was done by another way before is for who asks to make out.
+    raft.submit = function(_, _, cb) cb(nil, { status = "conflict", failed = 2, revision = 1, repeated = true }) end
+    result = assert(state.submit { id = ("x"):rep(16), compare = {}, ops = {} })
+    raft.submit = submit
+    assert.same({ "conflict", 2 }, { result.status, result.failed })
   end))
 
   it("is that of the tasks that it waits for, and of no others", fake.task(function()

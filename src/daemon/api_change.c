@@ -32,20 +32,21 @@ static void on_changed(void *arg, int status, const struct txn_result *result)
         return;
     }
     if (status == 0 && result->status == TXN_CONFLICT && result->failed >= c->undecided) {
-        call_hand_over(c);
+        if (result->failed == c->rests_on && !result->repeated) {
+            api_refuse(c->req);
+        } else {
+            call_hand_over(c);
+        }
         return;
     }
     if (status == SYM_ECANCELED) {
         /* It may be in the log already, and those who go on have that. */
         status = err_setf(SYM_EUNKNOWN, "this node is stopping; the write may or may not have happened");
-    } else if (status == 0 && result->status == TXN_CONFLICT && c->req->tls && result->failed == 0) {
-        if (!result->repeated || http_req_header(c->req, "idempotency-key") == NULL) {
-            api_refuse(c->req);
+    } else if (status == 0 && result->status == TXN_CONFLICT) {
+        if ((api_access_of(c->api->d, c->req) & WRITE) == 0) {
+            api_refuse(c->req); /* who is out by now hears nothing of the state */
             return;
         }
-        status = err_setf(
-            SYM_ECONFLICT, "this request was refused under this Idempotency-Key, for its certificate");
-    } else if (status == 0 && result->status == TXN_CONFLICT) {
         status = err_setf(SYM_ECONFLICT, "the key is not as the request expects it");
     } else if (status == 0 && result->status == TXN_UNKNOWN) {
         status = err_setf(SYM_EUNKNOWN, "the Idempotency-Key is older than what is remembered");
@@ -88,7 +89,9 @@ static int idempotency(struct api *a, struct http_req *req, const char *key, str
 }
 
 /* What this manager judges by may be behind, and the owner be removed while the change is on its way: it is made only
- * if the state still says the same where it is applied. The first of the compares, and *@basis lives as long as @t. */
+ * if the state still says the same where it is applied. The last of the compares: what is remembered of the change under
+ * an Idempotency-Key is the number of one that did not hold, and means the same to whoever repeats it. *@basis lives as
+ * long as @t. */
 static void rest_on(struct txn *t, const struct tls_peer *peer, struct basis *basis)
 {
     basis_of(peer, basis);
@@ -139,9 +142,6 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     if (given < 0) {
         return given;
     }
-    if (req->tls) {
-        rest_on(&t, req->peer, &basis);
-    }
     if (given == 1) {
         t.cmps[t.n_cmps++] = (struct txn_cmp){.kind = revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION,
             .key = t.ops[0].key,
@@ -158,6 +158,10 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     t.cmps[t.n_cmps++] = set;
     if (admitted != NULL) {
         bind_to_decision(c, admitted, &t, set);
+    }
+    c->rests_on = t.n_cmps;
+    if (req->tls) {
+        rest_on(&t, req->peer, &basis);
     }
     const char *key = http_req_header(req, "idempotency-key");
     int rv = key == NULL ? 0 : idempotency(a, req, key, &t.id);

@@ -27,8 +27,8 @@ struct call {
     enum { GET_KEY, LIST_KEYS, PUT_KEY, DELETE_KEY, WATCH_KEYS } kind;
     bool pending; /* an answer from raft is due */
     /* Change: the first compare, from 0, that is not the client's. Where such a one fails, or has failed when the
-     * change was tried before, a policy has to be asked. */
-    unsigned undecided;
+     * change was tried before, a policy has to be asked; unless it is the last, @rests_on: who asks is out. */
+    unsigned undecided, rests_on;
     bool asked; /* policies, about a change; with what it is then bound to: */
     uint64_t old_revision, set_revision, set_count;
     unsigned unheard; /* of those that have to be: a process that leaves one out is not believed */

@@ -41,6 +41,15 @@ function M.outcast()
   return errors.new("denied", "the owner of this certificate is not, or no longer, one who may do this")
 end
 
+-- Does the state here say what @list from of() rests on?
+function M.holds(list)
+  local state = require "symphony.cluster.state"
+  for _, each in ipairs(list or {}) do
+    if state.text(each.key) ~= each.value then return false end
+  end
+  return true
+end
+
 -- Makes the running task, and those that it waits for, rest on @list. Raises "denied" if the state does not say so of
 -- the one for whom the request was passed on; when this manager may be behind, it makes sure first.
 function M.take(list)

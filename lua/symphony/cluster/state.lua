@@ -167,30 +167,31 @@ local function users_ops(txn)
   return n
 end
 
--- @txn as it is submitted in a task that rests on something (basis.lua), and the number of compares that come first.
+-- @txn as it is submitted in a task that rests on something (basis.lua): that is compared behind the txn's own, so
+-- that the number of a compare that did not hold, which is remembered of a txn with an id, means the same to whoever
+-- asks again.
 local function resting(txn)
-  local first = async.bound()
-  if not first then return txn, 0 end
-  local compare = table.move(first, 1, #first, 1, {})
-  table.move(txn.compare or {}, 1, #(txn.compare or {}), #first + 1, compare)
-  return { id = txn.id, seq = txn.seq, since = txn.since, compare = compare, ops = txn.ops }, #first
+  local basis_of_task = async.bound()
+  if not basis_of_task then return txn end
+  local own = txn.compare or {}
+  local compare = table.move(basis_of_task, 1, #basis_of_task, #own + 1, table.move(own, 1, #own, 1, {}))
+  return { id = txn.id, seq = txn.seq, since = txn.since, compare = compare, ops = txn.ops }
 end
 
 -- One txn. {status, failed, revision, repeated} or nil, err: "denied" when the task rests on what the state does not
--- say (any more). Changes of users' keys go past the policies, whoever asks; with decided = true they have, or nobody
--- is to be asked.
+-- say (any more). With an id: what is "repeated" may have failed at a compare behind those of @txn, and then it was not
+-- what the txn itself compares. Changes of users' keys go past the policies, whoever asks; with decided = true they
+-- have, or nobody is to be asked.
 function M.submit(txn, timeout_ms)
   local n = not txn.decided and users_ops(txn) or 0
   if n > 0 then return require("symphony.policy.writes").decide_first(txn, n == #txn.ops, timeout_ms) end
-  local sent, before = resting(txn)
-  local result, err = async.await(raft.submit, sent, timeout_ms or M.WRITE_MS)
+  local result, err = async.await(raft.submit, resting(txn), timeout_ms or M.WRITE_MS)
   if not result then return nil, explain(err) end
-  if result.status == "conflict" and before > 0 then
-    if result.failed <= before then
-      if not (result.repeated and txn.id) then return nil, basis.outcast() end
-      return nil, errors.new("conflict", "this request was refused under this Idempotency-Key, for its certificate")
-    end
-    result.failed = result.failed - before
+  if result.status == "conflict" then
+    -- What was remembered of a txn with an id may have rested on something else. And who is out by now hears nothing of
+    -- the state.
+    local of_task = result.failed > #(txn.compare or {}) and not (result.repeated and txn.id)
+    if of_task or not basis.holds(async.bound()) then return nil, basis.outcast() end
   end
   if result.status == "unknown" then
     return nil, explain { code = "outcome_unknown", message = "this txn is too old to tell whether it was applied" }

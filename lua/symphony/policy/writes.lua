@@ -1,8 +1,9 @@
 --- Changes of the users' keys, past the policies that have a word in them.
 ---
 --- A txn that no policy concerns says so with a compare of /policy/ and goes into the log from wherever it came in; so
---- do the changes of single keys in src/daemon/api_change.c. As soon as a policy concerns them they are decided on first, and
---- a manager that has not heard of it yet finds its compare broken: nothing gets past a policy that was set before.
+--- do the changes of single keys in src/daemon/api_change.c. As soon as a policy concerns them they are decided on
+--- first, and a manager that has not heard of it yet finds its compare broken: nothing gets past a policy that was set
+--- before.
 --- Another manager than the leader tries once; where it is refused there, or was overtaken, the leader decides.
 local async = require "symphony.async"
 local engine = require "symphony.policy.engine"
@@ -110,15 +111,13 @@ end
 -- one is that of the fast way, so that each finds what was done by the other. Raises.
 local function tried(txn, own)
   assert(state.read())
-  local before = #(async.bound() or {}) -- compares that state.submit puts in front
   for seq = 0, ATTEMPTS_MAX do
     local result = store.result(txn.id, seq)
     if not result then return nil, seq end
     result.repeated = true
     if result.status == "applied" then return result end
-    result.failed = (result.failed or 0) - before
     -- Else the owner of the certificate was no member then, or a policy was in the way: nothing was done.
-    if result.failed >= 1 and result.failed <= own then return result end
+    if result.failed and result.failed <= own then return result end
   end
   errors.raise("conflict", "this request was in the way of others too often", "say it with another Idempotency-Key")
 end
