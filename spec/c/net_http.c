@@ -420,6 +420,60 @@ static void overlapping(void **state)
     close(fd);
 }
 
+static struct http_req *firsts[8];
+static unsigned n_firsts;
+
+static void note_first(struct http_req *req)
+{
+    firsts[n_firsts++] = req;
+    if (n_firsts == 1) {
+        respond(req, "two");
+    }
+}
+
+/* One that is served beside others can be told when it is the first of them, once. */
+static void overlapping_in_order(void **state)
+{
+    (void)state;
+    struct seen s = {0};
+    start();
+    n_firsts = 0;
+    int fd = raw_connect(port);
+    raw_text(fd, GET("/later") GET("/later") GET("/later") GET("/later"));
+    run_until(n_later == 4);
+    assert_null(http_req_before(later[0]));
+    assert_ptr_equal(http_req_before(later[1]), later[0]);
+    assert_ptr_equal(http_req_before(later[3]), later[2]);
+    for (unsigned i = 1; i < 4; i++) {
+        later[i]->on_first = note_first;
+    }
+    respond(later[2], "three"); /* answered before it was the first: it is never told */
+    assert_ptr_equal(http_req_before(later[3]), later[1]);
+    for (int i = 0; i < 20; i++) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+    }
+    assert_int_equal(n_firsts, 0);
+    respond(later[0], "one");
+    assert_int_equal(n_firsts, 0); /* not inside the call */
+    run_until(n_firsts == 2);
+    assert_ptr_equal(firsts[0], later[1]);
+    assert_ptr_equal(firsts[1], later[3]);
+    assert_null(http_req_before(later[3]));
+    respond(later[3], "four");
+    raw_until(fd, &s, "\r\n\r\nfour");
+    assert_int_equal(n_firsts, 2);
+    assert_int_equal(gone, 4);
+    seen_free(&s);
+    /* Who goes takes those that wait with him. */
+    n_later = n_firsts = 0;
+    raw_text(fd, GET("/later") GET("/later"));
+    run_until(n_later == 2);
+    later[1]->on_first = note_first;
+    close(fd);
+    run_until(gone == 6);
+    assert_int_equal(n_firsts, 0);
+}
+
 /* The handler of one completes another of the same connection. */
 static void overlapping_in_handler(void **state)
 {
@@ -1248,6 +1302,7 @@ int main(void)
         TEST(pipelining),
         TEST(pipelines_take_turns),
         TEST(overlapping),
+        TEST(overlapping_in_order),
         TEST(overlapping_in_handler),
         TEST(overlapping_no_others),
         TEST(overlapping_stream),

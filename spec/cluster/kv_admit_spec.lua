@@ -3,6 +3,7 @@
 local cluster = require "spec.support.cluster"
 local json = require "spec.support.json"
 local proc = require "spec.support.proc"
+local uv = require "luv"
 
 local function set(t, m, name, body, match)
   local path = t.root .. "/" .. name .. ".lua"
@@ -21,6 +22,55 @@ local function put(m, key, value)
   return answer.status, json.decode(answer.body)
 end
 
+-- Waits until the policy @name, which allows a change of @key, is asked without Lua; how often that was by then.
+local function asked_in_c(m, name, key)
+  local before, n = heard(m, name), nil
+  cluster.wait_for("it to be asked without Lua", 20, function()
+    assert.equal(200, (put(m, key, "x")))
+    n = heard(m, name)
+    return n > before
+  end)
+  return n
+end
+
+-- Sends @requests ({method, target, body, headers}) at once over one connection to @m's control socket; the answers in
+-- their order: {status, json}.
+local function pipeline(m, requests)
+  local text = {}
+  for i, r in ipairs(requests) do
+    text[i] = ("%s %s HTTP/1.1\r\nHost: s\r\n%sContent-Length: %d\r\n\r\n%s"):format(r[1], r[2], r[4] or "",
+      #(r[3] or ""), r[3] or "")
+  end
+  local got, over = "", false
+  local pipe = uv.new_pipe(false)
+  local answers = {}
+  local function take()
+    local head, at = got:match("^(.-\r\n)\r\n()")
+    local status, length = (head or ""):match("^HTTP/1.1 (%d+).*\r\nContent%-Length: (%d+)\r\n")
+    if not at or #got < at + length - 1 then return false end
+    answers[#answers + 1] = { tonumber(status), json.decode(got:sub(at, at + length - 1)) }
+    got = got:sub(at + length)
+    return true
+  end
+  pipe:connect(m.socket, function()
+    pipe:read_start(function(_, data)
+      if not data then over = true else got = got .. data end
+      while take() do end
+      over = over or #answers == #requests
+    end)
+    pipe:write(table.concat(text))
+  end)
+  assert.truthy(proc.pump(30 * cluster.patience, function() return over end), "answers are missing")
+  pipe:close()
+  assert.equal(#requests, #answers)
+  return answers
+end
+
+-- Entries that the leader @m has put into the log.
+local function packs(m)
+  return tonumber(m:cli("lua", "-e", "return require('sym.raft').stats().packs").out)
+end
+
 describe("changes of keys past policies", function()
   it("are decided without Lua where all say yes, and else to the same effect", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
@@ -32,7 +82,7 @@ describe("changes of keys past policies", function()
       if c.new == "fail" then error("oh") end
       if c.old then return c.old_revision > 0 and c.who.kind == "control" and #c.who.name > 0 and allow() end
       return get("/kv/closed") and refuse("closed") or allow()]])
-    local n = heard(m, "limits")
+    local n = asked_in_c(m, "limits", "warm")
     for i = 1, 5 do assert.equal(200, (put(m, "a", "v" .. i))) end
     assert.equal(n + 5, heard(m, "limits"))
     assert.equal(200, m:http("DELETE", "/v1/kv/a").status)
@@ -109,5 +159,126 @@ describe("changes of keys past policies", function()
       list[2]:json("policy", "rm", "no")
       for i, m in ipairs(list) do assert.equal(200, (put(m, "x/" .. i, tostring(round) .. "!"))) end
     end
+  end))
+
+  it("are carried out side by side from one connection, in the order in which they came", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    set(t, m, "limits", [[
+      if c.new == "bad" then return refuse("bad") end
+      if c.new == "amend" then return amend { new = "AMENDED" } end
+      if c.new == "slow" then for i = 1, 300000 do local _ = i end end
+      return allow()]])
+    asked_in_c(m, "limits", "warm")
+    local N = 48
+    local requests = {}
+    for i = 1, N do requests[i] = { "PUT", "/v1/kv/side/" .. i, "v" } end
+    local entries, n = packs(m), heard(m, "limits")
+    local last = 0
+    for _, answer in ipairs(pipeline(m, requests)) do
+      assert.equal(200, answer[1])
+      assert.is_true(answer[2].revision > last)
+      last = answer[2].revision
+    end
+    -- One by one each would be an entry of its own.
+    assert.is_true(packs(m) - entries < N, packs(m) - entries)
+    assert.is_true(heard(m, "limits") >= n + N)
+
+    -- Also where one is refused, made something else of, not text, of the same key as another, or conditional.
+    local function order(list)
+      local got = {}
+      for i, answer in ipairs(pipeline(m, list)) do got[i] = answer[1] end
+      return got
+    end
+    for round = 1, 3 do
+      local value = "r" .. round
+      local answers = pipeline(m, {
+        { "PUT", "/v1/kv/o/1", value }, { "PUT", "/v1/kv/o/1", "amend" }, { "PUT", "/v1/kv/o/1", value .. "b" },
+        { "PUT", "/v1/kv/o/2", "bad" }, { "PUT", "/v1/kv/o/3", "slow" }, { "DELETE", "/v1/kv/o/1" },
+        { "PUT", "/v1/kv/o/raw", "\xff" .. round }, { "PUT", "/v1/kv/o/4", value },
+        { "PUT", "/v1/kv/o/5?mod_revision=1", value }, { "PUT", "/v1/kv/o/6", value }, { "DELETE", "/v1/kv/o/6" },
+        { "DELETE", "/v1/kv/o/6" }, { "PUT", "/v1/kv/o/7", ("x"):rep(4000) }, { "PUT", "/v1/kv/o/8", value },
+        { "PUT", "/v1/kv/o/8", value }, { "PUT", "/v1/kv/o/9", value, "Idempotency-Key: k" .. round .. "\r\n" },
+        { "PUT", "/v1/kv/o/9", value, "Idempotency-Key: k" .. round .. "\r\n" }, { "PUT", "/v1/kv/o/10", value },
+      })
+      local want = { 200, 200, 200, 403, 200, 200, 200, 200, 409, 200, 200, 200, 200, 200, 200, 200, 200, 200 }
+      local high = 0
+      for i, answer in ipairs(answers) do
+        assert.equal(want[i], answer[1], ("%d: %s"):format(i, json.encode(answer[2])))
+        if answer[2].revision and not answer[2].repeated then
+          -- A delete of what is not there changes nothing.
+          assert.is_true(answer[2].revision > high or i == 12 and answer[2].revision == high, i)
+          high = answer[2].revision
+        end
+      end
+      assert.is_true(answers[17][2].repeated)
+      assert.equal(answers[16][2].revision, answers[17][2].revision)
+      assert.equal(404, m:http("GET", "/v1/kv/o/1").status)
+      assert.equal(404, m:http("GET", "/v1/kv/o/6").status)
+      assert.equal(value, json.decode(m:http("GET", "/v1/kv/o/10").body).value)
+    end
+    -- The last of the same key wins.
+    local same = {}
+    for i = 1, 20 do same[i] = { "PUT", "/v1/kv/same", tostring(i) } end
+    for _, status in ipairs(order(same)) do assert.equal(200, status) end
+    assert.equal("20", json.decode(m:http("GET", "/v1/kv/same").body).value)
+  end))
+
+  it("do not overtake one that has to be decided on again", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    set(t, m, "one", [[
+      if c.key:find("^n/") and count("/kv/n/") >= 100 then return refuse("full") end
+      return allow()]])
+    asked_in_c(m, "one", "warm")
+    -- Each looks at what those before it have changed: all but the first are decided on anew, one after the other.
+    for round = 1, 3 do
+      local requests = {}
+      for i = 1, 12 do requests[i] = { "PUT", ("/v1/kv/n/%d-%d"):format(round, i), "x" } end
+      requests[13] = { "PUT", "/v1/kv/marker", tostring(round) }
+      local high = 0
+      for _, answer in ipairs(pipeline(m, requests)) do
+        assert.equal(200, answer[1], json.encode(answer[2]))
+        assert.is_true(answer[2].revision > high)
+        high = answer[2].revision
+      end
+    end
+    -- A policy that is set meanwhile.
+    for round = 1, 4 do
+      local call = proc.begin { cluster.symphony, "--socket", m.socket, "policy",
+        round % 2 == 0 and "enable" or "disable", "one" }
+      local high = 0
+      repeat
+        local requests = {}
+        for i = 1, 20 do requests[i] = { "PUT", ("/v1/kv/m/%d"):format(i), tostring(proc.now()) .. i } end
+        for _, answer in ipairs(pipeline(m, requests)) do
+          assert.equal(200, answer[1], json.encode(answer[2]))
+          assert.is_true(answer[2].revision > high)
+          high = answer[2].revision
+        end
+      until call.ended()
+      assert.equal(0, call.process.code, call.err)
+    end
+  end))
+
+  it("are asked about without Lua under an Idempotency-Key too, and done once", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    set(t, m, "limits", [[return c.new ~= "bad" and allow() or refuse("bad")]])
+    asked_in_c(m, "limits", "warm")
+    local function say(key, value)
+      local answer = m:http("PUT", "/v1/kv/i", value, { headers = ("Idempotency-Key: %s\r\n"):format(key) })
+      return answer.status, json.decode(answer.body)
+    end
+    local n = heard(m, "limits")
+    local status, first = say("a", "1")
+    assert.same({ 200, n + 1 }, { status, heard(m, "limits") })
+    local again
+    status, again = say("a", "1")
+    assert.same({ 200, first.revision, true }, { status, again.revision, again.repeated })
+    assert.equal(n + 1, heard(m, "limits")) -- nobody is asked about what has been done
+    set(t, m, "limits", [[return refuse("closed")]])
+    status, again = say("a", "1")
+    assert.same({ 200, first.revision, true }, { status, again.revision, again.repeated })
+    assert.equal(403, (say("b", "2")))
+    m:json("policy", "rm", "limits")
+    assert.equal(200, (say("b", "2")))
   end))
 end)

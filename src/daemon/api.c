@@ -20,7 +20,7 @@ void call_release(struct call *c)
     }
 }
 
-static void call_gone(struct http_req *req)
+void call_gone(struct http_req *req)
 {
     struct call *c = req->data;
     c->req = NULL;
@@ -91,7 +91,11 @@ static int start_call(struct call *c, bool unsure)
     case GET_KEY:
         return call_read(c);
     default:
-        return unsure ? call_read(c) : c->api->lua_decides ? call_ask_policies(c) : call_change(c, NULL);
+        if (unsure) {
+            return call_read(c);
+        }
+        call_begin(c);
+        return 0;
     }
 }
 
@@ -148,7 +152,8 @@ bool api_handle(struct api *a, struct http_req *req)
         api_fail(req, SYM_ETOOBIG, NULL);
         return true;
     }
-    if (!get && a->lua_decides && ((may & UNSURE) != 0 || !policies_may_be_asked(a, req))) {
+    bool for_lua = !get && a->lua_decides && (unsure || !policies_may_be_asked(a, req));
+    if (for_lua && http_req_before(req) == NULL) {
         return false;
     }
     /* Most are for one key, and that is short. */
@@ -165,16 +170,18 @@ bool api_handle(struct api *a, struct http_req *req)
     c->kind = watch ? WATCH_KEYS : list ? LIST_KEYS : put ? PUT_KEY : del ? DELETE_KEY : GET_KEY;
     req->data = c;
     req->on_gone = call_gone;
-    /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read. */
-    /* Nor those that wait for what policies say. */
-    req->overlap = one && !unsure && (get || !a->lua_decides);
+    /* Changes go into one queue, and from there into the log, as they come; but not those that wait for a read, or
+     * that are Lua's. */
+    req->overlap = one && !unsure && !for_lua;
     if (watch) {
         TAILQ_INSERT_TAIL(&a->watches, c, link);
     }
-    int rv = start_call(c, unsure);
-    if (rv == 1) {
+    if (for_lua) {
         call_hand_over(c);
-    } else if (rv != 0) {
+        return true;
+    }
+    int rv = start_call(c, unsure);
+    if (rv != 0) {
         api_fail(req, rv, NULL);
     }
     return true;

@@ -6,16 +6,62 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { WRITE_MS = 4000, IDEMPOTENCY_MAX = 256 };
+enum {
+    WRITE_MS = 4000,
+    IDEMPOTENCY_MAX = 256,
+    FOLLOW_MAX =
+        1024 /* bytes of a value that is said again in the one that follows; behind a longer one it waits */
+};
 
 static const char policy_folder[] = "/policy/";
 
-/* Policies have been set of which this manager did not know: what to do with the change is decided in Lua. Those that
- * came over the same connection meanwhile go the same way, side by side. */
+void call_begin(struct call *c)
+{
+    struct api *a = c->api;
+    int rv;
+    if (a->d->raft == NULL || a->d->stopping) {
+        rv = err_setf(SYM_ECLOSED, "this node is stopping");
+    } else if (!a->lua_decides) {
+        rv = call_change(c, NULL);
+    } else {
+        rv = policies_may_be_asked(a, c->req) ? call_ask_policies(c) : 1;
+    }
+    if (rv == 1) {
+        call_hand_over(c);
+    } else if (rv != 0) {
+        api_fail(c->req, rv, NULL);
+    }
+}
+
+static void begin_first(struct http_req *req)
+{
+    call_begin(req->data);
+}
+
+void call_begin_when_first(struct call *c)
+{
+    if (http_req_before(c->req) == NULL) {
+        call_begin(c);
+    } else {
+        c->req->on_first = begin_first;
+    }
+}
+
+static void hand_over_first(struct http_req *req)
+{
+    call_hand_over(req->data);
+}
+
+/* Policies have been set of which this manager did not know, or they have more to say than yes: what to do with the
+ * change is decided in Lua. */
 void call_hand_over(struct call *c)
 {
     struct daemon *d = c->api->d;
     struct http_req *req = c->req;
+    if (http_req_before(req) != NULL) {
+        req->on_first = hand_over_first;
+        return;
+    }
     req->data = NULL;
     req->on_gone = NULL;
     c->req = NULL;
@@ -26,7 +72,7 @@ void call_hand_over(struct call *c)
 static void on_changed(void *arg, int status, const struct txn_result *result)
 {
     struct call *c = arg;
-    c->pending = false;
+    c->pending = c->in_log = false;
     if (c->req == NULL) {
         call_release(c);
         return;
@@ -34,6 +80,8 @@ static void on_changed(void *arg, int status, const struct txn_result *result)
     if (status == 0 && result->status == TXN_CONFLICT && result->failed >= c->undecided) {
         if (result->failed == c->rests_on && !result->repeated) {
             api_refuse(c->req);
+        } else if (c->follows && !c->has_id) {
+            call_begin_when_first(c);
         } else {
             call_hand_over(c);
         }
@@ -100,9 +148,68 @@ static void rest_on(struct txn *t, const struct tls_peer *peer, struct basis *ba
         .value = {(const uint8_t *)basis->owner, strlen(basis->owner)}};
 }
 
+int call_identify(struct call *c)
+{
+    const char *key = c->identified ? NULL : http_req_header(c->req, "idempotency-key");
+    int rv = key == NULL ? 0 : idempotency(c->api, c->req, key, &c->id);
+    c->has_id = c->has_id || key != NULL;
+    c->identified = true;
+    return rv;
+}
+
+/* --- one behind the other
+ * --------------------------------------------------------------------------------------------- */
+
+bool call_has_before(const struct call *c, struct call **before)
+{
+    const struct http_req *req = http_req_before(c->req);
+    *before = req != NULL && req->on_gone == call_gone ? req->data : NULL;
+    return req != NULL;
+}
+
+/* What the state has if @c has taken effect. */
+static struct txn_cmp effect_of(const struct call *c)
+{
+    bool put = c->kind == PUT_KEY;
+    return (struct txn_cmp){.kind = put ? CMP_VALUE : CMP_ABSENT,
+        .key = {c->key, c->key_len},
+        .value =
+            put ? (struct slice){c->req->body, c->req->body_len} : (struct slice){(const uint8_t *)"", 0}};
+}
+
+/* Whether that can be seen: the state has something else now, and it is not too much to be said again. */
+static bool has_effect(const struct call *c)
+{
+    struct txn_cmp effect = effect_of(c);
+    struct kv kv;
+    int rv = store_get(c->api->d->store, c->key, c->key_len, &kv);
+    if (effect.value.n > FOLLOW_MAX || (rv != 0 && rv != SYM_ENOTFOUND)) {
+        return false;
+    }
+    return effect.kind == CMP_ABSENT ? rv == 0
+                                     : rv != 0 || kv.value.n != effect.value.n ||
+                                           memcmp(kv.value.p, effect.value.p, kv.value.n) != 0;
+}
+
+/* Changes of one connection take effect in the order in which they came. So one may go into the log behind another that
+ * is on its way there only if it does not take effect when that comes to nothing, and is tried again: because they are
+ * bound to the same policies, which nobody has to ask; or because it is bound, besides what was seen for the decision
+ * about it, to what the other does. */
+static bool may_go(const struct call *c, const struct kv_admitted *admitted)
+{
+    struct call *before;
+    if (!call_has_before(c, &before)) {
+        return true;
+    }
+    if (before == NULL || !before->in_log || before->decided != (admitted != NULL)) {
+        return false;
+    }
+    return admitted == NULL ? before->bound == c->api->policies : has_effect(before);
+}
+
 /* The set of policies, what the key held, and all that was read. There is room: a client has one compare. */
 static void bind_to_decision(
-    const struct call *c, const struct kv_admitted *admitted, struct txn *t, struct txn_cmp set)
+    struct call *c, const struct kv_admitted *admitted, struct txn *t, struct txn_cmp set)
 {
     struct txn_cmp old = {.kind = c->old_revision == 0 ? CMP_ABSENT : CMP_MOD_REVISION,
         .key = {c->key, c->key_len},
@@ -117,6 +224,11 @@ static void bind_to_decision(
     for (unsigned i = 0; i < admitted->n; i++) {
         t->cmps[t->n_cmps++] = admitted->cmps[i];
     }
+    struct call *before;
+    c->follows = call_has_before(c, &before);
+    if (c->follows) {
+        t->cmps[t->n_cmps++] = effect_of(before);
+    }
 }
 
 /* @admitted: what the policies have agreed to holds as long as this does; NULL: nobody was asked. */
@@ -127,7 +239,12 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     bool is_put = c->kind == PUT_KEY;
     struct basis basis;
     struct txn t; /* 11 KiB: only what is used is set */
-    memset(&t.id, 0, sizeof t.id);
+    int rv = call_identify(c);
+    if (rv != 0) {
+        return rv;
+    }
+    t.id = c->id;
+    c->follows = false;
     t.n_cmps = 0;
     t.n_ops = 1;
     t.ops[0].kind = is_put ? OP_PUT : OP_DELETE;
@@ -148,6 +265,10 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
             .value = {(const uint8_t *)"", 0},
             .number = revision};
     }
+    if (!may_go(c, admitted)) {
+        call_begin_when_first(c);
+        return 0;
+    }
     /* The change is decided by nobody, as long as there is no policy that would want to; or else by what it is bound
      * to. */
     c->undecided = t.n_cmps;
@@ -155,6 +276,8 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
         .key = {(const uint8_t *)policy_folder, sizeof policy_folder - 1},
         .value = {(const uint8_t *)"", 0},
         .number = admitted != NULL ? c->set_revision : a->policies};
+    c->decided = admitted != NULL;
+    c->bound = set.number;
     t.cmps[t.n_cmps++] = set;
     if (admitted != NULL) {
         bind_to_decision(c, admitted, &t, set);
@@ -163,14 +286,12 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     if (req->tls) {
         rest_on(&t, req->peer, &basis);
     }
-    const char *key = http_req_header(req, "idempotency-key");
-    int rv = key == NULL ? 0 : idempotency(a, req, key, &t.id);
     buf_clear(&a->scratch);
-    rv = rv != 0 ? rv : txn_encode(&t, &a->scratch);
+    rv = txn_encode(&t, &a->scratch);
     if (rv != 0) {
         return rv;
     }
-    c->pending = true;
+    c->pending = c->in_log = true;
     rnode_submit(a->d->raft, buf_data(&a->scratch), a->scratch.len, WRITE_MS, on_changed, c);
     if (a->scratch.cap > SCRATCH_KEEP) {
         buf_free(&a->scratch);

@@ -29,9 +29,17 @@ struct call {
     /* Change: the first compare, from 0, that is not the client's. Where such a one fails, or has failed when the
      * change was tried before, a policy has to be asked; unless it is the last, @rests_on: who asks is out. */
     unsigned undecided, rests_on;
-    bool asked; /* policies, about a change; with what it is then bound to: */
+    bool identified, has_id; /* change: its Idempotency-Key has been looked at, and it has one: */
+    struct txn_id id;
+    bool asking;  /* change: the policies are being asked about it, */
+    bool asked;   /* have been; with what it is then bound to: */
+    bool decided; /* and what is on its way into the log rests on their decision */
     uint64_t old_revision, set_revision, set_count;
     unsigned unheard; /* of those that have to be: a process that leaves one out is not believed */
+    /* Change: it is on its way into the log, bound to this revision of the policies; and holds only if the one before
+     * it on its connection does. */
+    bool in_log, follows;
+    uint64_t bound;
     bool stale_ok;
     struct watch *watch;
     bool synced;    /* watch: has been told that it has all there was when it began */
@@ -72,6 +80,8 @@ struct api {
 
 /* --- api.c --- */
 
+/* Where a request that is a call has its on_gone. */
+void call_gone(struct http_req *req);
 /* Frees @c when neither its request nor an answer to it is left. */
 void call_release(struct call *c);
 /* Answers with the error @code and err_msg(); @hint may be NULL. */
@@ -127,16 +137,25 @@ void watches_heartbeat(uv_timer_t *timer);
 
 /* --- api_change.c: puts and deletes --- */
 
-/* As above. @admitted: what the policies have agreed to holds as long as this does; NULL: nobody was asked. */
+/* Has the change made, and answered, in the way that is right now. */
+void call_begin(struct call *c);
+/* The same, as soon as all before it on its connection is over. */
+void call_begin_when_first(struct call *c);
+/* As call_read. @admitted: what the policies have agreed to holds as long as this does; NULL: nobody was asked. */
 int call_change(struct call *c, const struct kv_admitted *admitted);
-/* Has Lua answer the request; @c is done with. */
+/* Has Lua answer the request, once all before it is over; @c is done with. */
 void call_hand_over(struct call *c);
+/* True if something before @c on its connection is not over yet; *@before: if that is a change in the hands of these
+ * files, else NULL. */
+bool call_has_before(const struct call *c, struct call **before);
+/* Looks at the Idempotency-Key: 0 or SYM_E*. */
+int call_identify(struct call *c);
 
 /* --- api_policy.c: admission by policies --- */
 
 /* May the policies be asked from here about the change that @req is? */
 bool policies_may_be_asked(const struct api *a, const struct http_req *req);
-/* Asks them, and makes the change when they agree: 0; 1: this is for Lua; SYM_E*. */
+/* Asks them, and has the change made when they agree: 0; 1: this is for Lua; SYM_E*. */
 int call_ask_policies(struct call *c);
 
 #endif

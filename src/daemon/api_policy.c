@@ -98,7 +98,7 @@ static void on_decided(void *arg, const struct host_answer *answer)
     struct api *a = c->api;
     struct kv_admitted admitted;
     TAILQ_REMOVE(&a->asking, c, link);
-    c->pending = false;
+    c->pending = c->asking = false;
     if (c->req == NULL) {
         call_release(c);
         return;
@@ -108,7 +108,8 @@ static void on_decided(void *arg, const struct host_answer *answer)
         api_fail(c->req, SYM_ECLOSED, NULL);
         return;
     }
-    if (answer->status == SYM_EPOLICYTIME || answer->status == SYM_EPOLICYDIED) {
+    /* One with an id may have been carried out before, of which this manager has not heard yet. */
+    if (!c->has_id && (answer->status == SYM_EPOLICYTIME || answer->status == SYM_EPOLICYDIED)) {
         fail_closed(c, answer);
         return;
     }
@@ -127,14 +128,19 @@ static void on_decided(void *arg, const struct host_answer *answer)
     kv_admitted_free(&admitted);
 }
 
-/* The policies are asked from here for what is most: a change by who is there in person, that is not to be remembered
- * and looks at no more than its key. On any manager: what one that is behind has seen does not hold. */
+/* The policies are asked from here for what is most: a change by who is there in person, that looks at no more than its
+ * key. On any manager: what one that is behind has seen does not hold. */
 bool policies_may_be_asked(const struct api *a, const struct http_req *req)
 {
     return a->set_revision != 0 &&
            (*req->query == '\0' ||
                (strncmp(req->query, "mod_revision=", 13) == 0 && strchr(req->query, '&') == NULL)) &&
-           http_req_header(req, "idempotency-key") == NULL && (!req->tls || peer_is_client(req->peer));
+           (!req->tls || peer_is_client(req->peer));
+}
+
+static bool is_same_key(const struct call *a, const struct call *b)
+{
+    return a->key_len == b->key_len && memcmp(a->key, b->key, a->key_len) == 0;
 }
 
 /* 0: on_decided is told; 1: this is for Lua; SYM_E*. */
@@ -143,10 +149,23 @@ int call_ask_policies(struct call *c)
     struct api *a = c->api;
     struct http_req *req = c->req;
     struct host *host = bind_policy_host(a->d->L);
+    struct call *before;
     struct kv old;
-    if (host == NULL) {
+    int rv = call_identify(c);
+    if (rv != 0) {
+        return rv;
+    }
+    if (host == NULL || !utf8_valid(c->key, c->key_len) ||
+        (c->has_id && store_result(a->d->store, &c->id) != NULL)) {
         return 1;
     }
+    /* Those of one connection are asked about side by side, unless it is clear that what is seen now will not be so. */
+    if (call_has_before(c, &before) &&
+        (before == NULL || !(before->asking || before->in_log) || is_same_key(c, before))) {
+        call_begin_when_first(c);
+        return 0;
+    }
+    c->asked = false;
     c->set_revision = a->set_revision;
     c->set_count = a->set_count;
     char key[USER_KEY_MAX + 1];
@@ -158,7 +177,7 @@ int call_ask_policies(struct call *c)
         const struct kv_admitted nothing = {.n = 0};
         return call_change(c, &nothing);
     }
-    int rv = store_get(a->d->store, c->key, c->key_len, &old);
+    rv = store_get(a->d->store, c->key, c->key_len, &old);
     if (rv != 0 && rv != SYM_ENOTFOUND) {
         return rv;
     }
@@ -178,7 +197,7 @@ int call_ask_policies(struct call *c)
         rv = host_call(host, &call, on_decided, c);
     }
     if (rv == 0) {
-        c->pending = c->asked = true;
+        c->pending = c->asking = c->asked = true;
         TAILQ_INSERT_TAIL(&a->asking, c, link);
     }
     return rv;

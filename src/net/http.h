@@ -67,6 +67,9 @@ struct http_req {
     void *data;
     void (*on_gone)(struct http_req *req);
     void (*on_drain)(struct http_req *req); /* a streamed answer may go on */
+    /* Where one is served beside others (overlap): fires once, from the loop, as soon as all before it on its connection
+     * are over. Set while http_req_before() has one; NULL again when it fires. */
+    void (*on_first)(struct http_req *req);
     /* Set inside the handler: the connection's next request may be served before this one is answered, if it is
      * of the same kind: GET and HEAD, or PUT and DELETE (RFC 9112, 9.3.2, lets a server do so for safe methods; for
      * the others whoever sets it sees to it that they take effect in the order in which they came). */
@@ -80,6 +83,9 @@ const char *http_req_header(const struct http_req *req, const char *name);
 /* Percent-decoded ('+' is itself) value of query parameter @name into @out (NUL-terminated); SYM_ENOTFOUND,
  * SYM_EINVAL, SYM_ETOOBIG. */
 int http_req_param(const struct http_req *req, const char *name, char *out, size_t size);
+
+/* The one that came before it on its connection and whose answer is not over; NULL: none. */
+struct http_req *http_req_before(const struct http_req *req);
 
 int http_server_new(uv_loop_t *loop, const struct http_limits *limits, http_handler handler, void *arg,
     struct http_server **out);

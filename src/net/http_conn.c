@@ -277,6 +277,15 @@ static enum kind kind_of(const char *method)
     return strcmp(method, "PUT") == 0 || strcmp(method, "DELETE") == 0 ? WRITES : ALONE;
 }
 
+struct http_req *http_req_before(const struct http_req *req)
+{
+    struct exchange *x = exchange_of(req);
+    do {
+        x = TAILQ_PREV(x, exchanges, order);
+    } while (x != NULL && x->over);
+    return x != NULL ? &x->req : NULL;
+}
+
 static bool is_whole(const struct exchange *x)
 {
     return x != NULL && x->parser.state == HTTP_WHOLE;
@@ -332,7 +341,7 @@ static void serve(struct http_conn *c)
     if (first != NULL && first->over) {
         answer(c);
         first = TAILQ_FIRST(&c->due);
-        if (first != NULL && first->notify) {
+        if (first != NULL && (first->notify || first->req.on_first != NULL)) {
             conn_want_turn(c);
         }
     }
@@ -416,12 +425,24 @@ static void read_rest(struct http_conn *c)
     }
 }
 
+/* Tells the first that is due that it is. */
+static void tell_first(struct http_conn *c)
+{
+    struct exchange *x = TAILQ_FIRST(&c->due);
+    if (c->phase == PHASE_BUSY && x != NULL && x->req.on_first != NULL) {
+        void (*fn)(struct http_req *) = x->req.on_first;
+        x->req.on_first = NULL;
+        fn(&x->req);
+    }
+}
+
 void conn_turn(struct http_conn *c)
 {
     if (is_over(c)) {
         return;
     }
     answer(c);
+    tell_first(c);
     struct exchange *x = TAILQ_FIRST(&c->due);
     if (is_over(c) || stream_congested(c->stream)) {
         return;
