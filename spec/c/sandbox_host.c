@@ -5,25 +5,26 @@
 #include "base/log.h"
 #include "sandbox/child.h"
 #include "sandbox/host.h"
-#include "store/store.h"
+#include "store_support.h"
 
 #include <signal.h>
 #include <unistd.h>
 
 static uv_loop_t loop;
 static struct host *host;
+static struct store *the_store; /* NULL: there is none */
 
-static struct store *no_store(void *arg)
+static struct store *store_of(void *arg)
 {
     (void)arg;
-    return NULL;
+    return the_store;
 }
 
 static int set_up(void **state)
 {
     (void)state;
     log_setup(LOG_ERROR + 1, false);
-    return uv_loop_init(&loop) != 0 || host_new(&loop, no_store, NULL, &host) != 0;
+    return uv_loop_init(&loop) != 0 || host_new(&loop, store_of, NULL, &host) != 0;
 }
 
 static int tear_down(void **state)
@@ -148,6 +149,31 @@ static void tests_of_a_policy(void **state)
     SAYS_NOT(got, SYM_EINVAL, "");
 }
 
+/* As much as a policy may read, as often as it may. */
+static void reads_of_the_state(void **state)
+{
+    char value[1000], key[32];
+    memset(value, 'v', sizeof value);
+    value[sizeof value - 1] = '\0';
+    OK(make_folder(state));
+    the_store = open_store(&(struct store_config){.dir = in_folder(state, "store"), .quota = 8 << 20});
+    for (int i = 0; i < 900; i++) {
+        snprintf(key, sizeof key, "/kv/%d", i);
+        put(the_store, key, value);
+    }
+    load(
+        "lists", policy("local n = 0 for i = 1, 32 do for _, kv in ipairs(list('/kv/')) do n = n + #kv.value "
+                        "end end return refuse(tostring(n))"));
+    SAYS(ask(NULL, "{}"), "{\"decision\":{\"refuse\":\"28771200\",\"policy\":\"lists\"}");
+    load("lists", policy("for i = 1, 64 do get('/kv/' .. i) end return refuse(get('/kv/1'))"));
+    SAYS_NOT(ask(NULL, "{}"), SYM_EPOLICY, "lists");
+    load("lists", policy("for i = 1, 63 do get('/kv/' .. i) end return refuse('' .. #get('/kv/1'))"));
+    SAYS(ask(NULL, "{}"), "{\"decision\":{\"refuse\":\"999\",\"policy\":\"lists\"}");
+    store_close(the_store);
+    the_store = NULL;
+    remove_folder(state);
+}
+
 static void what_is_wrong_at_once(void **state)
 {
     (void)state;
@@ -240,7 +266,7 @@ static void it_ends_with_the_host(void **state)
     host_close(host);
     uv_run(&loop, UV_RUN_DEFAULT);
     assert_true(gone(stats.pid));
-    OK(host_new(&loop, no_store, NULL, &host));
+    OK(host_new(&loop, store_of, NULL, &host));
 }
 
 int main(int argc, char **argv)
@@ -248,6 +274,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(load_call_drop, set_up, tear_down),
         cmocka_unit_test_setup_teardown(tests_of_a_policy, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(reads_of_the_state, set_up, tear_down),
         cmocka_unit_test_setup_teardown(what_is_wrong_at_once, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_hangs, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_hangs_when_it_is_loaded, set_up, tear_down),

@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "sandbox/child.h"
+#include "sandbox/child_proc.h"
 #include "sandbox/frame.h"
 #include "sandbox/host.h"
 
@@ -70,12 +71,15 @@ static uint32_t next_id(void)
     return id;
 }
 
+static uint32_t asked_for; /* the call in whose name the state is asked */
+
 static void ask_state(uint8_t kind, uint32_t limit, const char *key)
 {
     struct buf out = {0};
     struct wr w = wr_init(&out);
-    wr_u32(&w, (uint32_t)(5 + strlen(key)));
+    wr_u32(&w, (uint32_t)(9 + strlen(key)));
     wr_u8(&w, kind);
+    wr_u32(&w, asked_for);
     wr_u32(&w, limit);
     wr_bytes(&w, key, strlen(key));
     if (write(CHILD_READS, buf_data(&out), out.len) < 0) {
@@ -129,8 +133,14 @@ static int bad_child(void)
     if (IS("unasked")) {
         send_frame(FRAME_ANSWER, 9999, 0, "{}");
     }
+    if (IS("untaken reads")) {
+        for (;;) {
+            ask_state(READ_GET, 0, "/kv/a");
+            usleep(2000); /* two that come at once are another matter */
+        }
+    }
     uint32_t id = next_id();
-    page->id = id;
+    page->id = asked_for = id;
     if (IS("flood")) {
         for (;;) {
             send_frame(FRAME_ANSWER, id, 0, "{}");
@@ -185,6 +195,28 @@ static int bad_child(void)
             ask_state(READ_GET, 0, "/secret/ca");
             take_state();
         }
+    } else if (IS("one read too many") || IS("one count too many")) {
+        bool counts = IS("one count too many");
+        for (int i = 0; i <= (counts ? READS_MAX / 2 : READS_MAX); i++) {
+            ask_state(counts ? READ_COUNT : READ_GET, 0, "/kv/a");
+            take_state();
+        }
+        for (;; id = next_id()) {
+            send_frame(FRAME_ANSWER, id, 0, "{}");
+        }
+    } else if (IS("read of another call")) {
+        asked_for = id + 1000;
+        ask_state(READ_GET, 0, "/kv/a");
+        take_state();
+        for (;; id = next_id()) {
+            send_frame(FRAME_ANSWER, id, 0, "{}");
+        }
+    } else if (IS("talks afterwards")) {
+        static const uint8_t header[FRAME_HEADER] = {0, 0, 0x3f, 0, FRAME_ANSWER};
+        send_frame(FRAME_ANSWER, id, 0, "{}");
+        send_frame(FRAME_ANSWER, next_id(), 0, "{}");
+        send_frame(FRAME_ANSWER, next_id(), 0, "{}");
+        put(header, sizeof header);
     }
     for (;;) {
         pause();
@@ -265,12 +297,91 @@ static void bad_ones(void **state)
 {
     static const char *const modes[] = {"exits", "garbage", "not shut in", "does not read", "ready again",
         "unasked", "flood", "other id", "long frame", "endless frame", "no answer", "changes the page",
-        "no JSON", "status", "closes", "two reads", "read kind", "read limit", "long read", "endless reads"};
+        "no JSON", "status", "closes", "two reads", "read kind", "read limit", "long read", "endless reads",
+        "one read too many", "one count too many", "read of another call"};
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
         assert_int_equal(set_up(state), 0);
         one_mode(modes[i]);
         assert_int_equal(tear_down(state), 0);
     }
+}
+
+/* One that has nothing to say any more and does so all the same, if only half of it, is ended. */
+static void talks_afterwards(void **state)
+{
+    (void)state;
+    struct host_stats stats = {0};
+    be("talks afterwards");
+    for (int i = 0; i < 3; i++) {
+        OK(call("{}", 2));
+    }
+    uint64_t end = uv_hrtime() + 20000000000;
+    while (stats.died == 0 && uv_hrtime() < end) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+        host_stats(host, &stats);
+    }
+    assert_int_equal(answered, 3);
+    assert_int_equal(failed, 0);
+    assert_int_equal(stats.died, 1);
+}
+
+/* --- what it asks and does not take --- */
+
+static struct {
+    struct child_proc *child;
+    unsigned reads;
+    bool lost;
+} alone;
+
+static void alone_frame(void *arg, const struct frame *f)
+{
+    (void)arg;
+    (void)f;
+}
+
+static bool alone_expects(void *arg)
+{
+    (void)arg;
+    return true;
+}
+
+static void alone_read(void *arg, uint32_t id, enum read_kind kind, const char *key, size_t n, unsigned limit)
+{
+    struct buf answer = {0};
+    (void)arg, (void)id, (void)kind, (void)key, (void)n, (void)limit;
+    alone.reads++;
+    assert_non_null(buf_reserve(&answer, READS_ANSWER_MAX));
+    memset(answer.base, 0, READS_ANSWER_MAX);
+    buf_commit(&answer, READS_ANSWER_MAX);
+    child_proc_reply(alone.child, 0, &answer);
+    buf_free(&answer);
+}
+
+static void alone_lost(void *arg)
+{
+    (void)arg;
+    alone.lost = true;
+    child_proc_kill(alone.child);
+}
+
+/* Answers are not heaped up for one that does not take them. */
+static void untaken_reads(void **state)
+{
+    (void)state;
+    static const struct child_ops ops = {alone_frame, alone_expects, alone_read, alone_lost};
+    be("untaken reads");
+    OK(child_proc_start(&loop, &ops, NULL, &alone.child));
+    struct wr w = wr_init(child_proc_out(alone.child));
+    frame_end(&w, frame_begin(&w, FRAME_SETUP, 0));
+    child_proc_flush(alone.child);
+    while (!alone.lost && alone.reads < 50) {
+        assert_true(uv_run(&loop, UV_RUN_ONCE) != 0);
+    }
+    if (!alone.lost) {
+        child_proc_kill(alone.child);
+    }
+    assert_in_range(alone.reads, 0, 2);
+    assert_non_null(strstr(err_msg(), "before it has taken"));
 }
 
 /* What waits for a child that takes nothing is bounded. */
@@ -334,6 +445,8 @@ int main(int argc, char **argv)
     assert_int_equal(chdir(folder), 0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(bad_ones),
+        cmocka_unit_test_setup_teardown(talks_afterwards, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(untaken_reads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(the_queue, set_up, tear_down),
         cmocka_unit_test_setup_teardown(no_storm, set_up, tear_down),
     };

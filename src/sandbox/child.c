@@ -94,12 +94,13 @@ static _Noreturn void out_of_memory(void)
 static int read_state(
     void *arg, enum read_kind kind, const char *key, size_t n, unsigned limit, struct buf *answer)
 {
+    const struct child *c = arg;
     uint8_t head[5];
     struct buf ask = {0};
     struct wr w = wr_init(&ask);
-    (void)arg;
-    wr_u32(&w, (uint32_t)(5 + n));
+    wr_u32(&w, (uint32_t)(9 + n));
     wr_u8(&w, (uint8_t)kind);
+    wr_u32(&w, c->page->id);
     wr_u32(&w, limit);
     wr_bytes(&w, key, n);
     if (w.bad) {
@@ -193,7 +194,7 @@ static bool do_call(struct child *c, const struct frame *f)
         .input = got.input,
         .n_input = got.n_input,
         .read = got.has_state ? reads_from_json : read_state,
-        .read_arg = got.has_state ? (void *)&fake : NULL,
+        .read_arg = got.has_state ? (void *)&fake : c,
         .running = now_runs,
         .running_arg = c};
     int rv = boxes_call(&c->set, &call, &c->json, failed);

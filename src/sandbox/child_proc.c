@@ -13,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PORTION = 64 << 10, READ_HEADER = 9, QUEUED_MAX = 64 << 20 };
+enum { PORTION = 64 << 10, READ_HEADER = 13 };
 
 struct child_proc {
     const struct child_ops *ops;
@@ -21,10 +21,10 @@ struct child_proc {
     uv_process_t process;
     uv_pipe_t calls, reads;
     struct frame_page *page;
-    struct buf out;                /* not given to libuv yet */
-    struct buf in, asked;          /* not whole yet */
-    bool exited, closing, reading; /* @reading: an ask has not been answered */
-    unsigned open;                 /* handles */
+    struct buf out;       /* not given to libuv yet */
+    struct buf in, asked; /* not whole yet */
+    bool exited, closing;
+    unsigned open; /* handles */
     uint8_t portion[PORTION];
 };
 
@@ -82,6 +82,12 @@ static void lost(struct child_proc *p)
     if (!p->closing) {
         p->ops->on_lost(p->arg);
     }
+}
+
+static void break_rules(struct child_proc *p, const char *how)
+{
+    err_setf(SYM_EPROTO, "%s", how);
+    lost(p);
 }
 
 /* --- writing --- */
@@ -153,7 +159,6 @@ void child_proc_reply(struct child_proc *p, int status, const struct buf *answer
     const char *message = status != 0 ? err_msg() : NULL;
     const void *data = status != 0 ? (const void *)message : buf_data(answer);
     size_t n = status != 0 ? strlen(message) : answer->len;
-    p->reading = false;
     wr_u32(&w, (uint32_t)n + 1);
     wr_u8(&w, (uint8_t)-status);
     wr_bytes(&w, data, n);
@@ -199,6 +204,8 @@ static void take_frames(struct child_proc *p)
     }
     if (n < 0) {
         lost(p);
+    } else if (!p->closing && p->in.len > 0 && !p->ops->expects(p->arg)) {
+        break_rules(p, "it says what nobody has asked for");
     }
 }
 
@@ -215,38 +222,42 @@ static void on_calls_data(uv_stream_t *stream, ssize_t n, const uv_buf_t *data)
     take_frames(p);
 }
 
-/* A child asks one thing, and waits. */
+/* A child asks one thing, and waits; one that does not is not heaped up with answers. */
 static void on_reads_data(uv_stream_t *stream, ssize_t n, const uv_buf_t *data)
 {
     struct child_proc *p = stream->data;
     if (p->closing || ended(p, n)) {
         return;
     }
-    size_t most = READ_HEADER + READS_KEY_MAX;
-    if (p->reading || p->asked.len + (size_t)n > most || buf_append(&p->asked, data->base, (size_t)n) != 0) {
-        err_setf(SYM_EPROTO, "it asks for more than one thing of the state at once");
+    if (p->asked.len + (size_t)n > READ_HEADER + READS_KEY_MAX) {
+        break_rules(p, "it asks for more than one thing of the state at once");
+        return;
+    }
+    if (buf_append(&p->asked, data->base, (size_t)n) != 0) {
         lost(p);
+        return;
+    }
+    if (uv_stream_get_write_queue_size(stream) > 0) {
+        break_rules(p, "it asks for something of the state before it has taken what it asked for");
         return;
     }
     struct rd r = rd_init(buf_data(&p->asked), p->asked.len);
     size_t len = rd_u32(&r);
     uint8_t kind = rd_u8(&r);
-    uint32_t limit = rd_u32(&r);
-    if (r.bad || rd_left(&r) + 5 < len) {
+    uint32_t id = rd_u32(&r), limit = rd_u32(&r);
+    size_t n_key = rd_left(&r);
+    if (r.bad || n_key + READ_HEADER - 4 < len) {
         return;
     }
-    if (rd_left(&r) + 5 != len || kind < READ_GET || kind > READ_COUNT || limit > READS_LIST_MAX) {
-        err_setf(SYM_EPROTO, "it asks for something that there is not");
-        lost(p);
+    if (n_key + READ_HEADER - 4 != len || kind < READ_GET || kind > READ_COUNT || limit > READS_LIST_MAX) {
+        break_rules(p, "it asks for something that there is not");
         return;
     }
     char key[READS_KEY_MAX + 1];
-    len -= 5;
-    memcpy(key, rd_bytes(&r, len), len);
-    key[len] = '\0';
+    memcpy(key, rd_bytes(&r, n_key), n_key);
+    key[n_key] = '\0';
     buf_clear(&p->asked);
-    p->reading = true;
-    p->ops->on_read(p->arg, (enum read_kind)kind, key, len, limit);
+    p->ops->on_read(p->arg, id, (enum read_kind)kind, key, n_key, limit);
 }
 
 /* --- the beginning --- */

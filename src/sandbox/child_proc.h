@@ -11,8 +11,10 @@ struct child_proc;
 struct child_ops {
     /* A whole frame has come. */
     void (*on_frame)(void *arg, const struct frame *f);
-    /* It asks for something in the state: child_proc_reply is to be called, now. */
-    void (*on_read)(void *arg, enum read_kind kind, const char *key, size_t n, unsigned limit);
+    /* Is there anything that it has still to say? What it says without that is against the rules. */
+    bool (*expects)(void *arg);
+    /* It asks for something in the state, for the call @id, so it says: child_proc_reply is to be called, now. */
+    void (*on_read)(void *arg, uint32_t id, enum read_kind kind, const char *key, size_t n, unsigned limit);
     /* It has ended, or has broken the rules (err_msg() says how); it is killed, and nothing more comes from it. */
     void (*on_lost)(void *arg);
 };

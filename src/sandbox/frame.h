@@ -11,8 +11,8 @@
  *   ANSWER  (child) u8 -status, blob policy that failed, blob text: the message, blob data: JSON
  * The child answers SETUP with READY, DROP not at all, and the others in the order in which they came.
  *
- * On the stream of reads the child asks (u32 bytes behind it, u8 kind, u32 limit, the key) and waits for the answer
- * (u32 bytes behind it, u8 -status, and the message or what read_fn says). */
+ * On the stream of reads the child asks (u32 bytes behind it, u8 kind, u32 id of the call, u32 limit, the key) and waits
+ * for the answer (u32 bytes behind it, u8 -status, and the message or what read_fn says). */
 #ifndef SYM_SANDBOX_FRAME_H
 #define SYM_SANDBOX_FRAME_H
 

@@ -31,6 +31,7 @@ struct job {
     host_cb cb; /* NULL: nobody asks */
     void *arg;
     uint64_t queued_ms;
+    unsigned reads;              /* what a call has cost in reads; see READS_MAX */
     bool again;                  /* a load that the child's predecessor had done */
     bool dropped;                /* a load whose policy has been dropped since */
     int status;                  /* not 0: it fails so, without being sent */
@@ -56,7 +57,7 @@ struct host {
     bool ready, closed, renew, scheduled;
     TAILQ_HEAD(policies, policy) policies;
     struct jobs waiting, sent;
-    unsigned n_waiting, n_sent, n_policies, reads;
+    unsigned n_waiting, n_sent, n_policies;
     size_t bytes;
     uint32_t last_id;
     uint64_t started_ms;
@@ -279,9 +280,10 @@ static void drop_reloads(struct host *h)
 }
 
 static void on_frame(void *arg, const struct frame *f);
-static void on_read(void *arg, enum read_kind kind, const char *key, size_t n, unsigned limit);
+static bool expects(void *arg);
+static void on_read(void *arg, uint32_t id, enum read_kind kind, const char *key, size_t n, unsigned limit);
 static void on_lost(void *arg);
-static const struct child_ops ops = {on_frame, on_read, on_lost};
+static const struct child_ops ops = {on_frame, expects, on_read, on_lost};
 
 static void put_setup(struct host *h)
 {
@@ -336,6 +338,7 @@ static void let_go(struct host *h)
         if (job->again) {
             job_free(h, job);
         } else {
+            job->reads = 0;
             put_first(h, job);
         }
     }
@@ -357,16 +360,19 @@ static void name_on_page(const struct host *h, char out[BOX_NAME_MAX + 1])
     }
 }
 
+static struct job *find_sent(struct host *h, uint32_t id)
+{
+    struct job *job = TAILQ_FIRST(&h->sent);
+    while (job != NULL && job->id != id) {
+        job = TAILQ_NEXT(job, link);
+    }
+    return job;
+}
+
 static struct job *job_under_way(struct host *h)
 {
-    uint32_t id = child_proc_page(h->child)->id;
-    struct job *job;
-    TAILQ_FOREACH (job, &h->sent, link) {
-        if (job->id == id) {
-            return job;
-        }
-    }
-    return TAILQ_FIRST(&h->sent);
+    struct job *job = find_sent(h, child_proc_page(h->child)->id);
+    return job != NULL ? job : TAILQ_FIRST(&h->sent);
 }
 
 /* It is gone, or has to go, because of what it was doing: err_msg() says why. */
@@ -586,7 +592,6 @@ static void on_frame(void *arg, const struct frame *f)
     h->n_sent--;
     h->stats.us_total += job->kind == FRAME_CALL ? us : 0;
     h->deaths = job->again ? h->deaths : 0;
-    h->reads = 0;
     h->overdue = false;
     new_head(h);
     if (job->kind == FRAME_LOAD && loaded(h, job, &got) != 0 && got.status == 0) {
@@ -607,6 +612,12 @@ static void on_frame(void *arg, const struct frame *f)
     }
     finish(h, job, &answer);
     free(json);
+}
+
+static bool expects(void *arg)
+{
+    const struct host *h = arg;
+    return !h->ready || h->n_sent > 0;
 }
 
 /* --- deadlines --- */
@@ -729,15 +740,22 @@ static int read_key(struct store *s, struct slice key, struct buf *answer)
     return w.bad ? SYM_ENOMEM : 0;
 }
 
-static void on_read(void *arg, enum read_kind kind, const char *key, size_t n, unsigned limit)
+static void on_read(void *arg, uint32_t id, enum read_kind kind, const char *key, size_t n, unsigned limit)
 {
     struct host *h = arg;
+    struct job *job = find_sent(h, id);
     struct store *s = h->store_of(h->arg);
     struct buf answer = {0};
     struct slice k = {(const uint8_t *)key, n};
     int rv;
-    if (h->n_sent == 0 || ++h->reads > READS_MAX * (h->n_sent + 1)) {
-        err_setf(SYM_EPROTO, "it broke the rules of its protocol");
+    if (job == NULL || job->kind != FRAME_CALL) {
+        err_setf(SYM_EPROTO, "it reads the state for a call that there is not");
+        on_lost(h);
+        return;
+    }
+    job->reads += kind == READ_GET ? 1 : 2;
+    if (job->reads > READS_MAX) {
+        err_setf(SYM_EPROTO, "it reads the state more than %d times in a call", READS_MAX);
         on_lost(h);
         return;
     }
