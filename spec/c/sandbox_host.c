@@ -8,6 +8,7 @@
 #include "store_support.h"
 
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 static uv_loop_t loop;
@@ -251,6 +252,103 @@ static void one_that_dies(void **state)
     }
 }
 
+/* So long that a child can be caught at it; and of resources of one kind. */
+static const char long_one[] =
+    "for i = 1, 400000 do end return { match = { ['admit.change'] = { kinds = { 'kv' } } }, hooks = { "
+    "['admit.change'] = function() return allow() end, ['node.up'] = function() end } }";
+
+static unsigned broken(void)
+{
+    struct host_stats stats;
+    host_stats(host, &stats);
+    return stats.broken;
+}
+
+static void tell(void *arg, const struct host_broken *b)
+{
+    snprintf(arg, 600, "%s: %s (%u)", b->name, b->why, b->tries);
+}
+
+/* Until it is there again, what it guards is refused, and not simply allowed; nothing else is. */
+static void one_that_does_not_load_again(void **state)
+{
+    (void)state;
+    struct host_call other = {.hook = "node.up", .input = "{}", .n_input = 2};
+    struct got got = {0};
+    char told[600] = "";
+    load("good", policy("return allow()"));
+    load("long", long_one);
+    SAYS(ask(NULL, "{\"kind\":\"kv\"}"), "{\"decision\":{\"allow\":true");
+    host_configure(host, &(struct host_config){.instructions = 10000});
+    SAYS_NOT(ask(NULL, "{\"kind\":\"kv\"}"), SYM_EBUSY, "long");
+    assert_int_equal(broken(), 1);
+    host_broken(host, tell, told);
+    assert_string_equal(told, "long: it did not come to an end within 10000 instructions (1)");
+    SAYS_NOT(ask("good long", "{\"kind\":\"kv\"}"), SYM_EBUSY, "long");
+    SAYS(ask("good", "{\"kind\":\"kv\"}"), "{\"decision\":{\"allow\":true");
+    SAYS(ask(NULL, "{\"kind\":\"node\"}"), "{\"decision\":{\"allow\":true,\"policy\":\"good\"}");
+    SAYS_NOT(ask(NULL, "[]"), SYM_EINVAL, "");
+    OK(host_call(host, &other, keep, &got));
+    wait_for(&got);
+    SAYS(got, "{\"decision\":null");
+    host_configure(host, &(struct host_config){.instructions = 10000000});
+    SAYS(ask("long", "{\"kind\":\"kv\"}"), "{\"decision\":{\"allow\":true,\"policy\":\"long\"}");
+    assert_int_equal(broken(), 0);
+}
+
+static uint64_t cpu_ms(int pid)
+{
+    clockid_t clock;
+    struct timespec ts;
+    if (pid == 0 || clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &ts) != 0) {
+        return 0;
+    }
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+/* A child that is ended from outside while it loads takes nothing with it for good. */
+static void an_accident_while_it_loads(void **state)
+{
+    (void)state;
+    static const char source[] =
+        "for i = 1, 60000000 do end return { match = { ['admit.change'] = { kinds = { 'kv' } } }, "
+        "hooks = { ['admit.change'] = function() return allow() end } }";
+    struct host_stats stats;
+    host_configure(host, &(struct host_config){.instructions = 1000000000, .load_deadline_ms = 30000});
+    load("good", policy("return allow()"));
+    SAYS_NOT(load("long", source), 0, "long");
+    host_stats(host, &stats);
+    int first = stats.pid;
+    kill(first, SIGKILL);
+    while (stats.pid == first || cpu_ms(stats.pid) < 150) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+        host_stats(host, &stats);
+    }
+    kill(stats.pid, SIGKILL);
+    SAYS_NOT(ask("long", "{\"kind\":\"kv\"}"), SYM_EBUSY, "long");
+    SAYS(ask(NULL, "{\"kind\":\"node\"}"), "{\"decision\":{\"allow\":true,\"policy\":\"good\"}");
+    while (broken() > 0) {
+        uv_run(&loop, UV_RUN_ONCE);
+    }
+    SAYS(ask("long", "{\"kind\":\"kv\"}"), "{\"decision\":{\"allow\":true,\"policy\":\"long\"}");
+}
+
+/* It is not brought back by a try of what it was. */
+static void one_that_is_set_anew_meanwhile(void **state)
+{
+    (void)state;
+    load("long", long_one);
+    host_configure(host, &(struct host_config){.instructions = 10000});
+    SAYS_NOT(ask(NULL, "{\"kind\":\"kv\"}"), SYM_EBUSY, "long");
+    load("long", policy("return refuse('short')"));
+    assert_int_equal(broken(), 0);
+    SAYS(ask(NULL, "{\"kind\":\"kv\"}"), "{\"decision\":{\"refuse\":\"short\",\"policy\":\"long\"}");
+    load("long", long_one);
+    SAYS(ask(NULL, "{\"kind\":\"kv\"}"), "{\"decision\":{\"refuse\":\"short\",\"policy\":\"long\"}");
+    host_drop(host, "long");
+    SAYS(ask(NULL, "{\"kind\":\"kv\"}"), "{\"decision\":null");
+}
+
 static bool gone(int pid)
 {
     return kill(pid, 0) != 0;
@@ -279,6 +377,9 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(one_that_hangs, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_hangs_when_it_is_loaded, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_dies, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_does_not_load_again, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(an_accident_while_it_loads, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_is_set_anew_meanwhile, set_up, tear_down),
         cmocka_unit_test_setup_teardown(it_ends_with_the_host, set_up, tear_down),
     };
     return child_asked(argc, argv) ? child_main() : cmocka_run_group_tests(tests, NULL, NULL);

@@ -262,6 +262,39 @@ describe("changes of keys", function()
     sys.mono_ms = real
   end))
 
+  it("are refused while a policy has to be loaded again, which is no failure of it", cluster(function()
+    store.set("a", policy [[return nil]], "me")
+    store.set("p", policy [[return allow()]], "me")
+    engine.list()
+    sandbox.call_error = { code = "busy", policy = "p",
+      message = "policy p failed: it does not load again, and is tried: it ran out of memory" }
+    sandbox.broken = { { name = "p", why = "it ran out of memory", tries = 1, retry_ms = 900 } }
+    for _ = 1, 20 do
+      local _, err = put("a", "1")
+      assert.same({ "policy_failed", "p" }, { err.code, err.policy })
+      assert.truthy(err.message:find("policy p failed, so this is refused: it does not load again", 1, true))
+    end
+    assert.same({}, engine.failures())
+    assert.equal(1, engine.figures().failing)
+    assert.equal("it ran out of memory", store.show("p").broken)
+    assert.same({ [1] = nil, [2] = "it ran out of memory" }, { store.ls()[1].broken, store.ls()[2].broken })
+    sandbox.call_error, sandbox.broken = nil, {}
+    assert.equal("applied", put("a", "1").status)
+    assert.is_nil(store.show("p").broken)
+  end))
+
+  it("count one failure for each time that a policy does not load", cluster(function()
+    store.set("p", policy [[return allow()]], "me")
+    sandbox.load_error = { code = "policy_died", message = "policy p: it was ended by signal 9", policy = "p" }
+    for _ = 1, 20 do
+      local _, err = put("a", "1")
+      assert.same({ "policy_failed", "p" }, { err.code, err.policy })
+    end
+    assert.same({ p = 1 }, engine.failures())
+    assert.is_true(store.show("p").enabled)
+    assert.equal("policy p: it was ended by signal 9", store.show("p").broken)
+  end))
+
   it("are refused whatever the sandbox answers that cannot be", cluster(function()
     store.set("p", policy [[return allow()]], "me")
     engine.list()

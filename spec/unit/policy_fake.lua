@@ -235,13 +235,13 @@ local policy_module = fake.module("policy", {
     cb(nil, json.encode(out))
   end,
   loaded = function(revision, count) M.marks = { revision, count } end,
-  stats = function() return { calls = #M.calls } end,
+  stats = function() return { calls = #M.calls, broken = M.broken } end,
 })
 
 --- As in a daemon that has just been started.
 function M.reset()
   M.loaded, M.calls, M.marks = {}, {}, nil
-  M.call_error, M.before_call, M.after_call, M.load_error = nil, nil, nil, nil
+  M.call_error, M.before_call, M.after_call, M.load_error, M.broken = nil, nil, nil, nil, {}
   require("symphony.policy.engine").stop()
 end
 

@@ -271,7 +271,19 @@ static int l_loaded(lua_State *L)
     return 0;
 }
 
-/* stats(): {pid, policies, waiting, started, killed, died, calls, failures, us_total, memory, revision, count} */
+static void add_broken(void *arg, const struct host_broken *b)
+{
+    lua_State *L = arg;
+    lua_createtable(L, 0, 4);
+    set_text(L, "name", b->name);
+    set_text(L, "why", b->why);
+    set_integer(L, "tries", b->tries);
+    set_integer(L, "retry_ms", b->ms);
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+}
+
+/* stats(): {pid, policies, waiting, started, killed, died, calls, failures, us_total, memory, revision, count, broken =
+ * those that did not load again: {{name, why, tries, retry_ms}...}} */
 static int l_stats(lua_State *L)
 {
     if (self(L)->closing) {
@@ -280,7 +292,7 @@ static int l_stats(lua_State *L)
     const struct policy *policy = self(L);
     struct host_stats stats;
     host_stats(policy->live, &stats);
-    lua_createtable(L, 0, 12);
+    lua_createtable(L, 0, 13);
     set_integer(L, "pid", (uint64_t)stats.pid);
     set_integer(L, "policies", stats.policies);
     set_integer(L, "waiting", stats.waiting);
@@ -293,6 +305,9 @@ static int l_stats(lua_State *L)
     set_integer(L, "memory", stats.memory);
     set_integer(L, "revision", policy->revision);
     set_integer(L, "count", policy->count);
+    lua_newtable(L);
+    host_broken(policy->live, add_broken, L);
+    lua_setfield(L, -2, "broken");
     return 1;
 }
 

@@ -18,6 +18,8 @@ enum {
     STARVED = 5,            /* one that gets no processor has this many times the deadline */
     BACKOFF_MS = 50,
     BACKOFF_MAX_MS = 5000,
+    MEND_MS = 1000, /* after this one that did not load again is tried, and then after twice that... */
+    MEND_MAX_MS = 60000,
     LINGER_MS = 5000,       /* a child without policies ends after this */
     INSTRUCTIONS = 2000000, /* some 50 ms: the budget ends what loops, and the deadline what hangs */
     TEST_TIMES = 4          /* a test may take so many times the deadline of a load */
@@ -34,8 +36,7 @@ struct job {
     unsigned reads;              /* what a call has cost in reads; see READS_MAX */
     bool again;                  /* a load that the child's predecessor had done */
     bool dropped;                /* a load whose policy has been dropped since */
-    int status;                  /* not 0: it fails so, without being sent */
-    char name[BOX_NAME_MAX + 1]; /* of a load; or who is to blame for @status */
+    char name[BOX_NAME_MAX + 1]; /* of a load */
 };
 TAILQ_HEAD(jobs, job);
 
@@ -46,6 +47,9 @@ struct policy {
     size_t n_source, memory;
     struct rules rules;
     bool broken; /* it did not load again: what it would have to say is not known */
+    char why[256];
+    unsigned tries;  /* of loading it again, in vain */
+    uint64_t due_ms; /* when to try next */
 };
 
 struct host {
@@ -55,9 +59,10 @@ struct host {
     struct host_config cfg;
     struct child_proc *child;
     bool ready, closed, renew, scheduled;
+    bool reloading; /* the child has not yet loaded again what its predecessor had */
     TAILQ_HEAD(policies, policy) policies;
     struct jobs waiting, sent;
-    unsigned n_waiting, n_sent, n_policies;
+    unsigned n_waiting, n_sent, n_policies, n_broken;
     size_t bytes;
     uint32_t last_id;
     uint64_t started_ms;
@@ -67,7 +72,7 @@ struct host {
     bool overdue;
     unsigned deaths; /* in a row, without an answer between them */
     char why[256];   /* of the last one */
-    uv_timer_t tick, later;
+    uv_timer_t tick, later, mend;
     uv_prepare_t prepare;
     uv_check_t check;
     unsigned open;
@@ -155,6 +160,7 @@ static void forget(struct host *h, struct policy *p)
 {
     TAILQ_REMOVE(&h->policies, p, link);
     h->n_policies--;
+    h->n_broken -= p->broken;
     h->stats.memory -= p->memory;
     free(p->source);
     rules_free(&p->rules);
@@ -241,29 +247,43 @@ static void put_first(struct host *h, struct job *job)
     h->n_waiting++;
 }
 
+static int reload(struct host *h, struct policy *p)
+{
+    bool bad;
+    struct job *job = job_new(h, FRAME_LOAD, NULL, NULL);
+    if (job == NULL) {
+        return SYM_ENOMEM;
+    }
+    put_load(job, p->name, p->source, p->n_source, &bad);
+    job->again = true;
+    p->due_ms = UINT64_MAX;
+    h->bytes += job->frame.len;
+    put_first(h, job);
+    return bad ? err_setf(SYM_ENOMEM, "out of memory") : 0;
+}
+
 /* Before all that waits. */
 static int load_again(struct host *h)
 {
     struct policy *p;
+    int rv = 0;
     TAILQ_FOREACH_REVERSE(p, &h->policies, policies, link)
     {
-        bool bad;
-        struct job *job = p->broken ? NULL : job_new(h, FRAME_LOAD, NULL, NULL);
-        if (p->broken) {
-            continue;
-        }
-        if (job == NULL) {
-            return SYM_ENOMEM;
-        }
-        put_load(job, p->name, p->source, p->n_source, &bad);
-        job->again = true;
-        h->bytes += job->frame.len;
-        put_first(h, job);
-        if (bad) {
-            return err_setf(SYM_ENOMEM, "out of memory");
+        if (rv == 0 && (!p->broken || p->due_ms <= uv_now(h->loop))) {
+            rv = reload(h, p);
         }
     }
-    return 0;
+    h->reloading = true;
+    return rv;
+}
+
+static void drop_reload(struct host *h, struct job *job)
+{
+    struct policy *p = find_policy(h, job->name);
+    if (p != NULL) {
+        p->due_ms = uv_now(h->loop);
+    }
+    job_free(h, job);
 }
 
 static void drop_reloads(struct host *h)
@@ -274,10 +294,106 @@ static void drop_reloads(struct host *h)
         if (job->again) {
             TAILQ_REMOVE(&h->waiting, job, link);
             h->n_waiting--;
-            job_free(h, job);
+            drop_reload(h, job);
         }
     }
 }
+
+/* --- those that do not load again --- */
+
+static bool is_being_loaded(const struct jobs *jobs, const char *name)
+{
+    const struct job *job;
+    TAILQ_FOREACH (job, jobs, link) {
+        if (job->kind == FRAME_LOAD && strcmp(job->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void on_mend(uv_timer_t *timer);
+
+/* For when the next of them is to be tried. */
+static void set_mend(struct host *h)
+{
+    const struct policy *p;
+    uint64_t now = uv_now(h->loop), first = UINT64_MAX;
+    TAILQ_FOREACH (p, &h->policies, link) {
+        first = p->broken && p->due_ms < first ? p->due_ms : first;
+    }
+    if (first == UINT64_MAX || h->closed) {
+        uv_timer_stop(&h->mend);
+    } else {
+        uv_timer_start(&h->mend, on_mend, first > now ? first - now : 0, 0);
+    }
+}
+
+/* One is tried at once; else its source may have been taken over by a load under way, and a child that is not there has
+ * it among the first that it does. */
+static void on_mend(uv_timer_t *timer)
+{
+    struct host *h = timer->data;
+    struct policy *p;
+    bool can = h->child != NULL && h->ready && !h->renew;
+    TAILQ_FOREACH (p, &h->policies, link) {
+        if (!p->broken || p->due_ms > uv_now(h->loop)) {
+            continue;
+        }
+        if (!can || is_being_loaded(&h->waiting, p->name) || is_being_loaded(&h->sent, p->name) ||
+            reload(h, p) != 0) {
+            p->due_ms = uv_now(h->loop) + MEND_MS;
+        }
+    }
+    schedule(h);
+    set_mend(h);
+}
+
+static void break_policy(struct host *h, struct policy *p, const char *why)
+{
+    uint64_t ms = (uint64_t)MEND_MS << (p->tries < 10 ? p->tries : 10);
+    ms = ms < MEND_MAX_MS ? ms : MEND_MAX_MS;
+    h->n_broken += !p->broken;
+    p->broken = true;
+    p->tries++;
+    p->due_ms = uv_now(h->loop) + ms;
+    snprintf(p->why, sizeof p->why, "%s", why);
+    log_error("policy %s does not load again, and is tried in %llu s: %s", p->name,
+        (unsigned long long)ms / 1000, why);
+    set_mend(h);
+}
+
+/* What one would say is known only to itself: it may have been called something else on the way to it. */
+static bool would_hear(const struct policy *p, const char *hook, const char *const values[RULES_FIELDS])
+{
+    return strcmp(hook, "admit.change") == 0 ? rules_fit(&p->rules, hook, values)
+                                             : rules_have_hook(&p->rules, hook);
+}
+
+/* One that would have a word in this, whose fail mode is closed, and cannot be asked. */
+static const struct policy *broken_one(struct host *h, const struct job *job)
+{
+    const struct frame f = {.data = buf_data(&job->frame) + FRAME_HEADER, .n = job->frame.len - FRAME_HEADER};
+    const struct policy *p, *found = NULL;
+    struct box_subject subject = {0};
+    struct frame_call call;
+    if (h->n_broken == 0 || job->kind != FRAME_CALL || !frame_get_call(&f, &call) ||
+        strncmp(call.hook, "admit.", 6) != 0) {
+        return NULL;
+    }
+    if (box_subject(call.input, call.n_input, &subject) == 0) {
+        TAILQ_FOREACH (p, &h->policies, link) {
+            if (found == NULL && p->broken && rules_name(call.only, p->name) &&
+                would_hear(p, call.hook, subject.values)) {
+                found = p;
+            }
+        }
+    }
+    box_subject_free(&subject);
+    return found;
+}
+
+/* --- the child itself --- */
 
 static void on_frame(void *arg, const struct frame *f);
 static bool expects(void *arg);
@@ -336,7 +452,7 @@ static void let_go(struct host *h)
         TAILQ_REMOVE(&h->sent, job, link);
         h->n_sent--;
         if (job->again) {
-            job_free(h, job);
+            drop_reload(h, job);
         } else {
             job->reads = 0;
             put_first(h, job);
@@ -396,7 +512,7 @@ static void lose(struct host *h, int status)
     log_warn("the process that runs the policies is started again: %s%s%s", job != NULL ? name : "",
         job != NULL && name[0] != '\0' ? ": " : "", h->why);
     if (job != NULL && job->again && p != NULL) {
-        p->broken = true;
+        break_policy(h, p, h->why);
     }
     let_go(h);
     try_later(h);
@@ -461,9 +577,11 @@ static void send_job(struct host *h, struct job *job)
 {
     TAILQ_REMOVE(&h->waiting, job, link);
     h->n_waiting--;
-    if (job->status != 0) {
-        err_setf(job->status, "policy %s does not load any more", job->name);
-        fail(h, job, job->status, job->name);
+    const struct policy *broken = broken_one(h, job);
+    if (broken != NULL) {
+        err_setf(SYM_EBUSY, "policy %s failed: it does not load again, and is tried: %s", broken->name,
+            broken->why);
+        fail(h, job, SYM_EBUSY, broken->name);
         return;
     }
     if (buf_append(child_proc_out(h->child), buf_data(&job->frame), job->frame.len) != 0) {
@@ -481,6 +599,22 @@ static void send_job(struct host *h, struct job *job)
     h->n_sent++;
 }
 
+/* Nothing is asked before all are there again that have a word in it, or are known not to be. */
+static bool may_send(struct host *h, const struct job *job)
+{
+    const struct job *sent;
+    if (job->again || !h->reloading) {
+        return true;
+    }
+    TAILQ_FOREACH (sent, &h->sent, link) {
+        if (sent->again) {
+            return false;
+        }
+    }
+    h->reloading = false;
+    return true;
+}
+
 static void dispatch(struct host *h)
 {
     struct job *job;
@@ -493,7 +627,7 @@ static void dispatch(struct host *h)
         start(h);
     }
     while (h->child != NULL && h->ready && !h->renew && (job = TAILQ_FIRST(&h->waiting)) != NULL &&
-           h->n_sent < WINDOW && child_proc_queued(h->child) < WINDOW_BYTES) {
+           h->n_sent < WINDOW && child_proc_queued(h->child) < WINDOW_BYTES && may_send(h, job)) {
         send_job(h, job);
     }
     if (h->child != NULL) {
@@ -565,8 +699,12 @@ static int loaded(struct host *h, const struct job *job, const struct frame_answ
         h->renew = h->renew || rv != 0;
         return rv;
     } else if (answer->status != 0 && job->again && p != NULL) {
-        log_error("policy %s does not load again: %s", job->name, answer->message);
-        p->broken = true;
+        break_policy(h, p, answer->message);
+    } else if (job->again && p != NULL && p->broken) {
+        log_info("policy %s is loaded again", p->name);
+        p->broken = false;
+        p->tries = 0;
+        h->n_broken--;
     }
     return answer->status;
 }
@@ -828,18 +966,6 @@ void host_drop(struct host *h, const char *name)
     }
 }
 
-/* One that would have a word in this and cannot be asked any more; for a fail mode that is closed. */
-static const struct policy *broken_one(struct host *h, const struct host_call *call)
-{
-    struct policy *p;
-    TAILQ_FOREACH (p, &h->policies, link) {
-        if (p->broken && rules_name(call->only, p->name) && rules_have_hook(&p->rules, call->hook)) {
-            return p;
-        }
-    }
-    return NULL;
-}
-
 unsigned host_concerned(const struct host *h, const char *hook, const char *const values[RULES_FIELDS])
 {
     const struct policy *p;
@@ -864,21 +990,15 @@ int host_call(struct host *h, const struct host_call *call, host_cb cb, void *ar
     if (job == NULL) {
         return rv != 0 ? rv : SYM_ENOMEM;
     }
-    const struct policy *broken = strncmp(call->hook, "admit.", 6) == 0 ? broken_one(h, call) : NULL;
     struct wr w = wr_init(&job->frame);
-    if (broken != NULL) {
-        job->status = SYM_EPOLICYDIED;
-        snprintf(job->name, sizeof job->name, "%s", broken->name);
-    } else {
-        const struct frame_call frame = {.hook = call->hook,
-            .only = call->only,
-            .input = call->input,
-            .n_input = call->n_input,
-            .has_state = call->state != NULL,
-            .state = call->state,
-            .n_state = call->n_state};
-        frame_put_call(&w, job->id, &frame);
-    }
+    const struct frame_call frame = {.hook = call->hook,
+        .only = call->only,
+        .input = call->input,
+        .n_input = call->n_input,
+        .has_state = call->state != NULL,
+        .state = call->state,
+        .n_state = call->n_state};
+    frame_put_call(&w, job->id, &frame);
     return enqueue(h, job, w.bad);
 }
 
@@ -907,7 +1027,20 @@ void host_stats(const struct host *h, struct host_stats *out)
     *out = h->stats;
     out->pid = h->child != NULL ? child_proc_pid(h->child) : 0;
     out->policies = h->n_policies;
+    out->broken = h->n_broken;
     out->waiting = h->n_waiting + h->n_sent;
+}
+
+void host_broken(const struct host *h, void (*each)(void *arg, const struct host_broken *b), void *arg)
+{
+    const struct policy *p;
+    uint64_t now = uv_now(h->loop);
+    TAILQ_FOREACH (p, &h->policies, link) {
+        if (p->broken) {
+            uint64_t ms = p->due_ms > now && p->due_ms != UINT64_MAX ? p->due_ms - now : 0;
+            each(arg, &(struct host_broken){p->name, p->why, p->tries, ms});
+        }
+    }
 }
 
 /* --- beginning and end --- */
@@ -919,6 +1052,10 @@ void host_configure(struct host *h, const struct host_config *cfg)
     h->cfg.instructions = cfg->instructions != 0 ? cfg->instructions : INSTRUCTIONS;
     h->cfg.deadline_ms = cfg->deadline_ms != 0 ? cfg->deadline_ms : 100;
     h->cfg.load_deadline_ms = cfg->load_deadline_ms != 0 ? cfg->load_deadline_ms : 500;
+    struct policy *p;
+    TAILQ_FOREACH (p, &h->policies, link) {
+        p->due_ms = 0; /* it may be another matter now */
+    }
     if (h->child != NULL) {
         h->renew = true;
         schedule(h);
@@ -940,10 +1077,11 @@ int host_new(uv_loop_t *loop, struct store *(*store_of)(void *arg), void *arg, s
     TAILQ_INIT(&h->sent);
     uv_timer_init(loop, &h->tick);
     uv_timer_init(loop, &h->later);
+    uv_timer_init(loop, &h->mend);
     uv_prepare_init(loop, &h->prepare);
     uv_check_init(loop, &h->check);
-    h->tick.data = h->later.data = h->prepare.data = h->check.data = h;
-    h->open = 4;
+    h->tick.data = h->later.data = h->mend.data = h->prepare.data = h->check.data = h;
+    h->open = 5;
     host_configure(h, &defaults);
     *out = h;
     return 0;
@@ -979,6 +1117,7 @@ void host_close(struct host *h)
     }
     uv_close((uv_handle_t *)&h->tick, on_closed);
     uv_close((uv_handle_t *)&h->later, on_closed);
+    uv_close((uv_handle_t *)&h->mend, on_closed);
     uv_close((uv_handle_t *)&h->prepare, on_closed);
     uv_close((uv_handle_t *)&h->check, on_closed);
 }

@@ -3,6 +3,8 @@
  *
  * The child is hostile: what it sends is bounded and checked, and one that does something else than answer in time is
  * killed. Then another is started, loads the policies again, and does what waits, but not the call that was under way.
+ * A policy that does not load again (it may be the machine's fault) is tried now and then, and until it does, what it
+ * would have a word in at admit.* is refused with SYM_EBUSY and its name; what it would say elsewhere is not heard.
  * Used from the loop thread only. Every callback fires exactly once, from the loop, never inside the call that takes
  * it; or, with SYM_ECLOSED, inside host_close.
  */
@@ -69,11 +71,18 @@ int host_test(
     struct host *h, const char *source, size_t n, const void *cases, size_t n_cases, host_cb cb, void *arg);
 
 struct host_stats {
-    int pid; /* 0: there is none */
-    unsigned policies, waiting;
+    int pid;                            /* 0: there is none */
+    unsigned policies, broken, waiting; /* @broken: of them, those that did not load again */
     uint64_t started, killed, died, calls, failures, us_total;
     uint64_t memory; /* of the policies when they were loaded */
 };
 void host_stats(const struct host *h, struct host_stats *out);
+struct host_broken {
+    const char *name, *why;
+    unsigned tries; /* in vain */
+    uint64_t ms;    /* until the next */
+};
+/* Tells of each policy that did not load again. */
+void host_broken(const struct host *h, void (*each)(void *arg, const struct host_broken *b), void *arg);
 
 #endif

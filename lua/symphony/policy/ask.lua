@@ -27,9 +27,10 @@ local function failed_over(err, names, dry)
     trace[#trace + 1] = { policy = policy, said = "failed", error = why }
   end
   if not dry then M.counts.failed = M.counts.failed + 1 end
-  if err.policy and not dry then note(policy, why) end
-  -- Else the sandbox is to blame.
-  return { trace = trace, reads = {}, failed = { policy = policy, why = why, own = err.policy ~= nil } }
+  -- Else the sandbox is to blame: it had no time, or has yet to load the policy again.
+  local own = err.policy ~= nil and err.code ~= "busy"
+  if own and not dry then note(policy, why) end
+  return { trace = trace, reads = {}, failed = { policy = policy, why = why, own = own } }
 end
 
 --- Asks the policies @names what they say to @input at @hook: {decision, amended, trace, reads, approve, failed =
@@ -81,7 +82,10 @@ function M.all(list, hook, input, opts)
   local names, must, broken = concerned(list, hook, input)
   if broken then
     local why = "it does not load: " .. broken.broken.message
-    if broken.own_fault and not opts.dry then note(broken.name, why) end
+    if broken.own_fault and not broken.noted and not opts.dry then -- once for each try
+      broken.noted = true
+      note(broken.name, why)
+    end
     return { trace = json.array { { policy = broken.name, said = "failed", error = why } }, reads = {}, names = names,
       failed = { policy = broken.name, why = why, own = broken.own_fault } }
   elseif #names == 0 then

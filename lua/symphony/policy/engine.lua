@@ -53,14 +53,18 @@ function M.off()
   return (set.known() or {}).off or {}
 end
 
+--- Enabled policies that this manager's sandbox has not got: name -> why. Both it and we try again.
+M.broken = set.broken
+
 --- How often each policy has failed in a row on this manager: name -> count.
 M.failures = failures.all
 
 --- For GET /metrics: {enabled, disabled, failing = how many of them, said = {<what> = how often}}, on this manager.
 function M.figures()
   local now, failed, failing = set.known() or { list = {}, count = 0 }, failures.all(), 0
+  local broken = set.broken()
   for _, entry in ipairs(now.list) do
-    if entry.broken or failed[entry.name] then failing = failing + 1 end
+    if broken[entry.name] or failed[entry.name] then failing = failing + 1 end
   end
   return { enabled = #now.list, disabled = now.count - #now.list, failing = failing, said = ask.counts }
 end

@@ -135,6 +135,16 @@ function M.known()
   return current
 end
 
+--- Those of it that this manager's sandbox has not got: name -> why. Both it and we try again.
+function M.broken()
+  local out = {}
+  for _, b in ipairs(next(loaded) and sandbox().stats().broken or {}) do out[b.name] = b.why end
+  for _, entry in ipairs(current and current.list or {}) do
+    if entry.broken then out[entry.name] = entry.broken.message end
+  end
+  return out
+end
+
 --- The state has other policies now, or may have: what is asked from here on goes by those.
 function M.changed()
   dirty = true

@@ -58,12 +58,16 @@ function M.shown(record, source)
     sha256 = record.sha256, set_at = record.set_at, set_by = record.set_by, source = source and record.source or nil }
 end
 
---- All of them from local state, in the order in which they run. nil, err.
+--- All of them from local state, in the order in which they run; broken: why this manager's sandbox has not got one.
+--- nil, err.
 function M.ls()
   local rows, err = state.list(M.PREFIX)
   if not rows then return nil, err end
-  local out = json.array {}
-  for i, kv in ipairs(rows) do out[i] = M.shown(kv.value) end
+  local out, broken = json.array {}, engine.broken()
+  for i, kv in ipairs(rows) do
+    out[i] = M.shown(kv.value)
+    out[i].broken = broken[kv.value.name]
+  end
   table.sort(out, function(a, b)
     local x, y = a.order or 0, b.order or 0
     if x ~= y then return x < y end
@@ -86,7 +90,9 @@ function M.show(name, version)
   local record, err = state.get(key(check_name(name)))
   if not record and err then error(err, 0) end
   if version and not (record and record.version == version) then return M.shown(earlier(name, version), true) end
-  return M.shown(record or error(missing(name), 0), true)
+  local shown = M.shown(record or error(missing(name), 0), true)
+  shown.broken = engine.broken()[name]
+  return shown
 end
 
 -- What stops a policy from being taken: the cases of its own that fail. Raises.

@@ -96,7 +96,8 @@ local ls = {
   name = "ls list",
   summary = "List the policies in the order in which they run",
   description = [[
-Lists the policies: which hooks each has, in which order they run, whether it is enabled.
+Lists the policies: which hooks each has, in which order they run, whether it is enabled, or broken: it
+does not load on this manager (`policy show` says why), is tried again, and what it guards is refused.
 
 Example:
   symphony policy ls]],
@@ -112,7 +113,8 @@ Example:
     return rows, {
       columns = { "NAME", "ENABLED", "ORDER", "HOOKS", "VERSION", "SET (UTC)", "SUMMARY" },
       row = function(p)
-        return { p.name, p.enabled, p.order, hooks_of(p), p.version, values.format_time(p.set_at), p.summary }
+        return { p.name, p.broken and "broken" or p.enabled, p.order, hooks_of(p), p.version,
+          values.format_time(p.set_at), p.summary }
       end,
       empty = "There are no policies; `symphony policy set NAME FILE` sets one.",
     }
@@ -129,6 +131,7 @@ local function show_text(p, values)
   line("summary", p.summary)
   line("enabled", p.enabled and "yes" or "no")
   line("reason", p.reason)
+  line("broken", p.broken and p.broken .. "; it is tried again, and until then what it guards is refused")
   line("order", p.order)
   line("hooks", hooks_of(p))
   line("match", p.match and next(p.match) and require("symphony.json").encode(p.match) or nil)
