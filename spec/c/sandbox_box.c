@@ -1,12 +1,12 @@
 /* One policy in its box: loading, what it can say, what it sees of the state, and what stops it. */
 #include "sandbox_support.h"
 
-static size_t total;
+static struct box_pool pool;
 
 static struct box *load_with(const struct box_limits *lim, const char *source)
 {
     struct box *box = NULL;
-    OK(box_load(lim, &total, "p", source, strlen(source), &box));
+    OK(box_load(lim, &pool, "p", source, strlen(source), &box));
     return box;
 }
 
@@ -14,8 +14,8 @@ static struct box *load_with(const struct box_limits *lim, const char *source)
 static const char *refused(const char *source)
 {
     struct box *box = NULL;
-    FAILS(SYM_EINVAL, box_load(&limits, &total, "p", source, strlen(source), &box));
-    assert_int_equal(total, 0);
+    FAILS(SYM_EINVAL, box_load(&limits, &pool, "p", source, strlen(source), &box));
+    assert_int_equal(pool.used, 0);
     return err_msg();
 }
 
@@ -48,7 +48,7 @@ static int tidy(void **state)
     buf_free(&result.decision);
     buf_free(&result.amended);
     fake = (struct reads_fake){0};
-    return total != 0;
+    return pool.used != 0;
 }
 
 /* What the hook admit.change with @body says to @input. */

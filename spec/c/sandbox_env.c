@@ -7,7 +7,7 @@
 #include <lauxlib.h>
 #include <time.h>
 
-static size_t total;
+static struct box_pool pool;
 
 static const char *says(const struct box_limits *lim, const char *body)
 {
@@ -16,7 +16,7 @@ static const char *says(const struct box_limits *lim, const char *body)
     struct reads reads = {0};
     struct box_result result = {0};
     struct box *box = NULL;
-    OK(box_load(lim, &total, "p", source, strlen(source), &box));
+    OK(box_load(lim, &pool, "p", source, strlen(source), &box));
     if (box_call(box, "admit.change", "{}", 2, &reads, &result) != 0) {
         snprintf(text, sizeof text, "failed: %s", err_msg());
     } else {
@@ -27,7 +27,7 @@ static const char *says(const struct box_limits *lim, const char *body)
     buf_free(&result.decision);
     buf_free(&result.amended);
     box_free(box);
-    assert_int_equal(total, 0);
+    assert_int_equal(pool.used, 0);
     return text;
 }
 
@@ -171,7 +171,7 @@ static void all_that_can_be_reached(void **state)
     (void)state;
     const char *source = policy("");
     struct box *box = NULL;
-    OK(box_load(&limits, &total, "p", source, strlen(source), &box));
+    OK(box_load(&limits, &pool, "p", source, strlen(source), &box));
     OK(box_enter(box, do_walk, NULL));
     box_free(box);
     for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
@@ -200,8 +200,8 @@ static void nothing_is_shared(void **state)
     struct box *a = NULL, *b = NULL;
     struct box_result result = {0};
     struct reads reads = {0};
-    OK(box_load(&limits, &total, "a", one, strlen(one), &a));
-    OK(box_load(&limits, &total, "b", other, strlen(other), &b));
+    OK(box_load(&limits, &pool, "a", one, strlen(one), &a));
+    OK(box_load(&limits, &pool, "b", other, strlen(other), &b));
     FAILS(SYM_EINVAL, box_call(b, "node.up", "{}", 2, &reads, &result));
     assert_string_equal(err_msg(), "b:2: there is no 'leak' in a policy");
     box_free(a);

@@ -6,7 +6,7 @@
 
 #include <lauxlib.h>
 
-static size_t total;
+static struct box_pool pool;
 
 static int do_lua(lua_State *L)
 {
@@ -30,7 +30,7 @@ static int run(const char *code, uint64_t instructions)
     lim.instructions = instructions;
     lim.memory = 64 << 20;
     lim.memory_all = 128 << 20;
-    OK(box_load(&lim, &total, "p", source, strlen(source), &box));
+    OK(box_load(&lim, &pool, "p", source, strlen(source), &box));
     int rv = box_enter(box, do_lua, (void *)code);
     box_free(box);
     return rv;

@@ -16,7 +16,7 @@ static const char source[] =
     "  return refuse(#s > 0 and s:sub(1, 400) or 'none') end } }";
 
 static struct box *box;
-static size_t total;
+static struct box_pool pool;
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     if (n == 0) {
         return 0;
     }
-    if (box == NULL && box_load(&limits, &total, "p", source, strlen(source), &box) != 0) {
+    if (box == NULL && box_load(&limits, &pool, "p", source, strlen(source), &box) != 0) {
         fprintf(stderr, "%s\n", err_msg());
         abort();
     }

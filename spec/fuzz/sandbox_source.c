@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
         buf_free(&out);
     }
     boxes_clear(&set);
-    if (set.memory != 0) {
+    if (set.pool.used != 0) {
         abort();
     }
     return 0;

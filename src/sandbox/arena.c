@@ -37,7 +37,12 @@ void *arena_alloc(void *ud, void *ptr, size_t old, size_t size)
         return NULL;
     }
     size_t more = block == NULL ? size + EACH : size > old ? size - old : 0;
-    if (size > a->cap || (more > 0 && (a->used + more > a->cap || *a->total + more > a->total_cap))) {
+    a->crowded = false;
+    if (size > a->cap || (more > 0 && a->used + more > a->cap)) {
+        return NULL;
+    }
+    a->crowded = more > 0 && *a->total + more > a->total_cap;
+    if (a->crowded) {
         return NULL;
     }
     a->taken += size;
@@ -46,6 +51,7 @@ void *arena_alloc(void *ud, void *ptr, size_t old, size_t size)
     }
     struct arena_block *made = realloc(block, sizeof *made + size);
     if (made == NULL) {
+        a->crowded = true;
         if (block != NULL) {
             put_in(a, block, old);
         }

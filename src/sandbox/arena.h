@@ -3,6 +3,7 @@
 #ifndef SYM_SANDBOX_ARENA_H
 #define SYM_SANDBOX_ARENA_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/queue.h>
@@ -15,7 +16,8 @@ struct arena {
     LIST_HEAD(arena_blocks, arena_block) blocks;
     size_t used, cap;         /* bytes, with what each block costs besides */
     size_t *total, total_cap; /* the same of all arenas of the process */
-    uint64_t taken;           /* bytes ever asked for: what is freed at once costs time, too */
+    bool crowded;   /* the last time it had NULL to give because of the others, not of its own cap */
+    uint64_t taken; /* bytes ever asked for: what is freed at once costs time, too */
 };
 
 void arena_init(struct arena *a, size_t cap, size_t *total, size_t total_cap);

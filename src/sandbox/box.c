@@ -23,7 +23,9 @@ enum {
 };
 
 struct box {
+    LIST_ENTRY(box) link;
     struct box_limits limits;
+    struct box_pool *pool;
     struct arena arena;
     lua_State *L; /* NULL: dropped when the budget ran out */
     jmp_buf stopped;
@@ -123,18 +125,37 @@ static void on_count(lua_State *L, lua_Debug *ar)
     count(box_of(L), PERIOD);
 }
 
-static void *box_alloc(void *ud, void *ptr, size_t old, size_t size)
-{
-    struct box *box = ud;
-    count(box, size >> ALLOC_SHIFT);
-    return arena_alloc(&box->arena, ptr, old, size);
-}
-
 static void drop_state(struct box *box)
 {
     box->armed = false;
     box->L = NULL;
     arena_clear(&box->arena);
+}
+
+/* Only one runs at a time; the others' states are kept for nothing but speed. */
+static bool make_room(struct box *needy)
+{
+    struct box *box, *largest = NULL;
+    LIST_FOREACH (box, &needy->pool->boxes, link) {
+        if (box != needy && box->L != NULL && (largest == NULL || box->arena.used > largest->arena.used)) {
+            largest = box;
+        }
+    }
+    if (largest != NULL) {
+        drop_state(largest);
+    }
+    return largest != NULL;
+}
+
+static void *box_alloc(void *ud, void *ptr, size_t old, size_t size)
+{
+    struct box *box = ud;
+    void *made;
+    count(box, size >> ALLOC_SHIFT);
+    do {
+        made = arena_alloc(&box->arena, ptr, old, size);
+    } while (made == NULL && size > 0 && box->arena.crowded && make_room(box));
+    return made;
 }
 
 static int fail_text(struct box *box, int status)
@@ -398,8 +419,8 @@ static int evaluate(struct box *box, bool again)
     return rv;
 }
 
-int box_load(const struct box_limits *limits, size_t *total, const char *name, const char *source, size_t n,
-    struct box **out)
+int box_load(const struct box_limits *limits, struct box_pool *pool, const char *name, const char *source,
+    size_t n, struct box **out)
 {
     if (!box_name_valid(name, strlen(name))) {
         return err_setf(SYM_EINVAL,
@@ -418,7 +439,9 @@ int box_load(const struct box_limits *limits, size_t *total, const char *name, c
         return err_setf(SYM_ENOMEM, "out of memory");
     }
     box->limits = *limits;
-    arena_init(&box->arena, limits->memory, total, limits->memory_all);
+    box->pool = pool;
+    LIST_INSERT_HEAD(&pool->boxes, box, link);
+    arena_init(&box->arena, limits->memory, &pool->used, limits->memory_all);
     snprintf(box->name, sizeof box->name, "%s", name);
     memcpy(copy, source, n);
     box->source = copy;
@@ -438,6 +461,7 @@ void box_free(struct box *box)
         return;
     }
     drop_state(box);
+    LIST_REMOVE(box, link);
     rules_free(&box->rules);
     reads_clear(&box->no_reads);
     buf_free(&box->about);

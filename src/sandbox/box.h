@@ -14,6 +14,7 @@
 #include "sandbox/rules.h"
 
 #include <lua.h>
+#include <sys/queue.h>
 
 enum {
     BOX_NAME_MAX = 64,
@@ -27,17 +28,24 @@ enum {
 
 struct box_limits {
     size_t memory;         /* bytes, of one policy */
-    size_t memory_all;     /* of all of them */
+    size_t memory_all;     /* of all of them; at least as much as one may have */
     uint64_t instructions; /* of a load, or of a call of one hook */
     bool full;             /* with Lua's whole standard library: for tests of what is outside of it */
 };
 
 struct box;
 
-/* Compiles and evaluates @source, @n bytes. SYM_EINVAL with a message that says where it is wrong. @total is the memory
- * count that all boxes share. */
-int box_load(const struct box_limits *limits, size_t *total, const char *name, const char *source, size_t n,
-    struct box **out);
+/* Boxes that share memory_all. When that is not enough for the one that runs, another one's state goes, the largest
+ * first, and that box is evaluated anew by its next call: so one fails over nothing but its own cap. All-zero is one
+ * with nothing in it. */
+struct box_pool {
+    size_t used; /* bytes */
+    LIST_HEAD(box_list, box) boxes;
+};
+
+/* Compiles and evaluates @source, @n bytes. SYM_EINVAL with a message that says where it is wrong. */
+int box_load(const struct box_limits *limits, struct box_pool *pool, const char *name, const char *source,
+    size_t n, struct box **out);
 void box_free(struct box *box); /* NULL is fine */
 
 const char *box_name(const struct box *box);

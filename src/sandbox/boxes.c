@@ -60,7 +60,7 @@ int boxes_load(struct boxes *set, const char *name, const char *source, size_t n
     if (old == set->n && set->n == BOXES_MAX) {
         return err_setf(SYM_ETOOBIG, "at most %d policies", BOXES_MAX);
     }
-    int rv = box_load(&set->limits, &set->memory, name, source, n, &box);
+    int rv = box_load(&set->limits, &set->pool, name, source, n, &box);
     if (rv != 0) {
         return rv;
     }
@@ -274,7 +274,7 @@ int boxes_test(
     struct boxes *set, const char *source, size_t n, const void *cases, size_t n_cases, struct buf *out)
 {
     struct box *box;
-    int rv = box_load(&set->limits, &set->memory, "policy", source, n, &box);
+    int rv = box_load(&set->limits, &set->pool, "policy", source, n, &box);
     if (rv != 0) {
         return rv;
     }

@@ -8,7 +8,7 @@ enum { BOXES_MAX = 64 };
 
 struct boxes {
     struct box_limits limits;
-    size_t memory; /* of all */
+    struct box_pool pool;
     struct box *all[BOXES_MAX];
     unsigned n;
 };
