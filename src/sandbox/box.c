@@ -27,7 +27,7 @@ struct box {
     struct box_limits limits;
     struct box_pool *pool;
     struct arena arena;
-    lua_State *L; /* NULL: dropped when the budget ran out */
+    lua_State *L; /* NULL: dropped when the budget ran out, or for the memory of another */
     jmp_buf stopped;
     bool armed; /* under way, and to be stopped when the budget is used up */
     uint64_t steps;
