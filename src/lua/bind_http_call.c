@@ -162,51 +162,43 @@ static int check_peer(void *arg, struct stream *s)
 
 /* --- callbacks into Lua */
 
-struct plain {
-    int ref;
-    int status;
-    const uint8_t *data; /* NULL: the status is the argument */
-    size_t n;
-};
-
-static int do_plain(lua_State *L)
+/* Calls it back in the middle of the call, which ends when it raises. */
+static void call_back(
+    struct lcall *c, const struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg)
 {
-    const struct plain *p = lua_touserdata(L, 1);
-    lua_rawgeti(L, LUA_REGISTRYINDEX, p->ref);
-    if (p->data != NULL) {
-        lua_pushlstring(L, (const char *)p->data, p->n);
-    } else {
-        lua_pushinteger(L, p->status);
-    }
-    lua_call(L, 1, 0);
-    return 0;
-}
-
-/* Calls cb(argument). What raises in there ends the call. */
-static void call_plain(struct lcall *c, const struct vm_cb *cb, struct plain *p)
-{
-    lua_State *L = cb->L;
-    if (L == NULL || !lua_checkstack(L, 2)) {
-        return;
-    }
-    p->ref = cb->ref;
-    lua_pushcfunction(L, do_plain);
-    lua_pushlightuserdata(L, p);
-    if (vm_call(L, 1, 0) != 0 && c->call != NULL) {
+    if (vm_cb_call_raw(cb, push, arg) != 0 && c->call != NULL) {
         http_call_cancel(c->call);
     }
+}
+
+static int push_status(lua_State *L, void *arg)
+{
+    lua_pushinteger(L, *(const int *)arg);
+    return 1;
 }
 
 static void on_head(void *arg, int status)
 {
     struct lcall *c = arg;
-    call_plain(c, &c->on_head, &(struct plain){.status = status});
+    call_back(c, &c->on_head, push_status, &status);
+}
+
+struct portion {
+    const uint8_t *data;
+    size_t n;
+};
+
+static int push_data(lua_State *L, void *arg)
+{
+    const struct portion *portion = arg;
+    lua_pushlstring(L, (const char *)portion->data, portion->n);
+    return 1;
 }
 
 static void on_data(void *arg, const uint8_t *data, size_t n)
 {
     struct lcall *c = arg;
-    call_plain(c, &c->on_data, &(struct plain){.data = data, .n = n});
+    call_back(c, &c->on_data, push_data, &(struct portion){data, n});
 }
 
 static int push_answer(lua_State *L, void *arg)

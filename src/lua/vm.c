@@ -168,7 +168,7 @@ void vm_cb_take(lua_State *L, int idx, struct vm_cb *out)
 }
 
 struct fire {
-    int ref, status;
+    int ref;
     int (*push)(lua_State *L, void *arg);
     void *arg;
 };
@@ -177,61 +177,56 @@ static int do_fire(lua_State *L)
 {
     const struct fire *fire = lua_touserdata(L, 1);
     lua_rawgeti(L, LUA_REGISTRYINDEX, fire->ref);
-    int n = 1;
-    if (fire->status != 0) {
-        vm_push_error(L, fire->status);
-    } else {
-        lua_pushnil(L);
-        n += fire->push != NULL ? fire->push(L, fire->arg) : 0;
-    }
-    lua_call(L, n, 0);
-    return 0;
-}
-
-void vm_cb_call(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg)
-{
-    lua_State *L = cb->L;
-    struct fire fire = {cb->ref, status, push, arg};
-    if (L == NULL || !lua_checkstack(L, 2)) {
-        return;
-    }
-    lua_pushcfunction(L, do_fire);
-    lua_pushlightuserdata(L, &fire);
-    vm_call(L, 1, 0);
-}
-
-void vm_cb_fire(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg)
-{
-    /* Emptied first: what is called may fire or drop it again. */
-    struct vm_cb taken = *cb;
-    cb->L = NULL;
-    vm_cb_call(&taken, status, push, arg);
-    vm_cb_drop(&taken);
-}
-
-static int do_fire_raw(lua_State *L)
-{
-    const struct fire *fire = lua_touserdata(L, 1);
-    lua_rawgeti(L, LUA_REGISTRYINDEX, fire->ref);
     lua_call(L, fire->push(L, fire->arg), 0);
     return 0;
 }
 
+int vm_cb_call_raw(const struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg)
+{
+    lua_State *L = cb->L;
+    struct fire fire = {cb->ref, push, arg};
+    if (L == NULL || !lua_checkstack(L, 2)) {
+        return 0;
+    }
+    lua_pushcfunction(L, do_fire);
+    lua_pushlightuserdata(L, &fire);
+    return vm_call(L, 1, 0);
+}
+
+/* Emptied first: what is called may fire or drop it again. */
 void vm_cb_fire_raw(struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg)
 {
     struct vm_cb taken = *cb;
-    lua_State *L = taken.L;
-    struct fire fire = {taken.ref, 0, push, arg};
     cb->L = NULL;
-    if (L == NULL) {
-        return;
-    }
-    if (lua_checkstack(L, 2)) {
-        lua_pushcfunction(L, do_fire_raw);
-        lua_pushlightuserdata(L, &fire);
-        vm_call(L, 1, 0);
-    }
+    vm_cb_call_raw(&taken, push, arg);
     vm_cb_drop(&taken);
+}
+
+struct result {
+    int status;
+    int (*push)(lua_State *L, void *arg);
+    void *arg;
+};
+
+static int push_result(lua_State *L, void *arg)
+{
+    const struct result *result = arg;
+    if (result->status != 0) {
+        vm_push_error(L, result->status);
+        return 1;
+    }
+    lua_pushnil(L);
+    return 1 + (result->push != NULL ? result->push(L, result->arg) : 0);
+}
+
+void vm_cb_call(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg)
+{
+    vm_cb_call_raw(cb, push_result, &(struct result){status, push, arg});
+}
+
+void vm_cb_fire(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg)
+{
+    vm_cb_fire_raw(cb, push_result, &(struct result){status, push, arg});
 }
 
 void vm_cb_drop(struct vm_cb *cb)

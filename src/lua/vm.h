@@ -65,8 +65,9 @@ void vm_cb_take(lua_State *L, int idx, struct vm_cb *out);
 void vm_cb_fire(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg);
 /* The same, but keeps it (events, streams). */
 void vm_cb_call(struct vm_cb *cb, int status, int (*push)(lua_State *L, void *arg), void *arg);
-/* As vm_cb_fire, but @push pushes all that it is called with. */
+/* As vm_cb_fire and vm_cb_call, but @push pushes all that it is called with. SYM_EINVAL when it raised: see vm_call. */
 void vm_cb_fire_raw(struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg);
+int vm_cb_call_raw(const struct vm_cb *cb, int (*push)(lua_State *L, void *arg), void *arg);
 void vm_cb_drop(struct vm_cb *cb);
 
 /* Logs a text of several lines, such as a traceback, as one line. */
