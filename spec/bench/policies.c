@@ -2,7 +2,7 @@
  *
  *   bench_policies [--seconds S]
  *
- * Prints one JSON object: microseconds of one call at a time (p50, p99), of one that reads a key, calls a second with 64
+ * Prints one JSON object: microseconds of one call at a time (p50, p99), of one a millisecond, of one that reads a key, calls a second with 64
  * under way, bytes of the loaded policy, milliseconds from nothing to the first answer, and what a budget of five million
  * instructions takes. This program is the child, too. */
 #include "base/err.h"
@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char source[] =
     "-- Keys of a team: at most so many, with names and values in order, and none while its switch is off.\n"
@@ -93,13 +94,17 @@ static int compare(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-static void one_by_one(const char *name, bool reads, double seconds)
+/* @pause_us: before each, in which the processors may fall asleep. */
+static void one_by_one(const char *name, bool reads, unsigned pause_us, double seconds)
 {
     enum { MOST = 1 << 20 };
     static uint32_t ns[MOST];
     size_t n = 0;
     uint64_t end = uv_hrtime() + (uint64_t)(seconds * 1e9);
     while (uv_hrtime() < end && n < MOST) {
+        if (pause_us > 0) {
+            usleep(pause_us);
+        }
         uint64_t began = uv_hrtime();
         ask(reads);
         wait_until(0);
@@ -164,8 +169,9 @@ int main(int argc, char **argv)
     snprintf(text, sizeof text, "local READ <const> = true\n%s", source);
     load("reads", text);
     printf("{\"memory\":%llu,\"start_ms\":%.1f,", (unsigned long long)stats.memory, first);
-    one_by_one("one", false, seconds);
-    one_by_one("reading", true, seconds);
+    one_by_one("one", false, 0, seconds);
+    one_by_one("now_and_then", false, 1000, seconds);
+    one_by_one("reading", true, 0, seconds);
     many(seconds);
     budget();
     printf("\"failed\":%u}\n", failed);

@@ -406,6 +406,16 @@ static int find_plain(lua_State *L, pattern_charge *charge, const char *text, si
     return 2;
 }
 
+/* A text that has nothing of a pattern in it, such as one with a lonely ")", is looked for as it is. */
+static bool is_plain(const char *pattern, size_t n)
+{
+    size_t i = 0;
+    while (i < n && (pattern[i] == '\0' || strchr("^$*+?.([%-", pattern[i]) == NULL)) {
+        i++;
+    }
+    return i == n;
+}
+
 static int find_or_match(lua_State *L, pattern_charge *charge, bool find)
 {
     size_t n, n_pattern;
@@ -416,7 +426,7 @@ static int find_or_match(lua_State *L, pattern_charge *charge, bool find)
         lua_pushnil(L);
         return 1;
     }
-    if (find && (lua_toboolean(L, 4) || strcspn(pattern, "^$*+?.([%-") == n_pattern)) {
+    if (find && (lua_toboolean(L, 4) || is_plain(pattern, n_pattern))) {
         return find_plain(L, charge, text, n, from, pattern, n_pattern);
     }
     bool anchored = *pattern == '^';
