@@ -19,9 +19,10 @@
 enum {
     READ_PORTION = 64 << 10,
     FLUSH_BYTES = 64 << 10,
-    FLUSH_NS = 1000000, /* an answer waits no longer than this for the next ones */
-    CPU_SECONDS = 10,   /* if the daemon cannot kill us: of one portion of calls */
-    OVERHEAD = 64 << 20 /* address space besides the policies': buffers, and what malloc keeps */
+    FLUSH_NS = 1000000,    /* an answer waits no longer than this for the next ones */
+    CPU_SECONDS = 10,      /* if the daemon cannot kill us: of one portion of calls */
+    ALARM_NS = 1000000000, /* it is set anew no more often than this */
+    OVERHEAD = 64 << 20    /* address space besides the policies': buffers, and what malloc keeps */
 };
 
 struct child {
@@ -29,6 +30,7 @@ struct child {
     struct frame_page *page;
     struct buf in, out, json;
     uint64_t oldest_ns; /* when the first answer in @out was ready */
+    uint64_t alarm_ns;  /* when the alarm was set last */
 };
 
 int child_asked(int argc, char **argv)
@@ -305,10 +307,19 @@ static void ready(struct child *c, int status)
     flush(c);
 }
 
+static void set_alarm(struct child *c)
+{
+    const struct itimerval cpu = {.it_value = {.tv_sec = CPU_SECONDS}};
+    uint64_t now = now_ns();
+    if (c->alarm_ns == 0 || now - c->alarm_ns > ALARM_NS) {
+        setitimer(ITIMER_PROF, &cpu, NULL);
+        c->alarm_ns = now;
+    }
+}
+
 int child_main(void)
 {
     struct child c = {0};
-    const struct itimerval cpu = {.it_value = {.tv_sec = CPU_SECONDS}};
     signal(SIGPIPE, SIG_IGN);
     signal(SIGTERM, SIG_IGN); /* a supervisor sends it to all; ours ends us by its own end */
     signal(SIGINT, SIG_IGN);
@@ -332,6 +343,6 @@ int child_main(void)
             flush(&c);
         }
         more(&c);
-        setitimer(ITIMER_PROF, &cpu, NULL);
+        set_alarm(&c);
     }
 }
