@@ -10,6 +10,7 @@
 #include "sandbox/host.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -134,9 +135,11 @@ static int bad_child(void)
         send_frame(FRAME_ANSWER, 9999, 0, "{}");
     }
     if (IS("untaken reads")) {
+        struct pollfd answer = {.fd = CHILD_READS, .events = POLLIN};
         for (;;) {
             ask_state(READ_GET, 0, "/kv/a");
-            usleep(2000); /* two that come at once are another matter */
+            poll(&answer, 1, -1);
+            usleep(asked_for++ > 0 ? 100000 : 0); /* two that come at once are another matter */
         }
     }
     uint32_t id = next_id();
