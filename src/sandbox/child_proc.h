@@ -1,4 +1,4 @@
-/* One child process and the two streams to it, until it is gone. Private to host.c. */
+/* One child process and the two streams to it, until it is gone. Private to host*.c. */
 #ifndef SYM_SANDBOX_CHILD_PROC_H
 #define SYM_SANDBOX_CHILD_PROC_H
 
