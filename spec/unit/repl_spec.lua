@@ -366,6 +366,14 @@ describe("POST /v1/lua", function()
     assert.equal("1\n", run({ code = "1", session = id }).result)
   end)
 
+  it("does so also while it collects what others have left", function()
+    local id = run({ code = "1", session = "new" }).session
+    local large = ("x"):rep(50 << 20)
+    start { code = "sleep(0.01)", session = id }
+    assert.equal(503, select(2, run { code = "1", session = id }).status)
+    assert.equal(50 << 20, #large)
+  end)
+
   it("holds only so many sessions", function()
     local first = run({ code = "1", session = "new" }).session
     for _ = 1, 64 do
