@@ -92,7 +92,11 @@ static void attacks_are_stopped(void **state)
         {"local t = {} for i = 1, 10 do t[i] = i end table.sort(t, function() while true do end end)", busy},
         {"for x in function() return 1 end do end", busy},
         {"setmetatable({}, {__gc = function() while true do end end})", "finalizer"},
+        {"local mt = {} local t = setmetatable({}, mt) mt.__gc = function() while true do end end "
+         "setmetatable(t, mt)",
+            "finalizer"},
         {"getmetatable(io.stdout).__gc = print", "nil"},
+        {"getmetatable('').__index = nil", "nil"},
         {"debug.sethook() while true do end", "debug.sethook would"},
         {"string.rep('x', 1 << 30)", "16 MiB"},
         {"string.rep('', 1 << 60)", "16 MiB"},
@@ -219,6 +223,22 @@ static void closes_what_it_holds(void **state)
         "0");
 }
 
+/* Nor what would run where no hook fires: in the collector, and in a coroutine that nobody goes on with. */
+static void leaves_nothing_to_run(void **state)
+{
+    (void)state;
+    const char *forever = "function() ran = true while true do end end";
+    char code[512];
+    snprintf(code, sizeof code, "local mt = {} setmetatable({}, mt) mt.__gc = %s return 'set'", forever);
+    assert_string_equal(guarded(code), "set");
+    snprintf(code, sizeof code,
+        "local co = coroutine.create(function() guarded(function() local c <close> = setmetatable({}, "
+        "{__close = %s}) coroutine.yield() end) end) sys.resume(co)",
+        forever);
+    run(code);
+    assert_string_equal(run("collectgarbage() collectgarbage() return ran"), "nil");
+}
+
 /* Every pattern against every subject, guarded and not, with the same outcome. */
 static void patterns_are_as_in_lua(void **state)
 {
@@ -283,6 +303,7 @@ int main(void)
         cmocka_unit_test(waits_without_the_guard),
         cmocka_unit_test(handlers_are_not_stopped),
         cmocka_unit_test(closes_what_it_holds),
+        cmocka_unit_test(leaves_nothing_to_run),
         cmocka_unit_test(patterns_are_as_in_lua),
     };
     return cmocka_run_group_tests(tests, open_vm, close_vm);

@@ -116,6 +116,8 @@ describe("symphony lua", function()
     t:cluster(3, cluster.patience > 1 and { flags = { "--election-ms", ("%d"):format(400 * cluster.patience) } } or nil)
     local leader, others = t:leader()
     local before = leader:json("manager", "status").term
+    local trap = "local mt = {} for name in ('index len tostring lt le eq call concat pairs mul'):gmatch('%l+') do " ..
+      "mt['__' .. name] = function() while true do end end end local t = setmetatable({}, mt) "
     local attacks = {
       "while true do end", "while true do pcall(function() while true do end end) end",
       "while true do pcall(coroutine.wrap(function() while true do end end)) end",
@@ -130,6 +132,13 @@ describe("symphony lua", function()
       "local t = {} for i = 1, 2e5 do t[i] = -i end while true do table.sort(t) end",
       "table.concat(setmetatable({}, {__index = table.concat}), '', 1, 1 << 40)",
       "local t = {} for i = 1, math.huge do t[i] = {} end",
+      -- What the daemon is given does nothing there.
+      trap .. "kv.put('k', t)", trap .. "kv.ls('', { limit = t })", trap .. "kv.txn { ops = { t } }",
+      trap .. "sleep(t)", trap .. "nodes { name = 1, [t] = t }", trap .. "events { since = t }",
+      trap .. "kv.each('', t) gather { t }",
+      "gather { function() while true do end end }",
+      "gather { function() watch('/kv/', function() while true do end end) end, function() kv.put('k', 1) end }",
+      "getmetatable('').__index = nil", "sleep(math.huge)",
     }
     for _, code in ipairs(attacks) do
       local r = lua(leader, "-e", code)

@@ -286,6 +286,47 @@ describe("a session", function()
     assert.truthy(err.message:find("oops", 1, true))
   end)
 
+  it("has Lua's library for itself", function()
+    local before = {}
+    for _, name in ipairs { "string", "table", "math", "utf8", "os", "io", "coroutine", "debug", "package" } do
+      before[name] = {}
+      for key, v in pairs(_G[name]) do before[name][key] = v end
+    end
+    local s = session.new()
+    for _, code in ipairs { "string.rep = nil", "function table.insert() end", "json.encode = nil", "io.open = nil",
+      "require('string').upper = nil", "package.loaded.math.floor = 1", "debug.traceback = nil", "kv.get = nil",
+      "package.path = ''", "package.loaded.string = nil", "package.loaded['symphony.json'] = 1", "_G.print = nil",
+      "os.time = nil", "coroutine.create = nil", "utf8 = nil", "tostring = nil",
+      "local all = _G for name in pairs(all) do all[name] = nil end",
+    } do
+      local _, err = eval(s, code)
+      assert.is_nil(err, code)
+    end
+    for name, t in pairs(before) do
+      for key, v in pairs(t) do assert.equal(v, _G[name][key], name .. "." .. key) end
+    end
+    assert.equal(json, package.loaded["symphony.json"])
+    assert.same({ n = 2, "A", '{"a":1}' }, (eval(session.new(), "return ('a'):upper(), json.encode { a = 1 }")))
+    -- The daemon's modules are the daemon's own.
+    s = session.new()
+    assert.equal(json, (eval(s, "require 'symphony.json'"))[1])
+    assert.equal(s.env.string, (eval(s, "require 'string'"))[1])
+    assert.same({ n = 2, true, false }, (eval(s, [[
+      local seen, own = {}, string
+      for name, module in pairs(package.loaded) do seen[name] = module end
+      return seen.string == own and seen["symphony.json"] ~= nil, (pcall(require, 5))]])))
+    assert.same({ n = 1, 7 }, (eval(s, "package.loaded.mine = 7 return require 'mine'")))
+    assert.is_nil(package.loaded.mine)
+  end)
+
+  it("cuts errors that are long", function()
+    local s = session.new()
+    for _, code in ipairs { "error(('\\xff'):rep(1 << 24))", "error({ code = 'x', message = ('x'):rep(1 << 20) })",
+      "x = '" .. ("\\xff"):rep(100000) .. "' 5" } do
+      assert.is_true(#select(2, eval(s, code)).message < 32768, code:sub(1, 40))
+    end
+  end)
+
   it("helps", function()
     local function help(code)
       local _, _, _, printed = eval(session.new(), code)
@@ -301,6 +342,122 @@ describe("a session", function()
     assert.truthy(help("help('none')"):find('Nothing here is called "none"', 1, true))
     assert.truthy(help("help(5)"):find("A number", 1, true))
     assert.truthy(help("help({f = print})"):find("functions f", 1, true))
+  end)
+end)
+
+-- What the prompt hands to the daemon's own code, which runs without the guard.
+describe("values of the code's own", function()
+  local sys = require "sym.sys"
+  local real, loaded, on, strays = {}, {}, setmetatable({}, { __mode = "k" }), 0
+
+  -- Notes which coroutine is guarded while it calls fn.
+  local function noting(flag, protected)
+    return function(...)
+      local co = coroutine.running()
+      local before = on[co]
+      on[co] = flag
+      local results = table.pack(pcall(protected, ...))
+      on[co] = before
+      if not results[1] then error(results[2], 0) end
+      return table.unpack(results, 2, results.n)
+    end
+  end
+
+  local function stray()
+    if not on[coroutine.running()] then strays = strays + 1 end
+  end
+
+  -- A table whose every metamethod notes whether it is called where nothing would stop it.
+  local function trap(t)
+    local mt = {}
+    for name in ([[index newindex call tostring eq lt le len concat pairs close add sub mul div mod pow unm idiv band
+      bor bxor bnot shl shr]]):gmatch "%l+" do
+      mt["__" .. name] = stray
+    end
+    return setmetatable(t, mt)
+  end
+
+  local function use(v)
+    return tostring(v), v == {}, pcall(function() return v < 1 or v.x or #v end)
+  end
+
+  local FAKES = {
+    ["symphony.cluster.state"] = {
+      ready = function() return true end, read = function() return {} end, text = function() end,
+      list_raw = function(prefix, opts)
+        use(prefix)
+        use(opts and opts.after)
+        return { { key = prefix .. "1", value = "v" } }, false
+      end,
+      submit = function() return { status = "applied", revision = 7 } end,
+    },
+    ["symphony.cluster.nodes"] = { get = use, list = function()
+      return { { name = "a", labels = { zone = "x" } } }
+    end },
+    ["symphony.cluster.members"] = { list = function() return {} end, overview = function() return {} end },
+    ["symphony.cluster.events"] = { node_id = use, list = function(want)
+      for _, v in pairs(want) do use(v) end
+      return {}
+    end },
+  }
+
+  before_each(function()
+    strays = 0
+    real.guarded, real.unguarded = sys.guarded, sys.unguarded
+    sys.guarded, sys.unguarded = noting(true, real.guarded), noting(false, real.unguarded)
+    for name, module in pairs(FAKES) do loaded[name], package.loaded[name] = package.loaded[name], module end
+  end)
+  after_each(function()
+    sys.guarded, sys.unguarded = real.guarded, real.unguarded
+    for name in pairs(FAKES) do package.loaded[name] = loaded[name] end
+  end)
+
+  it("are read only where the guard can stop them", function()
+    for _, code in ipairs { "kv.put('k', T)", "kv.put(T, 1)", "kv.get(T)", "kv.rm(T)", "kv.ls(T)", "kv.ls('', T)",
+      "kv.ls('', { limit = T })", "kv.ls('', { after = T })", "kv.each(T, print)", "kv.each('a', T)",
+      "kv.each('a', function() return T end)", "kv.txn(T)", "kv.txn { ops = T }", "kv.txn { ops = { T } }",
+      "kv.txn { ops = { { put = T, value = T } } }", "kv.txn { compare = { { key = 'k', value = T } }, ops = {} }",
+      "kv.txn { compare = T, ops = T }", "kv.watch(T, T)", "state.get(T)", "state.list(T)", "state.list('', T)",
+      "state.count(T)", "state.each(T, print)", "state.each('', T)", "watch(T, print)", "watch('/', T)", "sleep(T)",
+      "gather(T)", "gather { T }", "gather { function() return nil, T end }", "gather { function() error(T) end }",
+      "nodes(T)", "nodes { name = T }", "nodes { labels = T }", "nodes { labels = { zone = T } }", "nodes { [T] = 1 }",
+      "node(T)", "events(T)", "events { since = T }", "events { limit = T, node = T, [T] = T }", "help(T)", "print(T)",
+      "io.write(T)", "io.stderr:write(T)", "return T", "error(T)", "error({ code = T, message = T })", "os.exit(T)",
+      "collectgarbage(T)", "require(T)", "loadfile(T)", "load(T)", "show(T)", "kv = T help(T)", "_ENV[T] = T help(T)",
+      "setmetatable(_G, getmetatable(T)) return 1",
+      "local c <close> = T sleep(0)",
+    } do
+      local s = session.new()
+      s.env.T = trap { trap { key = "k" }, trap {} }
+      eval(s, code)
+      assert.equal(0, strays, code)
+    end
+  end)
+
+  it("are not taken for what coroutines wait for", function()
+    local s = session.new()
+    s.env.stray = stray
+    for _, made in ipairs { "setmetatable({}, { __eq = function() return true end })", "nil", "{}" } do
+      local results = eval(s, ([[
+        local co = coroutine.create(function() coroutine.yield(%s, stray, { n = 0 }) return "end" end)
+        return coroutine.resume(co), coroutine.resume(co)]]):format(made))
+      assert.same({ true, true, "end" }, results and table.move(results, 1, 3, 1, {}))
+    end
+    assert.equal(0, strays)
+  end)
+
+  it("are called where the guard can stop them", function()
+    local s, called = session.new(), 0
+    s.env.call = function()
+      stray()
+      called = called + 1
+      return false
+    end
+    for _, code in ipairs { "gather { call, call }", "kv.each('', call)", "state.each('', call)" } do
+      called = 0
+      local _, err = eval(s, code)
+      assert.same({ nil, true, 0 }, { err, called > 0, strays }, code)
+    end
   end)
 end)
 
@@ -372,6 +529,11 @@ describe("POST /v1/lua", function()
     start { code = "sleep(0.01)", session = id }
     assert.equal(503, select(2, run { code = "1", session = id }).status)
     assert.equal(50 << 20, #large)
+  end)
+
+  it("gives arguments also to a session that has made its globals its own", function()
+    local id = run({ code = "setmetatable(_G, { __newindex = error })", session = "new" }).session
+    assert.equal('"x"\n', run({ code = "return arg[1]", args = { "x" }, session = id }).result)
   end)
 
   it("holds only so many sessions", function()

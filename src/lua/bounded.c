@@ -223,10 +223,10 @@ static int bounded_setmetatable(lua_State *L)
     return original(L);
 }
 
-/* A finalizer could be put into the metatable of a userdata. */
+/* A finalizer could be put into the metatable of a userdata, and all code has that of strings. */
 static int bounded_getmetatable(lua_State *L)
 {
-    if (guard_on(L) && lua_type(L, 1) != LUA_TTABLE && lua_type(L, 1) != LUA_TSTRING) {
+    if (guard_on(L) && lua_type(L, 1) != LUA_TTABLE) {
         luaL_checkany(L, 1);
         lua_pushnil(L);
         return 1;

@@ -123,14 +123,16 @@ local function described(entry, list)
   return table.concat(out, "\n")
 end
 
---- What there is to say of @v, a value or a name: text. @lookup(name) gives the value that the name has here. Without
---- @v (nil) an overview.
+--- What there is to say of @v, a value, of which nothing is called, or a name: text. @lookup(name) gives the value that
+--- the name has here. Without @v (nil) an overview.
 function M.help(v, lookup)
   local list = M.of(M.PROMPT)
   if v == nil then return overview(list) end
   for _, entry in ipairs(M.of(M.ELSEWHERE)) do list[#list + 1] = entry end
   for _, entry in ipairs(list) do
-    if entry.name == v or (type(v) ~= "string" and lookup(entry.name) == v) then return described(entry, list) end
+    if entry.name == v or (type(v) ~= "string" and rawequal(lookup(entry.name), v)) then
+      return described(entry, list)
+    end
   end
   if type(v) == "string" and lookup(v) ~= nil then v = lookup(v) end
   if type(v) == "function" then

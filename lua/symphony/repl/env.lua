@@ -5,25 +5,31 @@ local env_calls = require "symphony.repl.env_calls"
 local env_cluster = require "symphony.repl.env_cluster"
 local env_keys = require "symphony.repl.env_keys"
 local env_std = require "symphony.repl.env_std"
+local errors = require "symphony.errors"
 local heap = require "symphony.repl.heap"
 local json = require "symphony.json"
+local lazy = require "symphony.lazy"
 local show = require "symphony.repl.show"
 
-local back, call = env_calls.back, env_calls.call
+local complete = lazy "symphony.repl.complete"
+local docs = lazy "symphony.repl.docs"
+local call = env_calls.call
 
 local M = {}
 
+local GATHERED_MAX = 1000 -- functions
+local SLEEP_MAX = 1e9     -- seconds
+
 --- # prompt: for everything
-local function general(session, env, handler)
+local function general(session, env)
   --- help([x])
   --- Shows what there is, or what x is: a function, a table, or a name. Of a function of the daemon's own modules it
   --- shows the comment that it has in the source.
   ---   help(kv)
   ---   help(require("symphony.cluster.state").read)
   function env.help(x)
-    local complete = require "symphony.repl.complete"
     call(function()
-      session.out(require("symphony.repl.docs").help(x, function(name)
+      session.out(docs.help(x, function(name)
         local path = {}
         for word in name:gmatch("[^.]+") do path[#path + 1] = word end
         return complete.lookup(env, path)
@@ -49,42 +55,6 @@ local function general(session, env, handler)
     return show.show(value)
   end
 
-  --- sleep([seconds])
-  --- Waits; others have their turn meanwhile.
-  ---   sleep(0.1)
-  function env.sleep(seconds)
-    call(async.sleep, (seconds or 0) * 1000)
-  end
-
-  --- gather(functions) -> results
-  --- Runs the functions of a list at once and waits for all: the list of what each returned first. Raises if one does.
-  ---   #gather { function() sleep(0.1) return 1 end, function() sleep(0.1) return 2 end } --> 2
-  function env.gather(functions)
-    return call(function()
-      local tasks, results = {}, {}
-      for i, fn in ipairs(functions) do
-        tasks[i] = function() return back(handler, fn) end
-      end
-      for i, outcome in ipairs(async.gather(tasks)) do
-        if not outcome.ok then error(outcome.err, 0) end
-        results[i] = outcome.results[1]
-      end
-      return results
-    end)
-  end
-
-  --- watch(prefix, fn)
-  --- Calls fn(key, value, revision) for every change of the state. Below that prefix and from now on; value is nil when
-  --- the key was removed. Ends when fn returns false, or by Ctrl-C. See state, and kv.watch.
-  function env.watch(prefix, fn)
-    return call(env_keys.watch, handler, prefix, fn, "")
-  end
-
-  --- require(name) -> module
-  --- Any module of the daemon.
-  ---   require("symphony.cluster.identity").role() --> "manager"
-  env.require = require
-
   --- collectgarbage([what]) -> number
   --- "count" is the daemon's memory for Lua in KiB. By default collects what is not used any more, in steps.
   ---   collectgarbage("count") > 0 --> true
@@ -95,14 +65,56 @@ local function general(session, env, handler)
   end
 end
 
---- The environment of @session, whose fields out(text), err(text) and note(line) print, and may wait; EXIT is what
---- os.exit raises, having set exit. @handler: of errors in the code.
-function M.new(session, handler)
-  local env = {}
-  general(session, env, handler)
-  env._G = env
-  env.kv = env_keys.kv(session, handler)
-  env.state = env_keys.state(session, handler)
+local function waiting()
+  local functions = {}
+
+  --- sleep([seconds])
+  --- Waits; others have their turn meanwhile.
+  ---   sleep(0.1)
+  function functions.sleep(seconds)
+    seconds = seconds or 0
+    if type(seconds) ~= "number" or not (seconds >= 0 and seconds <= SLEEP_MAX) then
+      errors.raise("invalid", "seconds are a number, 0 or more")
+    end
+    async.sleep(seconds * 1000)
+  end
+
+  --- gather(functions) -> results
+  --- Runs the functions of a list at once and waits for all: the list of what each returned first. Raises if one does.
+  --- At most 1000.
+  ---   #gather { function() sleep(0.1) return 1 end, function() sleep(0.1) return 2 end } --> 2
+  function functions.gather(list)
+    local tasks, results = {}, {}
+    if type(list) ~= "table" or #list > GATHERED_MAX then
+      errors.raise("invalid", ("gather takes a list of functions, at most %d"):format(GATHERED_MAX))
+    end
+    for i, fn in ipairs(list) do
+      tasks[i] = function() return (fn()) end
+    end
+    for i, outcome in ipairs(async.gather(tasks)) do
+      if not outcome.ok then error(outcome.err, 0) end
+      results[i] = outcome.results[1]
+    end
+    return results
+  end
+
+  --- watch(prefix, fn)
+  --- Calls fn(key, value, revision) for every change of the state. Below that prefix and from now on; value is nil when
+  --- the key was removed. Ends when fn returns false, or by Ctrl-C. See state, and kv.watch.
+  function functions.watch(prefix, fn)
+    return env_keys.watch(prefix, fn, "")
+  end
+  return env_calls.calls(functions)
+end
+
+--- The environment of @session, whose fields out(text), err(text) and note(line) print, and may wait; os.exit sets
+--- exit.
+function M.new(session)
+  local env = env_std.globals(session)
+  general(session, env)
+  for name, fn in pairs(waiting()) do env[name] = fn end
+  env.kv = env_keys.kv(session)
+  env.state = env_keys.state(session)
   env.cluster = env_cluster.cluster()
   env.nodes, env.node, env.members = env.cluster.nodes, env.cluster.node, env.cluster.members
   env.events = env.cluster.events
@@ -131,13 +143,9 @@ function M.new(session, handler)
   --- json.nullable(value) -> value
   --- The value; nil where it is json.null.
   ---   json.nullable(json.null) --> nil
-  env.json = json
-
-  env.os = env_std.os(session)
-  env.io = env_std.io(session)
-  env.coroutine = env_std.coroutine()
-  env.load, env.loadfile, env.dofile = env_std.loaders(env)
-  return setmetatable(env, { __index = _G })
+  env.json = { encode = json.encode, decode = json.decode, array = json.array, clean = json.clean, null = json.null,
+    nullable = json.nullable }
+  return env
 end
 
 return M

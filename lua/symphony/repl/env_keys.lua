@@ -10,7 +10,7 @@ local follow = lazy "symphony.cluster.follow"
 local limits = lazy "symphony.cluster.kv"
 local state = lazy "symphony.cluster.state"
 local store = lazy "sym.store"
-local back, calls, must = env_calls.back, env_calls.calls, env_calls.must
+local calls, must = env_calls.calls, env_calls.must
 
 local M = {}
 
@@ -19,6 +19,7 @@ local KV_BYTES, STATE_BYTES = 1 << 20, 32 << 20 -- and about how many bytes
 local TURN = 100 -- keys or changes in a row, before others have a turn
 local BACKLOG_MAX = 8 << 20 -- bytes of changes that a watch has not taken yet
 
+local TEXTUAL = { string = true, number = true, boolean = true }
 local ENTRY_FIELDS = { "key", "value", "create_revision", "mod_revision" }
 
 local function plain(entry)
@@ -59,22 +60,21 @@ local function page(session, prefix, opts, max, cut, name)
   return list
 end
 
-local function each(handler, prefix, fn, cut)
+local function each(prefix, fn, cut)
   local after, more
   repeat
     local rows
     rows, more = must(state.list_raw(prefix, { after = after, limit = TURN, bytes = KV_BYTES }))
     for _, entry in ipairs(rows) do
       after = entry.key
-      if back(handler, fn, entry.key:sub(#cut + 1), entry.value) == false then return end
+      if fn(entry.key:sub(#cut + 1), entry.value) == false then return end
     end
     async.sleep(0)
   until not more
 end
 
---- Calls @fn for the changes below @prefix of the keys, of which @cut is left out, until it returns false. @handler: of
---- its errors. In a task.
-function M.watch(handler, prefix, fn, cut)
+--- Calls @fn for the changes below @prefix of the keys, of which @cut is left out, until it returns false. In a task.
+function M.watch(prefix, fn, cut)
   if type(prefix) ~= "string" or type(fn) ~= "function" then
     errors.raise("invalid", "watch takes a prefix and a function")
   end
@@ -87,7 +87,7 @@ function M.watch(handler, prefix, fn, cut)
   while true do
     local change, revision = feed:pop()
     if change then
-      if back(handler, fn, change.key, change.value, revision) == false then return end
+      if fn(change.key, change.value, revision) == false then return end
       n = n + 1
       if n % TURN == 0 then async.sleep(0) end
     elseif feed.failed then
@@ -98,7 +98,7 @@ function M.watch(handler, prefix, fn, cut)
   end
 end
 
-function M.kv(session, handler)
+function M.kv(session)
   --- # kv: the users' own keys, as `symphony kv` and the API have them
   --- A key is a text of up to 1024 bytes, a value one of up to 1 MiB.
   local kv = {}
@@ -124,11 +124,15 @@ function M.kv(session, handler)
   end
 
   --- kv.put(key, value) -> revision
-  --- Sets a key to a value, which is turned into text. Returns the revision of the state that has it.
+  --- Sets a key to a value: text, or a number, true or false, which are turned into it. Returns the revision of the
+  --- state that has it.
   ---   kv.put("count", 1)
   ---   kv.get("count").value --> "1"
   function kv.put(key, value)
     limits.check_key(key)
+    if not TEXTUAL[type(value)] then
+      errors.raise("invalid", "a value is text, a number, true or false", "json.encode makes text of a table")
+    end
     local put = { put = limits.PREFIX .. key, value = limits.check_value(tostring(value)) }
     return change({ compare = {}, ops = { put } }).revision
   end
@@ -159,7 +163,7 @@ function M.kv(session, handler)
   ---   kv.each("app/", function(key, value) print(key, value) end)
   function kv.each(prefix, fn)
     must(state.read())
-    each(handler, limits.PREFIX .. prefix, fn, limits.PREFIX)
+    each(limits.PREFIX .. limits.check_key(prefix, true), fn, limits.PREFIX)
   end
 
   --- kv.txn(txn) -> revision
@@ -175,12 +179,12 @@ function M.kv(session, handler)
   --- Calls fn(key, value, revision) for every change below a prefix. From now on; value is nil when the key was
   --- removed. Ends when fn returns false, or by Ctrl-C.
   function kv.watch(prefix, fn)
-    return M.watch(handler, prefix, fn, limits.PREFIX)
+    return M.watch(prefix, fn, limits.PREFIX)
   end
   return calls(kv)
 end
 
-function M.state(session, handler)
+function M.state(session)
   --- # state: the whole of the replicated state, as this manager has it now
   --- Under /node/ are the nodes, under /kv/ the users' keys, under /event/ the events; values are text, most are JSON.
   local functions = {}
@@ -209,7 +213,7 @@ function M.state(session, handler)
   ---   state.each("/node/", function(key, value) print(json.decode(value).name) end)
   function functions.each(prefix, fn)
     must(state.ready())
-    each(handler, prefix, fn, "")
+    each(prefix, fn, "")
   end
 
   --- state.count([prefix]) -> number

@@ -166,7 +166,7 @@ end
 local function code_of(kept, body)
   if body.args then
     local arg = { [0] = (body.name or ""):gsub("^[@=]", "") }
-    kept.session.env.arg = table.move(body.args, 1, #body.args, 1, arg)
+    rawset(kept.session.env, "arg", table.move(body.args, 1, #body.args, 1, arg))
   end
   return session_of.compile(kept.session, body.code, body.name or "=lua")
 end

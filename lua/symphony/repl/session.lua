@@ -3,44 +3,17 @@ local async = require "symphony.async"
 local env = require "symphony.repl.env"
 local errors = require "symphony.errors"
 local lazy = require "symphony.lazy"
+local raised = require "symphony.repl.raised"
 local sys = require "sym.sys"
 
 local show = lazy "symphony.repl.show"
 
 local M = {}
 
-local EXIT = setmetatable({}, { __name = "exit", __tostring = function() return "os.exit" end })
-
--- The traceback without what is not the user's code: what is below it, this handler, and what is called for it.
-local function traceback(text)
-  local trace = debug.traceback(text, 3):gsub("\n%s*%[C%]: in function 'sym%.sys%.guarded'.*", "")
-    :gsub("(\nstack traceback:)\n%s*%[C%]: in %?%f[\n\0]", "%1", 1)
-    :gsub("\n%s*%[C%]: in function 'sym%.sys%.unguarded'", "")
-    :gsub("\n[^\n]*symphony/repl/env[%w_]*%.lua:%d+:[^\n]*", "")
-  return (trace:gsub("\n%s*%(%.%.%.tail calls%.%.%.%)$", ""):gsub("\nstack traceback:$", ""))
-end
-
-local function handler(v)
-  if rawequal(v, EXIT) then return v end
-  -- It may be anything of the code's own, and nothing stops what its metamethods do here.
-  local err = {}
-  if type(v) == "table" then
-    for _, field in ipairs { "code", "message", "hint", "trace" } do
-      local text = rawget(v, field)
-      err[field] = type(text) == "string" and text or nil
-    end
-  end
-  local known = err.code and err.message
-  if known and err.trace then return err end
-  local text = type(v) == "string" and v or known and ("%s (%s)"):format(err.message, err.code)
-    or ("(the error is a %s)"):format(type(v))
-  return { code = known and err.code or "error", message = text, hint = known and err.hint, trace = traceback(text) }
-end
-
 --- A session; where it prints is said at every eval.
 function M.new()
-  local session = { EXIT = EXIT }
-  session.env = env.new(session, handler)
+  local session = {}
+  session.env = env.new(session)
   return session
 end
 
@@ -55,14 +28,14 @@ function M.compile(session, code, name)
   if fn then
     return fn
   end
-  return nil, errors.new("syntax", err), err:match("<eof>$") ~= nil
+  return nil, errors.new("syntax", raised.short(err)), err:match("<eof>$") ~= nil
 end
 
 local function nowhere() end
 
 -- The values as text, or what was raised on the way. The code may have made them large, and JSON has no room for all.
 local function render(results, opts)
-  local done = table.pack(sys.guarded(handler, function()
+  local done = table.pack(sys.guarded(raised.handler, function()
     if not opts.json then return show.show_all(results, opts.color) end
     local json = require "symphony.json"
     if results.n <= 1 then return json.encode(results[1]) .. "\n" end
@@ -82,7 +55,7 @@ end
 --- message, trace}.
 function M.run(session, fn, opts)
   session.out, session.err, session.note, session.exit = opts.out, opts.err or opts.out, opts.note or nowhere, nil
-  local results = table.pack(sys.guarded(handler, fn, table.unpack(opts.args or {})))
+  local results = table.pack(sys.guarded(raised.handler, fn, table.unpack(opts.args or {})))
   session.out, session.err, session.note = nowhere, nowhere, nowhere
   if session.exit then
     return { n = 0, exit = session.exit }
@@ -92,7 +65,7 @@ function M.run(session, fn, opts)
     return nil, type(err) == "table" and err or errors.new("error", tostring(err))
   end
   if results.n > 1 then
-    session.env._ = results[2]
+    rawset(session.env, "_", results[2])
   end
   results = table.move(results, 2, results.n, 1, { n = results.n - 1 })
   if results.n > 0 or opts.json then
