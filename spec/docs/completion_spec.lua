@@ -177,9 +177,20 @@ describe("symphony __complete", function()
     assert.same({ "alpha/1", "alpha/2" }, names(candidates(at, "kv", "get", "al")))
   end))
 
-  -- What @shell offers behind @line, as lines.
+  -- What says which words @line of a shell may go on with; @one of them, at least.
   local shells = {
-    zsh = function(bin, line)
+    bash = function(bin, line)
+      local words = {}
+      for word in line:gsub("[=:]", " %0 "):gmatch("%S+") do words[#words + 1] = ("'%s'"):format(word) end
+      words[#words + 1] = "''"
+      return { "bash", "-euc", ([[
+        PATH=%s:$PATH
+        source contrib/completion/symphony.bash
+        COMP_WORDS=(%s) COMP_CWORD=%d
+        _symphony
+        printf '%%s\n' "${COMPREPLY[@]}"]]):format(bin, table.concat(words, " "), #words - 1) }
+    end,
+    zsh = function(bin, line, one)
       -- In a terminal of its own, as nothing else runs its completions.
       return { "zsh", "-fc", ([[
         path=(%s $path)
@@ -189,9 +200,9 @@ describe("symphony __complete", function()
         zpty -w z 'fpath=(contrib/completion $fpath); autoload -Uz compinit; compinit -D'
         zpty -w z 'print READY-$((1+1))'
         zpty -r -m z x '*READY-2*'
-        zpty -w -n z $'%s\t'
-        zpty -r -m z x '*update*' && print -r -- $x
-        zpty -d z]]):format(bin, line) }
+        zpty -w -n z '%s'$'\t'
+        zpty -r -m z x '*%s*' && print -r -- $x
+        zpty -d z]]):format(bin, line, one) }
     end,
     fish = function(bin, line)
       local script = "set -p PATH %s; source contrib/completion/symphony.fish; complete -C '%s'"
@@ -200,15 +211,32 @@ describe("symphony __complete", function()
   }
 
   for name, command in pairs(shells) do
-    it("is asked by " .. name, function()
+    it("is asked by " .. name, cluster.scenario(function(t)
       if proc.run({ "sh", "-c", "command -v " .. name }).code ~= 0 then
         pending(name .. " is not installed here")
         return
       end
-      local result = proc.run(command(cluster.symphony:match("^(.*)/"), "symphony node "), { timeout = 20 })
-      for _, word in ipairs { "ls", "inspect", "update", "rm", "pending", "approve", "reject" } do
-        assert.truthy(result.out:find("%f[%w]" .. word .. "%f[%W]"), result.out .. result.err)
+      local function offers(line, ...)
+        local result = proc.run(command(cluster.symphony:match("^(.*)/"), line, (...)),
+          { timeout = 20, env = { HOME = t.root } })
+        for _, word in ipairs { ... } do
+          assert.truthy(result.out:find("%f[%w]" .. word .. "%f[%W]"), line .. "\n" .. result.out .. result.err)
+        end
       end
-    end)
+      offers("symphony node ", "update", "ls", "inspect", "rm", "pending", "approve", "reject")
+      -- Whatever stands before the command; and the socket as people write it.
+      local m = t:cluster(1)[1]
+      m:json("node", "update", m:json("node", "ls")[1].node_id, "--name", "somebody")
+      local below = m.socket:sub(#t.root + 1)
+      for _, socket in ipairs { "--socket " .. m.socket, "--socket=" .. m.socket, "--json --socket ~" .. below,
+        '--socket "$HOME' .. below .. '" --timeout 5' } do
+        offers(("symphony %s node inspect "):format(socket), "somebody")
+      end
+    end))
   end
+
+  it("may stand behind the options", function()
+    local result = proc.run { cluster.symphony, "--json", "--socket", "/none", "__complete", "kv", "g" }
+    assert.same({ 0, "get\tShow a key's value\n" }, { result.code, result.out })
+  end)
 end)

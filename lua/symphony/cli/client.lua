@@ -16,6 +16,9 @@ local OWN_MS = 1000  -- for the daemon to say which commands only it knows
 local COMPLETE_MS = 500 -- for its answer to somebody who has pressed a key
 local PATIENCE_S = 1 -- the daemon keeps --timeout itself; this is for one that does not
 
+-- Options with a value that may stand before a command, or before a script of `symphony lua`.
+local VALUED = { ["--socket"] = true, ["--timeout"] = true, ["-e"] = true, ["--eval"] = true }
+
 -- Output --------------------------------------------------------------------------------------------------------------
 
 -- Nobody reads any more: end like a program that SIGPIPE has killed, without a word.
@@ -279,6 +282,23 @@ local function here(argv, found, socket)
   end)
 end
 
+-- A word as the shell will hand it over, as far as that can be told without it.
+local function expanded(word)
+  word = word:gsub("[\"'\\]", ""):gsub("%${?([%a_][%w_]*)}?", sys.getenv)
+  return (word:gsub("^~%f[/\0]", function() return sys.getenv("HOME") end))
+end
+
+-- The words of a command line behind `__complete`, with the options that stand before it in front; nil: it is another
+-- command.
+local function to_complete(argv)
+  local at = 1
+  while argv[at] and argv[at]:find("^%-.") do at = at + (VALUED[argv[at]] and 2 or 1) end
+  if argv[at] ~= "__complete" then return nil end
+  table.remove(argv, at)
+  for i = 1, #argv - 1 do argv[i] = expanded(argv[i]) end
+  return argv
+end
+
 -- What the completion of a shell asks: never a word but candidates. @typed: the words, the last of them being begun.
 local function complete(typed)
   local found = commands.scan(typed)
@@ -359,8 +379,6 @@ local function run_program(argv, found, socket)
   return true
 end
 
-local VALUED = { ["--socket"] = true, ["--timeout"] = true, ["-e"] = true, ["--eval"] = true }
-
 --- The words of a command line in which a script's own, behind its name, are not taken for options of `symphony lua`.
 function M.protect(argv)
   local at, command = 1, nil
@@ -384,7 +402,8 @@ end
 --- Called by the program with its arguments (without its name).
 function M.main(...)
   local argv = { ... }
-  if argv[1] == "__complete" then return complete(table.move(argv, 2, #argv, 1, {})) end
+  local typed = to_complete(argv)
+  if typed then return complete(typed) end
   argv = M.protect(argv)
   local found = commands.scan(argv)
   found.terminal = terminal()
