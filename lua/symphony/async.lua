@@ -183,12 +183,12 @@ function M.current()
   return current and current.co == coroutine.running() and current or nil
 end
 
---- Keeps @value with the running task, and with those that with_timeout and gather begin for it from now on; bound()
---- is it, nil where there is none.
+--- Keeps @value with the running task, and with those that with_timeout and gather begin for it from now on.
 function M.bind(value)
   current.bound = value
 end
 
+--- What bind() has kept with the running task; nil.
 function M.bound()
   return current and current.bound
 end
@@ -265,6 +265,7 @@ function M.event()
   return setmetatable({ waiters = {} }, Event)
 end
 
+--- Wakes those who wait.
 function Event:set()
   local waiters = self.waiters
   if not next(waiters) then

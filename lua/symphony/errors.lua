@@ -62,10 +62,12 @@ function M.handler(v)
   return err
 end
 
+--- The HTTP status of an answer with this error.
 function M.http_status(err)
   return http[err.code] or 500
 end
 
+--- The exit status of a command that ends with this error.
 function M.exit_code(err)
   return exit[err.code] or 1
 end

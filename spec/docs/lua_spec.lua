@@ -2,14 +2,15 @@
 local cluster = require "spec.support.cluster"
 local json = require "spec.support.json"
 local proc = require "spec.support.proc"
+local uv = require "luv"
 require "spec.unit.fake"
 
 local docs = require "symphony.repl.docs"
 local PROMPT, POLICY = docs.PROMPT, { "symphony.policy.reference" }
 
-local function by_name(modules)
+local function by_name(entries)
   local found = {}
-  for _, entry in ipairs(docs.of(modules)) do
+  for _, entry in ipairs(entries) do
     assert.is_nil(found[entry.name], "twice: " .. entry.name)
     found[entry.name] = entry
   end
@@ -21,8 +22,8 @@ describe("docs/lua.md", function()
     local result = proc.run { "scripts/lua-docs", "--check" }
     assert.equal(0, result.code, result.err)
     local text = assert(proc.read_file("docs/lua.md"))
-    for _, modules in ipairs { docs.PROMPT, docs.ELSEWHERE } do
-      for name, entry in pairs(by_name(modules)) do
+    for _, entries in ipairs { docs.of(docs.PROMPT), docs.of(docs.ELSEWHERE), docs.parts() } do
+      for name, entry in pairs(by_name(entries)) do
         assert.truthy(entry.title or entry.text ~= "", name .. " has no text")
         assert.truthy(text:find("`" .. (entry.signature or name), 1, true) or text:find("## " .. name, 1, true), name)
       end
@@ -31,7 +32,7 @@ describe("docs/lua.md", function()
 
   it("has an entry for every function at the prompt, and no other", function()
     local env = require("symphony.repl.env").new({})
-    local entries = by_name(PROMPT)
+    local entries = by_name(docs.of(PROMPT))
     local aliases, seen, count = {}, { [env] = true }, 0
     for name, entry in pairs(entries) do
       local v = env
@@ -102,8 +103,8 @@ describe("docs/lua.md", function()
       there[name] = true
     end
     assert.is_true(there.refuse and there.kv_put)
-    for name in pairs(there) do assert.truthy(by_name(POLICY)[name], name .. " has no entry") end
-    for name, entry in pairs(by_name(POLICY)) do
+    for name in pairs(there) do assert.truthy(by_name(docs.of(POLICY))[name], name .. " has no entry") end
+    for name, entry in pairs(by_name(docs.of(POLICY))) do
       assert.truthy(entry.title or there[name], name .. " is described, and not there")
     end
   end)
@@ -134,5 +135,109 @@ describe("docs/lua.md", function()
       end
     end
     assert.is_true(count > 10, count)
+  end))
+
+  local parts = by_name(docs.parts())
+
+  it("has an entry for every function that own services and commands may call", function()
+    local count = 0
+    for _, part in ipairs(docs.PARTS) do
+      local source = assert(proc.read_file(assert(package.searchpath(part.module, package.path))))
+      for name in source:gmatch("\nfunction M%.([%w_]+)") do
+        local shown = part.functions == true or (part.functions or {})[name]
+        if shown then
+          count = count + 1
+          assert.truthy(parts[part.name .. "." .. name], part.name .. "." .. name .. " has no entry")
+        end
+      end
+      for name in pairs(type(part.functions) == "table" and part.functions or {}) do
+        assert.truthy(parts[part.name .. "." .. name], name .. " is to be described, and is not there")
+      end
+      for object, name in source:gmatch("\nfunction (%u%w*):(%w+)") do
+        local entry = object:lower() .. ":" .. name
+        assert.truthy(part.functions ~= true or parts[entry], entry .. " has no entry")
+      end
+    end
+    assert.is_true(count > 25, count)
+  end)
+
+  it("has all that a service and a schema may say", function()
+    local registry, schema = require "symphony.services.registry", require "symphony.services.schema"
+    local asked
+    -- A table that notes what it is asked for.
+    local function spy(t)
+      return setmetatable({}, { __index = function(_, name)
+        asked[name] = true
+        return t[name]
+      end })
+    end
+    local function check(entry)
+      local count = 0
+      for name in pairs(asked) do
+        count = count + 1
+        assert.truthy(entry.text:find("\n  " .. name .. "%f[,%s]") or entry.text:find("%s%s" .. name .. "%s%s")
+          or entry.text:find(", " .. name .. "%s%s"), ("%s: %s is not described"):format(entry.name, name))
+      end
+      return count
+    end
+    asked = { complete = true }
+    local function nothing() return {} end
+    assert(registry.check(spy { kind = "spied", reconcile = nothing, actual = nothing, resources = {
+      spied = spy { schema = {} } } }))
+    asked.schema = nil -- described with resources
+    assert.is_true(check(parts.service) > 15)
+    for name in parts.service.text:gmatch("\n  (%l+)  ") do
+      assert.truthy(asked[name], name .. " is described, and nobody asks for it")
+    end
+
+    asked = {}
+    for kind, value in pairs { string = "a", integer = 1, number = 1.5, boolean = true, array = { "a" },
+      map = { a = "b" }, object = { a = "b" } } do
+      local text = { type = "string" }
+      local fields = { field = spy { type = kind, of = text, fields = { a = text } } }
+      schema.check_schema(fields, "spied")
+      assert(schema.check(fields, { field = value }))
+      assert(schema.check(fields, {}))
+    end
+    asked.fields = nil -- described with type
+    assert.is_true(check(parts.schema) > 8)
+  end)
+
+  it("has what the functions of a service are given, and examples that work", cluster.scenario(function(t)
+    local dir, count = t:folder "own", 0
+    for _, name in ipairs { "commands", "services" } do assert(uv.fs_mkdir(dir .. "/" .. name, 448)) end
+    local examples = {}
+    for _, entry in pairs(parts) do
+      for _, example in ipairs(docs.examples(entry)) do
+        local code = example.code -- or a table of fields
+        if code:find("[=(]") and load("return {" .. code .. "}") then examples[#examples + 1] = code end
+      end
+    end
+    assert.same({ 'commands = { run, commands.ls("process"), commands.inspect("process"), commands.rm("process") }' },
+      examples)
+    proc.write_file(dir .. "/services/process.lua", ([[
+      local commands = require "symphony.services.commands"
+      local run = { name = "run", args = commands.write_options, run = function(ctx)
+        return commands.create(ctx, "process", { id = "one", spec = {} })
+      end }
+      return { kind = "process", resources = { process = {} },
+        actual = function(ctx) return ctx.memory end,
+        reconcile = function(ctx, desired)
+          ctx.memory[ctx.id] = desired and true
+          local names = {}
+          for name in pairs(ctx) do names[#names + 1] = name end
+          return { state = "running", message = table.concat(names, " ") }
+        end, %s }]]):format(examples[1]))
+    local m = t:cluster(1, { flags = { "--lua-dir", dir } })[1]
+    local w = t:join_workers(1, m, { flags = { "--lua-dir", dir } })
+    t:wait_status(w, "ready", m)
+    m:json("process", "run", "--wait")
+    assert.equal("one", m:json("process", "ls")[1].id)
+    for name in m:json("process", "inspect", "one")[1].nodes[1].message:gmatch("%S+") do
+      count = count + 1
+      assert.truthy(parts.ctx.text:find("%f[%w]" .. name .. "%f[%W]"), name .. " is not described")
+    end
+    assert.is_true(count > 7, count)
+    m:json("process", "rm", "one")
   end))
 end)

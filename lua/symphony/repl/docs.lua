@@ -1,6 +1,8 @@
 --- Documentation from comments. An entry is a block of lines that begin with three dashes, the first of which is what
 --- is called: "kv.get(key) -> entry"; or "# kv: what it is", which heads those that follow. Lines that are indented by
 --- two spaces or more are examples; behind "-->" stands what they print.
+---
+--- Of other modules, PARTS, the entries are what stands at their top, and above their functions.
 local show = require "symphony.repl.show"
 
 local M = {}
@@ -9,6 +11,25 @@ local M = {}
 --- runs elsewhere.
 M.PROMPT = { "symphony.repl.env", "symphony.repl.env_keys", "symphony.repl.env_cluster", "symphony.repl.env_std" }
 M.ELSEWHERE = { "symphony.policy.reference" }
+
+--- What own services and commands are made of. functions: which are shown, true for all; without them the comment at
+--- the top alone, or with `above` that of one function.
+M.PARTS = {
+  { name = "command", title = "what a module in DIR/commands of --lua-dir returns", module = "symphony.cli.commands" },
+  { name = "service", title = "what a module in DIR/services of --lua-dir returns",
+    module = "symphony.services.registry" },
+  { name = "schema", title = "the fields of a resource", module = "symphony.services.schema" },
+  { name = "ctx", title = "what the functions of a service are given", module = "symphony.services.worker",
+    above = "context" },
+  { name = "commands", title = 'require "symphony.services.commands"', module = "symphony.services.commands",
+    functions = true },
+  { name = "resources", title = 'require "symphony.services.resources"', module = "symphony.services.resources",
+    functions = { get = true, list = true } },
+  { name = "ask", title = 'require "symphony.services.ask"', module = "symphony.services.ask",
+    functions = { call = true } },
+  { name = "async", title = 'require "symphony.async"', module = "symphony.async", functions = true },
+  { name = "errors", title = 'require "symphony.errors"', module = "symphony.errors", functions = true },
+}
 
 local SIZE_MAX = 1 << 20
 
@@ -30,8 +51,8 @@ local function entry_of(block)
   return entry
 end
 
---- The entries of a module's @source: a list of {name, text} with signature (a function) or title (what heads others).
-function M.parse(source)
+-- The blocks of comments in @source: {{lines..., behind = the line that follows}, ...}.
+local function blocks(source)
   local list, block = {}, nil
   for line in (source .. "\n"):gmatch("([^\n]*)\n") do
     local text = line:match("^%s*%-%-%- ?(.*)$")
@@ -39,8 +60,33 @@ function M.parse(source)
       block = block or {}
       block[#block + 1] = text
     elseif block then
-      list[#list + 1] = entry_of(block)
-      block = nil
+      block.behind = line
+      list[#list + 1], block = block, nil
+    end
+  end
+  return list
+end
+
+--- The entries of a module's @source: a list of {name, text} with signature (a function) or title (what heads others).
+function M.parse(source)
+  local list = {}
+  for _, block in ipairs(blocks(source)) do list[#list + 1] = entry_of(block) end
+  return list
+end
+
+--- The entries of one of PARTS, whose module has this @source.
+function M.part(part, source)
+  local found = blocks(source)
+  local head = { name = part.name, title = part.title, text = found[1] and table.concat(found[1], "\n") or "" }
+  local list = { head }
+  for _, block in ipairs(found) do
+    local of, sign, name, args = block.behind:match("^function ([%a_]+)([.:])([%w_]+)(%b())")
+    local text = table.concat(block, "\n")
+    if name and name == part.above then
+      head.text = text
+    elseif name and part.functions and (part.functions == true or part.functions[name]) then
+      name = (of == "M" and part.name or of:lower()) .. sign .. name
+      list[#list + 1] = { name = name, signature = name .. args, text = text }
     end
   end
   return list
@@ -59,13 +105,27 @@ function M.examples(entry)
   return list
 end
 
+local function source_of(module)
+  local path = package.searchpath(module, package.path)
+  return path and read(path) or ""
+end
+
 --- The entries of these modules, in their order.
 function M.of(modules)
   local list = {}
   for _, name in ipairs(modules) do
-    local path = package.searchpath(name, package.path)
-    local source = path and read(path)
-    for _, entry in ipairs(source and M.parse(source) or {}) do list[#list + 1] = entry end
+    local entries = M.parse(source_of(name))
+    table.move(entries, 1, #entries, #list + 1, list)
+  end
+  return list
+end
+
+--- The entries of all PARTS.
+function M.parts()
+  local list = {}
+  for _, part in ipairs(M.PARTS) do
+    local entries = M.part(part, source_of(part.module))
+    table.move(entries, 1, #entries, #list + 1, list)
   end
   return list
 end
@@ -128,10 +188,14 @@ end
 function M.help(v, lookup)
   local list = M.of(M.PROMPT)
   if v == nil then return overview(list) end
-  for _, entry in ipairs(M.of(M.ELSEWHERE)) do list[#list + 1] = entry end
   for _, entry in ipairs(list) do
     if entry.name == v or (type(v) ~= "string" and rawequal(lookup(entry.name), v)) then
       return described(entry, list)
+    end
+  end
+  for _, others in ipairs(type(v) == "string" and { M.of(M.ELSEWHERE), M.parts() } or {}) do
+    for _, entry in ipairs(others) do
+      if entry.name == v then return described(entry, others) end
     end
   end
   if type(v) == "string" and lookup(v) ~= nil then v = lookup(v) end
