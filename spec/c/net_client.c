@@ -12,6 +12,7 @@ struct call {
     bool body_was_null;
     int cancel_at; /* 1: in on_head, 2: in on_data */
     bool pause;    /* in the first on_data */
+    int block_ms;  /* in the first on_data, and nothing else runs meanwhile */
     int check;     /* what check_peer says */
     char peer[64];
 };
@@ -135,6 +136,10 @@ static void on_data(void *arg, const uint8_t *data, size_t n)
     struct call *k = arg;
     k->pieces++;
     assert_int_equal(buf_append(&k->body, data, n), 0);
+    if (k->block_ms > 0) {
+        poll(NULL, 0, k->block_ms);
+        k->block_ms = 0;
+    }
     if (k->pause) {
         k->pause = false;
         http_call_pause(k->c);
@@ -447,6 +452,26 @@ static void times_out(void **state)
     succeeded(200, "xxxxxxxx");
 }
 
+/* Who takes long for a piece, as a client whose terminal stands still, has not waited for the next one. */
+static void blocks(void **state)
+{
+    (void)state;
+    start(NULL);
+    struct http_call_opts o = opts("GET", "/wait");
+    o.on_data = on_data;
+    o.idle_ms = 1000;
+    call.block_ms = 1500;
+    start_call(&o);
+    run_until(waiting != NULL);
+    http_stream_start(waiting, 200, NULL);
+    http_stream_write(waiting, "one,", 4);
+    run_until(call.pieces == 1);
+    http_stream_write(waiting, "two", 3);
+    http_stream_end(waiting);
+    run_until(call.done);
+    succeeded(200, "one,two");
+}
+
 static void pauses(void **state)
 {
     (void)state;
@@ -674,6 +699,7 @@ int main(void)
         TEST(misuse),
         TEST(cancels),
         TEST(times_out),
+        TEST(blocks),
         TEST(pauses),
         TEST(other_answers),
         TEST(bad_answers),

@@ -1019,6 +1019,26 @@ static int unix_connect(const char *path)
     return fd;
 }
 
+/* At a unix socket somebody may page through what a command prints. */
+static void reads_when_he_likes(void **state)
+{
+    (void)state;
+    char path[128];
+    limits = (struct http_limits){.send_ms = 200};
+    start();
+    open_unix_door(path);
+    int a = unix_connect(path), b = raw_connect(port);
+    raw_text(a, GET("/huge"));
+    raw_text(b, GET("/huge"));
+    run_until(handled == 2);
+    assert_int_equal(n_open(), 2);
+    run_until(n_open() == 1); /* at its time, and the other one at another */
+    raw_ask(a, "", " 200 OK");
+    assert_int_equal(n_open(), 1);
+    close(a);
+    close(b);
+}
+
 /* Some of the next request makes no difference. */
 static void does_not_read_but_writes(void **state)
 {
@@ -1320,6 +1340,7 @@ int main(void)
         TEST(one_address),
         TEST(all_busy),
         TEST(does_not_read),
+        TEST(reads_when_he_likes),
         TEST(does_not_read_but_writes),
         TEST(bodies_are_bounded),
         TEST(reads_ahead),

@@ -37,7 +37,8 @@ struct http_limits {
     uint64_t body_ms;
     /* Keep-alive without a request; default 300 s. */
     uint64_t idle_ms;
-    /* An answer of which the peer takes nothing for so long is cut; default 30 s. */
+    /* An answer of which the peer takes nothing for so long is cut; default 30 s. At a unix socket, where somebody
+     * may be paging through what a command prints, it is twenty times that. */
     uint64_t send_ms;
     /* Bodies and unsent answers of all connections together; default 256 MiB. Beyond, a body is refused (503), and the
      * connection with the most unsent bytes is cut, one of a peer that is not trusted first. */

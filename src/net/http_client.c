@@ -186,6 +186,7 @@ static void deliver(struct http_call *c)
         end(c, 0);
     }
     if (!c->ending && c->headed && !c->paused) {
+        uv_update_time(c->timer.loop); /* on_data may have taken its time: a terminal, say */
         uv_timer_start(&c->timer, on_deadline, c->opts.idle_ms, 0);
     }
 }

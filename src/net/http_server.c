@@ -7,7 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
-enum { SWEEP_MS = 500 };
+enum { SWEEP_MS = 500, UNIX_PATIENCE = 20 };
 
 /* --- deadlines and limits */
 
@@ -39,13 +39,15 @@ static bool sweep_queues(struct http_server *s)
     for (int i = 0; i < PHASE_GONE; i++) {
         struct http_conn *c, *next;
         for (c = TAILQ_FIRST(&s->phases[i]); c != NULL; c = next) {
+            uint64_t patience =
+                s->limits.send_ms * (stream_peer_addr(c->stream)->is_unix ? UNIX_PATIENCE : 1);
             next = TAILQ_NEXT(c, link);
             size_t queued = stream_queued(c->stream);
             uint64_t sent = stream_sent(c->stream);
             if (queued == 0 || sent != c->sent) {
                 c->sent = sent;
                 c->stuck_since = now;
-            } else if (now - c->stuck_since >= s->limits.send_ms) {
+            } else if (now - c->stuck_since >= patience) {
                 conn_close(c, err_setf(SYM_ETIMEOUT, "the peer does not read"));
                 continue;
             }

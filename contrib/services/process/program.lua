@@ -189,7 +189,7 @@ end
 -- true; nil, err.
 local function start(ctx, p)
   sweep(p)
-  if p.stopping then return true end -- meanwhile
+  if p.stopping or p.log.closed then return true end -- meanwhile
   p.mark, p.boot, p.began, p.ended = crypto.hex(crypto.random(16)), boot, sys.now(), nil
   local ok, err = save(p) -- with the mark: it is found by that if we die now
   if not ok then return nil, err end
@@ -220,6 +220,7 @@ end
 
 --- Starts it, when what it may have left behind is gone. What fails is told as its end. In a task.
 function M:begin(ctx)
+  if self.log.closed then return end -- it is being taken away
   self.due, self.stopping = nil, nil
   local ok, err = start(ctx, self)
   self.error = err and err.message
