@@ -448,6 +448,26 @@ while :; do sleep 0.1; done
     assert.is_true(#w == 3)
   end))
 
+  it("is updated without a node that is down, which has the new version when it is back", scenario(function(t)
+    local m, w, dir = make(t, 2)
+    local path = program(t, "lives", LIVES)
+    m:json("process", "run", "web", "--replicas", "2", "--ready", "0", "--grace", "1", "--move-after", "600",
+      "--rollout-timeout", "3", "--wait", "--", path, "one")
+    w[1]:crash()
+    t:wait_status({ w[1] }, "down", m, 30)
+    m:json("process", "update", "web", "--", path, "two")
+    local row = wait_row(m, "web", "the rollout", function(r) return r.rollout.state == "done" end)
+    assert.same({ 2, 2 }, { #row.nodes, on(row, w[2]).generation })
+    local event = m:json("events", "--kind", "rollout")[1]
+    assert.equal(("process web: generation 2 is everywhere; %s, which is down, will begin with it"):format(w[1].name),
+      event.message)
+    w[1]:start("--lua-dir", dir)
+    row = wait_row(m, "web", "both", function(r) return all_running(2)(r) and on(r, w[1]).generation == 2 end)
+    local text = m:cli("process", "logs", "web", "--node", w[1].name, "--lines", "1").out
+    assert.truthy(text:find("is up: two\n", 1, true), text)
+    assert.equal("done", row.rollout.state)
+  end))
+
   it("keeps the end of what it writes, and lets it be followed", scenario(function(t)
     local m, w = make(t, 1)
     local path = program(t, "writes", [[

@@ -340,6 +340,13 @@ describe("placement and rollouts together", function()
       local step = rollout.next(d, assigned, said, down_since, now)
       if not step or step.wait then return false end
       if step.stop then error(step.stop) end
+      -- What works is touched only while all others do.
+      local one = step.advance and step.advance[1]
+      if one and nodes[one].status == "ready" and runs[one] then
+        for _, id in ipairs(d.nodes) do
+          if id ~= one and (nodes[id].status ~= "ready" or not runs[id]) then error(id .. " does not run") end
+        end
+      end
       for _, id in ipairs(step.advance or {}) do assigned[id] = { generation = d.generation, since = now } end
       if step.done then d.rollout = { state = "done" } end
       return true

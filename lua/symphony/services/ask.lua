@@ -42,8 +42,10 @@ function M.call(id, kind, name, body, opts)
   if answer ~= nil and not (response.peer and response.peer.cn == n.node_id) then
     answer, err = nil, errors.new("unauthenticated", "another node answers at its address")
   end
-  if answer == nil then return nil, errors.wrap(err, n.name) end
-  return answer
+  if answer ~= nil then return answer end
+  local wrapped = errors.wrap(err, n.name)
+  if not response then wrapped.hint = "is this worker up? `symphony node ls` shows it" end
+  return nil, wrapped
 end
 
 return M
