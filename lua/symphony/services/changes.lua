@@ -1,4 +1,5 @@
---- The changes that people make to resources, and those that nodes propose: on the leader, past the policies.
+--- The changes that people make to resources (resources.lua), and those that nodes propose: on the leader, past the
+--- policies.
 local document = require "symphony.services.document"
 local errors = require "symphony.errors"
 local json = require "symphony.json"

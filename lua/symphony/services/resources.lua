@@ -1,4 +1,4 @@
---- The resources of services in the state; what people change of them is in changes.lua.
+--- The resources of services in the state.
 ---   /res/<kind>/<id>                {kind, id, uid, service, generation, replicas, constraints, spec, nodes, move,
 ---                                   move_after, rollout, stable, data, created, updated, by}
 ---   /assign/<node>/<kind>/<id>      {kind, id, uid, generation, spec, data, since}: what that node has to do
