@@ -77,7 +77,7 @@ int box_call(struct box *box, const char *hook, const void *input, size_t n, str
 /* Runs the policy's own cases, or those in the JSON array @cases: appends [{"name","ok","got","want","error"}]. */
 int box_test(struct box *box, const void *cases, size_t n, struct buf *out);
 
-/* For the library (env.c) and its tests. */
+/* For the library (env*.c) and its tests. */
 struct box *box_of(lua_State *L);
 /* Counts @n instructions more. Does not return when there are not so many left. */
 void box_charge(lua_State *L, uint64_t n);

@@ -1,345 +1,10 @@
 #include "sandbox/pattern.h"
 
+#include "sandbox/pattern_impl.h"
+
 #include <ctype.h>
 #include <lauxlib.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <string.h>
-
-enum { CAPTURES_MAX = 32, DEPTH_MAX = 200, PORTION = 256 };
-enum { OPEN = -1, POSITION = -2 };
-
-typedef unsigned char byte;
-
-struct match {
-    lua_State *L;
-    pattern_charge *charge;
-    const byte *text, *text_end, *pattern_end;
-    uint64_t steps; /* not charged yet */
-    int depth, n;   /* recursions left; captures */
-    struct {
-        const byte *at;
-        ptrdiff_t len; /* or OPEN, POSITION */
-    } captures[CAPTURES_MAX];
-};
-
-static void step(struct match *m)
-{
-    if (++m->steps >= PORTION) {
-        uint64_t steps = m->steps;
-        m->steps = 0;
-        m->charge(m->L, steps);
-    }
-}
-
-/* --- one character --- */
-
-/* Behind the item at @p: a character, %x, or a set. */
-static const byte *item_end(struct match *m, const byte *p)
-{
-    byte c = *p++;
-    if (c == '%') {
-        if (p == m->pattern_end) {
-            luaL_error(m->L, "malformed pattern (ends with '%%')");
-        }
-        return p + 1;
-    }
-    if (c != '[') {
-        return p;
-    }
-    p += p < m->pattern_end && *p == '^' ? 1 : 0;
-    do { /* a ] that comes first is one of the set */
-        step(m);
-        if (p == m->pattern_end) {
-            luaL_error(m->L, "malformed pattern (missing ']')");
-        }
-        c = *p++;
-        if (c == '%' && p < m->pattern_end) {
-            p++;
-        }
-    } while (p == m->pattern_end || *p != ']');
-    return p + 1;
-}
-
-static bool in_class(byte c, byte class)
-{
-    bool in;
-    switch (tolower(class)) {
-    case 'a':
-        in = isalpha(c) != 0;
-        break;
-    case 'c':
-        in = iscntrl(c) != 0;
-        break;
-    case 'd':
-        in = isdigit(c) != 0;
-        break;
-    case 'g':
-        in = isgraph(c) != 0;
-        break;
-    case 'l':
-        in = islower(c) != 0;
-        break;
-    case 'p':
-        in = ispunct(c) != 0;
-        break;
-    case 's':
-        in = isspace(c) != 0;
-        break;
-    case 'u':
-        in = isupper(c) != 0;
-        break;
-    case 'w':
-        in = isalnum(c) != 0;
-        break;
-    case 'x':
-        in = isxdigit(c) != 0;
-        break;
-    case 'z':
-        in = c == '\0';
-        break;
-    default:
-        return class == c;
-    }
-    return isupper(class) ? !in : in;
-}
-
-/* @p: the set's [, @last: its ]. */
-static bool in_set(struct match *m, byte c, const byte *p, const byte *last)
-{
-    bool in = true;
-    if (p[1] == '^') {
-        in = false;
-        p++;
-    }
-    while (++p < last) {
-        step(m);
-        if (*p == '%') {
-            p++;
-            if (in_class(c, *p)) {
-                return in;
-            }
-        } else if (p[1] == '-' && p + 2 < last) {
-            p += 2;
-            if (p[-2] <= c && c <= *p) {
-                return in;
-            }
-        } else if (*p == c) {
-            return in;
-        }
-    }
-    return !in;
-}
-
-/* Whether the character at @s fits the item from @p to @end. */
-static bool fits(struct match *m, const byte *s, const byte *p, const byte *end)
-{
-    step(m);
-    if (s >= m->text_end) {
-        return false;
-    }
-    switch (*p) {
-    case '.':
-        return true;
-    case '%':
-        return in_class(*s, p[1]);
-    case '[':
-        return in_set(m, *s, p, end - 1);
-    default:
-        return *p == *s;
-    }
-}
-
-/* --- more than one --- */
-
-static const byte *match_here(struct match *m, const byte *s, const byte *p);
-
-static const byte *match_balance(struct match *m, const byte *s, const byte *p)
-{
-    if (m->pattern_end - p < 2) {
-        luaL_error(m->L, "malformed pattern (missing arguments to '%%b')");
-    }
-    if (s >= m->text_end || *s != p[0]) {
-        return NULL;
-    }
-    for (int open = 1; ++s < m->text_end;) {
-        step(m);
-        if (*s == p[1]) {
-            if (--open == 0) {
-                return s + 1;
-            }
-        } else if (*s == p[0]) {
-            open++;
-        }
-    }
-    return NULL;
-}
-
-static const byte *match_most(struct match *m, const byte *s, const byte *p, const byte *end)
-{
-    ptrdiff_t n = 0;
-    while (fits(m, s + n, p, end)) {
-        n++;
-    }
-    for (; n >= 0; n--) {
-        const byte *behind = match_here(m, s + n, end + 1);
-        if (behind != NULL) {
-            return behind;
-        }
-    }
-    return NULL;
-}
-
-static const byte *match_least(struct match *m, const byte *s, const byte *p, const byte *end)
-{
-    for (;; s++) {
-        const byte *behind = match_here(m, s, end + 1);
-        if (behind != NULL || !fits(m, s, p, end)) {
-            return behind;
-        }
-    }
-}
-
-static const byte *open_capture(struct match *m, const byte *s, const byte *p, ptrdiff_t what)
-{
-    if (m->n >= CAPTURES_MAX) {
-        luaL_error(m->L, "too many captures");
-    }
-    m->captures[m->n].at = s;
-    m->captures[m->n].len = what;
-    m->n++;
-    const byte *behind = match_here(m, s, p);
-    m->n -= behind == NULL ? 1 : 0;
-    return behind;
-}
-
-static const byte *close_capture(struct match *m, const byte *s, const byte *p)
-{
-    int i = m->n - 1;
-    while (i >= 0 && m->captures[i].len != OPEN) {
-        i--;
-    }
-    if (i < 0) {
-        luaL_error(m->L, "invalid pattern capture");
-        return NULL;
-    }
-    m->captures[i].len = s - m->captures[i].at;
-    const byte *behind = match_here(m, s, p);
-    if (behind == NULL) {
-        m->captures[i].len = OPEN;
-    }
-    return behind;
-}
-
-static const byte *match_again(struct match *m, const byte *s, byte which)
-{
-    int i = which - '1';
-    if (i < 0 || i >= m->n || m->captures[i].len == OPEN) {
-        luaL_error(m->L, "invalid capture index %%%d", i + 1);
-        return NULL;
-    }
-    if (m->captures[i].len == POSITION) {
-        return NULL; /* as Lua: there is no text of it */
-    }
-    size_t len = (size_t)m->captures[i].len;
-    m->steps += len / 16;
-    step(m);
-    return (size_t)(m->text_end - s) >= len && memcmp(m->captures[i].at, s, len) == 0 ? s + len : NULL;
-}
-
-/* At %f: whether a set begins here. */
-static bool at_frontier(struct match *m, const byte *s, const byte *p, const byte *end)
-{
-    byte before = s == m->text ? '\0' : s[-1];
-    byte here = s < m->text_end ? *s : '\0';
-    return !in_set(m, before, p, end - 1) && in_set(m, here, p, end - 1);
-}
-
-/* The item at @p, with what stands behind it; NULL, or behind the match. */
-static const byte *match_item(struct match *m, const byte *s, const byte *p, const byte **rest)
-{
-    const byte *end = item_end(m, p);
-    byte how = end < m->pattern_end ? *end : '\0';
-    switch (how) {
-    case '?':
-        if (fits(m, s, p, end)) {
-            const byte *behind = match_here(m, s + 1, end + 1);
-            if (behind != NULL) {
-                return behind;
-            }
-        }
-        *rest = end + 1;
-        return s;
-    case '+':
-        return fits(m, s, p, end) ? match_most(m, s + 1, p, end) : NULL;
-    case '*':
-        return match_most(m, s, p, end);
-    case '-':
-        return match_least(m, s, p, end);
-    default:
-        *rest = end;
-        return fits(m, s, p, end) ? s + 1 : NULL;
-    }
-}
-
-/* What stands at @p and is not one character's item; @rest as in match_item. */
-static bool match_special(
-    struct match *m, const byte *s, const byte *p, const byte **rest, const byte **behind)
-{
-    byte next = p + 1 < m->pattern_end ? p[1] : '\0';
-    if (*p == '(') {
-        *behind = next == ')' ? open_capture(m, s, p + 2, POSITION) : open_capture(m, s, p + 1, OPEN);
-    } else if (*p == ')') {
-        *behind = close_capture(m, s, p + 1);
-    } else if (*p == '$' && p + 1 == m->pattern_end) {
-        *behind = s == m->text_end ? s : NULL;
-    } else if (*p == '%' && next == 'b') {
-        *behind = match_balance(m, s, p + 2);
-        *rest = p + 4;
-    } else if (*p == '%' && next == 'f') {
-        p += 2;
-        if (p == m->pattern_end || *p != '[') {
-            luaL_error(m->L, "missing '[' after '%%f' in pattern");
-        }
-        *rest = item_end(m, p);
-        *behind = at_frontier(m, s, p, *rest) ? s : NULL;
-    } else if (*p == '%' && isdigit(next)) {
-        *behind = match_again(m, s, next);
-        *rest = p + 2;
-    } else {
-        return false;
-    }
-    return true;
-}
-
-/* Behind the match of the pattern from @p on at @s, or NULL. */
-static const byte *match_here(struct match *m, const byte *s, const byte *p)
-{
-    if (m->depth-- == 0) {
-        luaL_error(m->L, "pattern too complex");
-    }
-    while (s != NULL && p < m->pattern_end) {
-        const byte *rest = NULL, *behind = NULL;
-        step(m);
-        if (!match_special(m, s, p, &rest, &behind)) {
-            behind = match_item(m, s, p, &rest);
-        }
-        s = behind;
-        if (rest == NULL) {
-            break;
-        }
-        p = rest;
-    }
-    m->depth++;
-    return s;
-}
-
-static const byte *match_at(struct match *m, const byte *s, const byte *p)
-{
-    m->depth = DEPTH_MAX;
-    m->n = 0;
-    return match_here(m, s, p);
-}
 
 /* --- captures --- */
 
@@ -433,7 +98,7 @@ static int find_or_match(lua_State *L, pattern_charge *charge, bool find)
     const byte *p = (const byte *)pattern + (anchored ? 1 : 0);
     struct match m = begin(L, charge, text, n, pattern, n_pattern);
     for (const byte *s = m.text + from; s <= m.text_end; s++) {
-        const byte *end = match_at(&m, s, p);
+        const byte *end = pattern_match_at(&m, s, p);
         if (end != NULL && find) {
             lua_pushinteger(L, s - m.text + 1);
             lua_pushinteger(L, end - m.text);
@@ -480,7 +145,7 @@ static int next_match(lua_State *L)
     struct match m = begin(L, charge, text, n, pattern, n_pattern);
     lua_Integer last = lua_tointeger(L, lua_upvalueindex(4));
     for (const byte *s = m.text + lua_tointeger(L, lua_upvalueindex(3)); s <= m.text_end; s++) {
-        const byte *end = match_at(&m, s, (const byte *)pattern);
+        const byte *end = pattern_match_at(&m, s, (const byte *)pattern);
         if (end != NULL && end - m.text != last) {
             lua_pushinteger(L, end - m.text);
             lua_pushvalue(L, -1);
@@ -515,7 +180,7 @@ static void add_text(struct match *m, luaL_Buffer *b, const byte *s, const byte 
     size_t n;
     const char *p = lua_tolstring(L, 3, &n), *p_end = p + n;
     for (; p < p_end; p++) {
-        step(m);
+        pattern_step(m);
         if (*p != '%') {
             luaL_addchar(b, *p);
             continue;
@@ -579,7 +244,7 @@ int pattern_gsub(lua_State *L, pattern_charge *charge)
     luaL_Buffer b;
     luaL_buffinit(L, &b);
     while (done < most) {
-        const byte *end = match_at(&m, s, p);
+        const byte *end = pattern_match_at(&m, s, p);
         if (end != NULL && end != last) {
             done++;
             add_value(&m, &b, s, end, type);

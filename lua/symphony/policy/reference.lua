@@ -1,4 +1,4 @@
--- The documentation of what a policy finds around it, which is made in C (src/sandbox/env.c): comments as
+-- The documentation of what a policy finds around it, which is made in C (src/sandbox/env*.c): comments as
 -- symphony.repl.docs reads them, and nothing else.
 
 --- # policy: a text of Lua that has a word in what the cluster decides
