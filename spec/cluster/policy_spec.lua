@@ -372,6 +372,32 @@ describe("policies", function()
     assert.equal("policy_failed", m:fails("kv", "put", "x", "1").code)
   end))
 
+  it("that their process does not load again are tried again, and close what they guard meanwhile", cluster.scenario(
+    function(t)
+      local m = t:cluster(1)[1]
+      set(t, m, "long", "for i = 1, 100000 do end " .. hook("admit.change", "return allow()",
+        [[match = { ["admit.change"] = { keys = { "guarded/*" } } },]]))
+      m:json("kv", "put", "guarded/x", "1")
+      local function configure(instructions)
+        clients.evaluate(m, ([[require("sym.policy").configure { instructions = %d }
+          return { done = true }]]):format(instructions))
+      end
+      configure(10000)
+      for i = 1, 12 do
+        local answer = m:http("PUT", "/v1/kv/guarded/" .. i, "x")
+        assert.equal(503, answer.status, answer.body)
+        assert.truthy(answer.body:find("does not load again", 1, true), answer.body)
+        assert.equal(200, m:http("PUT", "/v1/kv/other/" .. i, "x").status)
+      end
+      local p = m:json("policy", "ls")[1]
+      assert.same({ true, "it did not come to an end within 10000 instructions" }, { p.enabled, p.broken })
+      assert.truthy(m:cli("policy", "ls").out:find("long%s+broken"))
+      configure(1000000)
+      cluster.wait_for("it to be loaded again", 10, function() return not m:json("policy", "show", "long").broken end)
+      m:json("kv", "put", "guarded/x", "2")
+      assert.is_true(m:json("policy", "show", "long").enabled)
+    end))
+
   it("that hang keep nobody waiting but those on whom they decide", cluster.scenario(function(t)
     local list = t:cluster(3)
     local leader, others = t:leader()
