@@ -156,6 +156,8 @@ describe("symphony lua", function()
       "local t = {} for i = 1, 2e5 do t[i] = -i end while true do table.sort(t) end",
       "table.concat(setmetatable({}, {__index = table.concat}), '', 1, 1 << 40)",
       "local t = {} for i = 1, math.huge do t[i] = {} end",
+      "local s = ('1'):rep((1 << 22) - 1) while true do local x = s .. '1' end",
+      "local s = ('1'):rep(1 << 22) while true do math.floor(s) end",
       -- What the daemon is given does nothing there.
       trap .. "kv.put('k', t)", trap .. "kv.ls('', { limit = t })", trap .. "kv.txn { ops = { t } }",
       trap .. "sleep(t)", trap .. "nodes { name = 1, [t] = t }", trap .. "events { since = t }",

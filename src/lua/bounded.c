@@ -41,7 +41,7 @@ static int bounded_rep(lua_State *L)
         luaL_optlstring(L, 3, "", &sep);
         size_t room = n + sep > 0 ? GUARD_STRING_MAX / (n + sep) : GUARD_STRING_MAX;
         luaL_argcheck(
-            L, times <= 0 || (lua_Unsigned)times <= room, 2, "the string would have more than 16 MiB");
+            L, times <= 0 || (lua_Unsigned)times <= room, 2, "the string would have more than 4 MiB");
     }
     return original(L);
 }
@@ -313,7 +313,7 @@ static void wrap_arithmetic(lua_State *L)
 
 void bounded_open(lua_State *L)
 {
-    static const char *const whole[] = {"string", "table", "utf8"};
+    static const char *const whole[] = {"string", "table", "utf8", "math"};
     static const struct {
         const char *table, *name;
         lua_CFunction with;
@@ -335,6 +335,11 @@ void bounded_open(lua_State *L)
         {"_G", "pcall", checked},
         {"_G", "tostring", checked},
         {"_G", "tonumber", checked},
+        {"_G", "select", checked},
+        {"_G", "error", checked},
+        {"debug", "traceback", checked},
+        {"debug", "getinfo", checked},
+        {"debug", "getlocal", checked},
         {"_G", "xpcall", bounded_xpcall},
         {"_G", "load", bounded_load},
         {"_G", "setmetatable", bounded_setmetatable},

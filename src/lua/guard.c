@@ -2,8 +2,8 @@
 
 #include "lua/vm.h"
 
-/* Instructions between two looks at the clock: few, as one of them may take a millisecond (two strings compared). */
-#define HOOK_EVERY 100
+/* Instructions between two looks at the clock: few, as each of them may have a large string to copy. */
+#define HOOK_EVERY 50
 /* After the first error code that gives back what it holds (__close) has so many to do so; then every one fails. */
 #define GRACE 2000
 #define GRACE_MS 50

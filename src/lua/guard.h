@@ -10,9 +10,10 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Limits of guarded code. A string is copied and compared in one instruction, which nothing interrupts. */
+/* Limits of guarded code. A string is copied, compared or read as a number in one instruction, which nothing interrupts:
+ * at most some milliseconds. */
 #define GUARD_BUSY_MS 200
-#define GUARD_STRING_MAX ((size_t)16 << 20)
+#define GUARD_STRING_MAX ((size_t)4 << 20)
 #define GUARD_BLOCK_MAX ((size_t)32 << 20)
 #define GUARD_MEMORY_MAX ((size_t)128 << 20) /* of the whole state */
 #define GUARD_ITEMS_MAX 1000000              /* of a table, in one call of the library */

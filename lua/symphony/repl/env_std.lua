@@ -43,8 +43,8 @@ local function io_of(session)
 end
 
 --- # os: Lua's own library, but for what would end or block the daemon
---- print, io.write and io.stderr:write print here; files are read with loadfile and dofile only. In all functions of
---- string, table and utf8 what could keep the daemon busy is bounded: 16 MiB for a text, a million items in one call.
+--- print, io.write and io.stderr:write print here; files are read with loadfile and dofile only. What could keep the
+--- daemon busy is bounded: 4 MiB for a text, a million items of a table in one call.
 --- Each session has the library for itself: a function that is set in it is seen by this session alone, and not as a
 --- method of texts, which have all sessions' own.
 local function restrict(os, session)
