@@ -98,6 +98,7 @@ describe("completion", function()
     for i = 1, 700 do many["k" .. i] = i end
     local found = complete.complete({ many = many }, "many.")
     assert.same({ 500, true, 6 }, { #found.items, found.more, found.from })
+    assert.same({ "b" }, complete.complete({ t = { [("a"):rep(2000)] = 1, b = 1 } }, "t.").items)
     local chain = { last = 1 }
     for i = 1, 30 do chain = setmetatable({ ["level" .. i] = 1 }, { __index = chain }) end
     assert.equal(20, #complete.complete({ chain = chain }, "chain.level").items)

@@ -322,8 +322,10 @@ describe("a session", function()
   it("cuts errors that are long", function()
     local s = session.new()
     for _, code in ipairs { "error(('\\xff'):rep(1 << 24))", "error({ code = 'x', message = ('x'):rep(1 << 20) })",
+      "local " .. ("x"):rep(40000) .. " = error " .. ("x"):rep(40000) .. "('oops')",
       "x = '" .. ("\\xff"):rep(100000) .. "' 5" } do
-      assert.is_true(#select(2, eval(s, code)).message < 32768, code:sub(1, 40))
+      local err = select(2, eval(s, code))
+      assert.is_true(#err.message < 10000 and #(err.trace or "") < 40000, code:sub(1, 40))
     end
   end)
 
@@ -344,6 +346,8 @@ describe("a session", function()
     assert.truthy(help("help('service')"):find("reconcile", 1, true))
     assert.truthy(help("help('commands')"):find("commands.rm(kind)", 1, true))
     assert.truthy(help("function list() end help(list)"):find("no comment", 1, true), "a policy's is not meant")
+    assert.is_true(#help("local t = {} for i = 1, 1e5 do t['f' .. i] = print end help(t)") < 20000)
+    assert.truthy(help("help(load('', '@/dev/zero.lua'))"):find("no comment", 1, true))
     assert.truthy(help("help({f = print})"):find("functions f", 1, true))
   end)
 end)

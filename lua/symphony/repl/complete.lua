@@ -8,6 +8,7 @@ M.ITEMS = 500
 local LEVELS = 20
 local LOOKED_AT = 100000 -- keys of tables in all
 local TEXT_MAX = 4096
+local NAME_MAX = 1024
 
 -- Arguments that are keys of the state, or names that are: what stands before them there.
 local KEYS = {
@@ -114,7 +115,9 @@ local function fields(v, part, fit, into)
     for key, value in next, layer do
       looked = looked + 1
       if looked > LOOKED_AT then return into end
-      if type(key) == "string" and key:sub(1, #part) == part and fit(key, value) then into[key] = true end
+      if type(key) == "string" and #key <= NAME_MAX and key:sub(1, #part) == part and fit(key, value) then
+        into[key] = true
+      end
     end
   end
   return into

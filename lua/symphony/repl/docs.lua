@@ -32,6 +32,7 @@ M.PARTS = {
 }
 
 local SIZE_MAX = 1 << 20
+local NAME_MAX, LOOKED_AT = 100, 1000 -- bytes of a name, keys of a table
 
 local function read(path)
   return (require("sym.sys").read_file(path, SIZE_MAX))
@@ -134,7 +135,7 @@ end
 function M.comment(fn)
   local info = debug.getinfo(fn, "S")
   local path = info.source:match("^@(.*)$")
-  local source = path and path:find("%.lua$") and read(path)
+  local source = path and path:find("%.lua$") and require("symphony.repl.source").read(path)
   if not source then return nil end
   local lines, n = {}, 0
   for line in source:gmatch("([^\n]*)\n") do
@@ -204,9 +205,11 @@ function M.help(v, lookup)
     return comment or debug.getinfo(v, "S").what == "C" and "A function in C; Lua's own are in its manual."
       or "There is no comment at its definition."
   elseif type(v) == "table" then
-    local names = {}
+    local names, looked = {}, 0
     for key, value in next, v do
-      if type(key) == "string" and type(value) == "function" then names[#names + 1] = key end
+      looked = looked + 1
+      if looked > LOOKED_AT then break end
+      if type(key) == "string" and #key <= NAME_MAX and type(value) == "function" then names[#names + 1] = key end
     end
     table.sort(names)
     return #names > 0 and "A table with the functions " .. table.concat(names, ", ") or "A table: name it to see it."

@@ -89,6 +89,7 @@ local function waiting()
       errors.raise("invalid", ("gather takes a list of functions, at most %d"):format(GATHERED_MAX))
     end
     for i, fn in ipairs(list) do
+      if type(fn) ~= "function" then errors.raise("invalid", ("item %d is no function"):format(i)) end
       tasks[i] = function() return (fn()) end
     end
     for i, outcome in ipairs(async.gather(tasks)) do

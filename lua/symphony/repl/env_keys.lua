@@ -60,7 +60,12 @@ local function page(session, prefix, opts, max, cut, name)
   return list
 end
 
+local function check_function(fn)
+  if type(fn) ~= "function" then errors.raise("invalid", "a function is needed, to be called") end
+end
+
 local function each(prefix, fn, cut)
+  check_function(fn)
   local after, more
   repeat
     local rows
@@ -75,9 +80,8 @@ end
 
 --- Calls @fn for the changes below @prefix of the keys, of which @cut is left out, until it returns false. In a task.
 function M.watch(prefix, fn, cut)
-  if type(prefix) ~= "string" or type(fn) ~= "function" then
-    errors.raise("invalid", "watch takes a prefix and a function")
-  end
+  check_function(fn)
+  if type(prefix) ~= "string" then errors.raise("invalid", "a prefix is text") end
   must(state.ready())
   local feed <close> = must(follow.open(cut .. prefix, store.revision(), BACKLOG_MAX, function(change)
     local value = not change.deleted and change.value or nil

@@ -3,7 +3,7 @@
 local async = require "symphony.async"
 local env_calls = require "symphony.repl.env_calls"
 local raised = require "symphony.repl.raised"
-local sys = require "sym.sys"
+local source = require "symphony.repl.source"
 
 local call = env_calls.call
 
@@ -71,10 +71,8 @@ local function loaders(env)
   --- loadfile(path) -> function
   --- The code of a file on the daemon's machine as a function; nil and an error if it cannot be read.
   local function loadfile_here(path, mode, in_env)
-    local st = require("luv").fs_stat(path)
-    if st and st.type ~= "file" then return nil, path .. " is no file" end -- a pipe may never answer
-    local text, err = sys.read_file(path, 1 << 20)
-    if not text then return nil, tostring(err) end
+    local text, err = source.read(path)
+    if not text then return nil, err end
     return load_here((text:gsub("^#[^\n]*", "")), "@" .. path, mode, in_env)
   end
   --- dofile(path) -> ...

@@ -2,19 +2,23 @@
 -- stops what its metamethods would do here: they are not called.
 local M = {}
 
-local TEXT_MAX = 16 << 10 -- of a message, in bytes
+local MESSAGE_MAX, TRACE_MAX = 8 << 10, 32 << 10 -- bytes; there may be names of any length in them
 
 --- What os.exit raises.
 M.EXIT = setmetatable({}, { __name = "exit", __tostring = function() return "os.exit" end })
 
---- @text, cut.
+local function cut(text, max)
+  return #text > max and text:sub(1, max) .. "..." or text
+end
+
+--- A message, cut.
 function M.short(text)
-  return #text > TEXT_MAX and text:sub(1, TEXT_MAX) .. "..." or text
+  return cut(text, MESSAGE_MAX)
 end
 
 -- The traceback without what is not the user's code: what is below it, this handler, and what is called for it.
 local function traceback(text)
-  local trace = debug.traceback(text, 3):gsub("\n%s*%[C%]: in function 'sym%.sys%.guarded'.*", "")
+  local trace = cut(debug.traceback(text, 3), TRACE_MAX):gsub("\n%s*%[C%]: in function 'sym%.sys%.guarded'.*", "")
     :gsub("(\nstack traceback:)\n%s*%[C%]: in %?%f[\n\0]", "%1", 1)
     :gsub("\n%s*%[C%]: in function 'sym%.sys%.unguarded'", "")
     :gsub("\n[^\n]*symphony/repl/env[%w_]*%.lua:%d+:[^\n]*", "")
