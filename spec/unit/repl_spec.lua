@@ -18,62 +18,8 @@ local heap = require "symphony.repl.heap"
 local json = require "symphony.json"
 local router = require "symphony.api.router"
 local session = require "symphony.repl.session"
-local show = require "symphony.repl.show"
 
 local state = { ready = function() return true end, list_raw = function() return {} end }
-
-describe("show", function()
-  it("writes values that can be pasted back", function()
-    local nested = { ["with space"] = true, ["end"] = 1.5, [10] = false, f = 3.0 }
-    local v = { 1, "two", nested = nested, ["\n\"\0\xff"] = "\t\r" }
-    local copy = assert(load("return " .. show.show(v)))()
-    assert.same(v, copy)
-    assert.equal('"a\\nb"', show.show("a\nb"))
-    assert.equal('"\\xff\u{e9}"', show.show("\xff\u{e9}"))
-    assert.equal("3.0", show.show(3.0))
-    assert.equal("3", show.show(3))
-    assert.equal("nil", show.show(nil))
-    assert.equal("{}", show.show({}))
-  end)
-
-  it("sorts keys", function()
-    assert.equal("{\n  10,\n  [5] = 1,\n  a = 1,\n  b = 2,\n  [true] = 0,\n}",
-      show.show { 10, b = 2, a = 1, [5] = 1, [true] = 0 })
-  end)
-
-  it("marks cycles and stops at a depth, a count and a size", function()
-    local t = { x = {} }
-    t.x.up = t
-    assert.truthy(show.show(t):find("up = <cycle>", 1, true))
-    local deep = {}
-    for _ = 1, 50 do
-      deep = { deep }
-    end
-    assert.truthy(show.show(deep):find("{...}", 1, true))
-    local long = {}
-    for i = 1, 1000 do
-      long[i] = i
-    end
-    assert.truthy(show.show(long):find("-- and 800 more", 1, true))
-    local big = {}
-    for i = 1, 100 do
-      big[i] = ("x"):rep(100000)
-    end
-    assert.is_true(#show.show(big) < 1000000)
-    local shared = {}
-    assert.equal("{\n  {},\n  {},\n}", show.show { shared, shared })
-  end)
-
-  it("calls no metamethod", function()
-    local function boom()
-      error("called")
-    end
-    local v = setmetatable({ a = 1 }, { __index = boom, __len = boom, __pairs = boom, __tostring = boom, __name = "x" })
-    assert.equal("{\n  a = 1,\n}", show.show(v))
-    assert.truthy(show.show(print):find("^<function"))
-    assert.truthy(show.show(io.stdout):find("^<userdata"))
-  end)
-end)
 
 local function eval(s, code, opts)
   local printed = {}
@@ -472,10 +418,14 @@ describe("POST /v1/lua", function()
   router.reset()
   require("symphony.repl.server").routes(router)
 
-  local function start(body, peer)
-    local req = fake.request("POST", "/v1/lua", { body = json.encode(body), peer = peer })
+  local function post(path, body, peer)
+    local req = fake.request("POST", path, { body = json.encode(body), peer = peer })
     router.dispatch(req)
     return req
+  end
+
+  local function start(body, peer)
+    return post("/v1/lua", body, peer)
   end
 
   local function run(body)
@@ -585,8 +535,7 @@ describe("POST /v1/lua", function()
 
   it("stops what runs when asked, and keeps the session", function()
     local function ask(body)
-      local req = fake.request("POST", "/v1/lua/cancel", { body = json.encode(body) })
-      router.dispatch(req)
+      local req = post("/v1/lua/cancel", body)
       return req.status, req:json()
     end
     local id = run({ code = "x = 5", session = "new" }).session
@@ -608,8 +557,7 @@ describe("POST /v1/lua", function()
 
   it("completes, with the names of the session, also while it works", function()
     local function ask(body)
-      local req = fake.request("POST", "/v1/lua/complete", { body = json.encode(body) })
-      router.dispatch(req)
+      local req = post("/v1/lua/complete", body)
       return req.status, req:json()
     end
     local id = run({ code = "my_table = {alpha = 1, beta = 2}", session = "new" }).session
