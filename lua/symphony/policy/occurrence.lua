@@ -100,7 +100,7 @@ end
 --- name, take(mark, policy, last) as todo.note() has it: @policy has reacted (the last one), or nil, there is none that
 --- does; close = that is to be noted too}; since (monotonic ms) and other fields are added.
 function M.occurrence(fields)
-  fields.asked, fields.tries, fields.since = {}, 0, sys.mono_ms()
+  fields.asked, fields.noted, fields.tries, fields.since = {}, {}, 0, sys.mono_ms()
   return fields
 end
 
@@ -114,27 +114,37 @@ local function concerned(o)
   return out
 end
 
+-- The commands of @entry; nil, err: it could not be asked, and will be again. Raises when the task is to end.
 local function ask(o, entry)
   local ok, list = pcall(engine.react, entry, o.hook, o.input)
   if not ok then
+    if not errors.is(list) or list.code == "canceled" then error(list, 0) end
     o.tries = o.tries + 1
-    if o.tries < ASK_MAX or not errors.is(list) or list.code == "canceled" then error(list, 0) end
+    if o.tries < ASK_MAX then return nil, list end
     log.warn(("policy: %s at %s: %s"):format(entry.name, o.hook, list.message))
   end
   return within_limits(entry.name, ok and list or {})
 end
 
---- Has the policies react to @o, and notes what they ask for. Raises; said again, it goes on from there.
+--- Has the policies react to @o, and notes what they ask for. Raises, if only one of them could not be asked; said
+--- again, it goes on from there.
 function M.see_to(o)
-  local want = {}
+  local want, failed = {}, nil
   for _, entry in ipairs(concerned(o)) do
-    o.asked[entry.name] = o.asked[entry.name] or ask(o, entry)
-    if #o.asked[entry.name] > 0 then want[#want + 1] = entry.name end
+    local name = entry.name
+    if not o.asked[name] then
+      local list, err = ask(o, entry)
+      o.asked[name], failed = list, failed or err
+    end
+    if #(o.asked[name] or {}) > 0 and not o.noted[name] then want[#want + 1] = name end
   end
   for i, name in ipairs(want) do
-    todo.note(name, o.hook, o.asked[name], function(mark) return o.take(mark, name, i == #want) end)
+    local last = i == #want and not failed
+    todo.note(name, o.hook, o.asked[name], function(mark) return o.take(mark, name, last) end)
+    o.noted[name] = true
   end
-  if #want == 0 and o.close then todo.note(nil, o.hook, {}, o.take) end
+  if failed then error(failed, 0) end
+  if o.close and #want == 0 then todo.note(nil, o.hook, {}, o.take) end
 end
 
 return M
