@@ -55,6 +55,31 @@ describe("state", function()
     assert.equal("32", state.text("/kv/n"))
   end))
 
+  it("is what was written when an update ends, also where another manager leads by now", fake.task(function()
+    fake.make()
+    local raft, late = package.loaded["sym.raft"], nil
+    local submit, read = raft.submit, raft.read
+    local _ <close> = setmetatable({}, { __close = function() raft.submit, raft.read = submit, read end })
+    raft.submit = function(txn, _, cb) -- applied there, and not here yet
+      late = txn
+      cb(nil, { status = "applied", revision = fake.revision + 1 })
+    end
+    raft.read = function(ms, cb)
+      if late then fake.apply(late) end
+      late = nil
+      read(ms, cb)
+    end
+    local function write() return { compare = {}, ops = { state.put("/other", "x") } }, "done" end
+    assert.equal("done", (assert(state.update(write))))
+    assert.equal("x", state.text("/other"))
+    -- It is done, even if that cannot be seen here.
+    raft.read = function(ms, cb)
+      if late then return cb { code = "no_quorum", message = "nobody answers" } end
+      read(ms, cb)
+    end
+    assert.equal("done", (assert(state.update(write))))
+  end))
+
   it("goes on deciding anew for as long as it has time", fake.task(function()
     fake.make()
     fake.apply { ops = { state.put("/kv/n", "1") } }

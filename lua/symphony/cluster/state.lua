@@ -202,8 +202,8 @@ end
 -- Reads, decides and writes until nobody came between. @build() looks at local state, which is fresh, and returns
 -- txn, answer; or nil, answer when there is nothing to change; or raises an error of symphony.errors, which is handed
 -- back. Its txn has to compare what it relied on; its conflicted(failed), if there is one, may say false, and then that
--- was the last try. Returns the answer and the txn's result; nil, err: "conflict" when
--- others came between until opts.timeout_ms (WRITE_MS) had gone by.
+-- was the last try. Returns the answer and the txn's result, and local state has it, if there is a quorum; nil, err:
+-- "conflict" when others came between until opts.timeout_ms (WRITE_MS) had gone by.
 function M.update(build, opts)
   local deadline = sys.mono_ms() + (opts and opts.timeout_ms or M.WRITE_MS)
   local pause = PAUSE_MS
@@ -219,7 +219,11 @@ function M.update(build, opts)
     local result
     result, err = M.submit(txn, math.max(LAST_MS, math.ceil(deadline - sys.mono_ms())))
     if not result then return nil, err end
-    if result.status == "applied" then return answer, result end
+    if result.status == "applied" then
+      -- By way of another manager, which leads by now, it may be done there and not here yet.
+      if (result.revision or 0) > store.revision() then M.read { timeout_ms = M.READ_MS } end
+      return answer, result
+    end
     if txn.conflicted and txn.conflicted(result.failed) == false then break end
     -- Those who were in each other's way once would be so again if all of them came back at once.
     local wait = math.random() * pause
