@@ -288,6 +288,18 @@ describe("policies", function()
     assert.equal(5, m:json("policy", "rollback", "p", "1").version)
     assert.equal("v1", m:json("policy", "show", "p").summary)
     assert.equal("not_found", m:fails("policy", "rollback", "p", "77").code)
+    -- One that is removed can be looked at and had again; a version is named by its number.
+    m:json("policy", "rm", "p")
+    assert.equal("v2", m:json("policy", "show", "p", "--version", "2").summary)
+    assert.equal("not_found", m:fails("policy", "show", "p").code)
+    assert.same({ 2, 6 }, { m:json("policy", "rollback", "p", "2").back_to, m:json("policy", "show", "p").version })
+    -- What is wrong is told as what it is.
+    for _, name in ipairs { "a/b", "../x", "P" } do
+      assert.truthy(m:fails("policy", "set", name, tested(good, "x")).message:find("^a policy's name is"))
+    end
+    assert.equal("the policy is empty", m:fails("policy", "set", "p", file(t, "p", "")).message)
+    err = m:fails("policy", "set", "p", file(t, "p", "return '\xff'"))
+    assert.truthy(err.message:find("no text in UTF-8", 1, true), err.message)
     -- What the tests of a file show.
     local result = m:cli("policy", "test", tested(bad, "x"))
     assert.equal(1, result.code)
