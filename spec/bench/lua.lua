@@ -32,6 +32,7 @@ local function path_of(program)
 end
 
 local MANY = 64 -- clients
+local TURNS = 4 -- in each run: of so many parts of the seconds
 
 local function policies(b)
   local symphony = b.symphony
@@ -44,12 +45,17 @@ local function policies(b)
     local bytes = tonumber(symphony.cli(leader, [[lua -e 'return require("sym.policy").stats().memory']]))
     return bytes > 0 and bytes
   end)
+  -- Short ones by turns, and each compared with its neighbour: what else the machine does meanwhile is in both.
   local p50, per_second = { enable = {}, disable = {} }, { enable = {}, disable = {} }
-  for _ = 1, b.opt.runs do
-    for _, state in ipairs { "disable", "enable" } do
-      symphony.cli(leader, "policy " .. state .. " bench")
-      local one = b.run_load(symphony, "put", ("--clients 1 --seconds %g"):format(b.opt.seconds), true)
-      local many = b.run_load(symphony, "put", ("--clients %d --seconds %g"):format(MANY, b.opt.seconds), true)
+  local now = "enable"
+  for round = 1, b.opt.runs * TURNS do
+    for _, state in ipairs(round % 2 == 1 and { "disable", "enable" } or { "enable", "disable" }) do
+      if state ~= now then symphony.cli(leader, "policy " .. state .. " bench") end
+      now = state
+      local seconds = b.opt.seconds / TURNS
+      b.run_load(symphony, "put", ("--clients %d --seconds %g"):format(MANY, seconds / 4), true) -- all have heard of it
+      local one = b.run_load(symphony, "put", ("--clients 1 --seconds %g"):format(seconds), true)
+      local many = b.run_load(symphony, "put", ("--clients %d --seconds %g"):format(MANY, seconds), true)
       table.insert(p50[state], one.p50_us)
       table.insert(per_second[state], many.per_second)
     end

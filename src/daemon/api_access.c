@@ -18,10 +18,12 @@ bool peer_is_client(const struct tls_peer *peer)
 
 void basis_of(const struct tls_peer *peer, struct basis *out)
 {
-    strcpy(out->key, "/fingerprint/");
-    hex_encode(peer->cert.fingerprint, SHA256_LEN, out->key + strlen(out->key));
-    snprintf(out->owner, sizeof out->owner, "%s%s%s", peer_is_client(peer) ? peer->cert.ou : "",
-        peer_is_client(peer) ? " " : "", peer->cert.cn);
+    char *owner = out->owner;
+    hex_encode(peer->cert.fingerprint, SHA256_LEN, stpcpy(out->key, "/fingerprint/"));
+    if (peer_is_client(peer)) {
+        owner = stpcpy(stpcpy(owner, peer->cert.ou), " ");
+    }
+    strcpy(owner, peer->cert.cn);
 }
 
 static bool is_node(struct daemon *d, const char *id)

@@ -61,7 +61,7 @@ static int prefix_holds(struct db_tx *tx, const struct txn_cmp *c)
     return !broken && (c->kind == CMP_PREFIX_REVISION || count == c->number);
 }
 
-static int holds(struct db_tx *tx, const struct txn_cmp *c)
+static int look_up(struct db_tx *tx, const struct txn_cmp *c)
 {
     struct kv kv;
     if (is_prefix(c)) {
@@ -81,6 +81,18 @@ static int holds(struct db_tx *tx, const struct txn_cmp *c)
     default:
         return 0;
     }
+}
+
+static int holds(struct apply *a, const struct txn_cmp *c)
+{
+    if (memo_holds(&a->st->memo, c)) {
+        return 1;
+    }
+    int rv = look_up(a->writer.tx, c);
+    if (rv == 1) {
+        memo_keep(&a->st->memo, c);
+    }
+    return rv;
 }
 
 /* Keys below a prefix; the counting ends at @most. */
@@ -116,8 +128,16 @@ int state_cost(
         /* A count is known to be another one at the first key too many. */
         uint64_t end = c->kind == CMP_PREFIX_COUNT && c->number < UINT64_MAX ? c->number + 1 : UINT64_MAX;
         uint64_t present = 0;
-        rv = tx != NULL ? 0 : state_read(st, &tx);
-        rv = rv != 0 ? rv : count_below(tx, c->key, least(end, most + 1 - out->now), &present);
+        uint64_t enough = least(end, most + 1 - out->now);
+        if (memo_count(&st->memo, c->key, &present)) {
+            present = least(present, enough);
+        } else {
+            rv = tx != NULL ? 0 : state_read(st, &tx);
+            rv = rv != 0 ? rv : count_below(tx, c->key, enough, &present);
+            if (rv == 0 && present < enough) {
+                memo_keep_count(&st->memo, c->key, present);
+            }
+        }
         out->now += 1 + present;
         out->then += 1 + least(end, present + puts);
     }
@@ -141,6 +161,7 @@ static int change(struct apply *a, const struct txn_op *op, uint64_t revision, b
 {
     uint64_t create;
     int rv;
+    memo_changed(&a->st->memo, op->key);
     if (op->kind == OP_PUT) {
         rv = ks_put(&a->writer, op->key, op->value, revision, &create);
         a->meta.keys += rv == 1;
@@ -164,7 +185,7 @@ static int run_txn(struct apply *a, struct txn_result *result)
     const struct txn *t = a->txn;
     bool changed = false;
     for (unsigned i = 0; i < t->n_cmps; i++) {
-        int rv = holds(a->writer.tx, &t->cmps[i]);
+        int rv = holds(a, &t->cmps[i]);
         if (rv < 0) {
             return rv;
         }
@@ -273,9 +294,13 @@ static int run_pack(struct apply *a, uint64_t index, unsigned window, const uint
     }
     if (rv != 0) {
         db_abort(a->writer.tx);
+        memo_clear(&a->st->memo);
         return rv;
     }
     rv = db_commit(a->writer.tx);
+    if (rv != 0) {
+        memo_clear(&a->st->memo);
+    }
     if (rv == 0) {
         a->st->meta = a->meta;
         while (forgotten-- > 0) {

@@ -5,6 +5,7 @@
 
 #include "store/dedup.h"
 #include "store/keyspace.h"
+#include "store/memo.h"
 #include "store/ring.h"
 
 enum { QUOTA_DEFAULT = 1 << 30 };
@@ -27,6 +28,7 @@ struct state {
     struct db *db;
     struct meta meta;
     struct dedup dedup;
+    struct memo memo;     /* of the present state, or of the one that is being written */
     struct db_tx *reader; /* kept; @reading: it sees the present */
     bool reading;
     /* Bytes in use as store_headroom last counted them, after which entry (0: not yet). */
