@@ -1,5 +1,6 @@
 -- Changes of single keys that policies decide on: without Lua where they say yes, and to the same effect wherever they
 -- come in.
+local clients = require "spec.support.clients"
 local cluster = require "spec.support.cluster"
 local json = require "spec.support.json"
 local proc = require "spec.support.proc"
@@ -280,5 +281,88 @@ describe("changes of keys past policies", function()
     assert.equal(403, (say("b", "2")))
     m:json("policy", "rm", "limits")
     assert.equal(200, (say("b", "2")))
+  end))
+
+  it("know no way around a policy that was just set on another manager", cluster.scenario(function(t)
+    local list = t:cluster(3)
+    local dir = t:folder("certs")
+    list[1]:json("cert", "issue", "olga", "--role", "operator", "--out", dir)
+    local olga = { "--cert", dir .. "/olga.crt", "--key", dir .. "/olga.key" }
+    local other = [[{"ops": [{"put": "open/1", "value": "x"}, {"delete": "shut/1"}]}]]
+    local FORGED = [[Symphony-Forwarded: 1
+Symphony-Who: {"kind":"policy","name":"shut"}
+Symphony-Node: x]]
+    local n = 0
+    local function fresh()
+      n = n + 1
+      return ("Idempotency-Key: way %d\r\n"):format(n)
+    end
+    local function at_socket(method, target, body, headers)
+      return function(m) return m:http(method, target, body, { headers = headers and headers() }).status end
+    end
+    local function at_prompt(code)
+      return function(m)
+        local result = m:cli("lua", "-e", code)
+        return result.err:find("shut refuses", 1, true) and 403 or result.code == 0 and 200 or result.err
+      end
+    end
+    local function secure(method, target, body, headers)
+      return function(m)
+        local status = assert(clients.secure(m, olga, method, target, body, headers)).status
+        -- What says that it was passed on is not passed on again.
+        return headers and status == 503 and 403 or status
+      end
+    end
+    local ways = {
+      put = at_socket("PUT", "/v1/kv/shut/1", "new"),
+      ["put if"] = at_socket("PUT", "/v1/kv/shut/2?mod_revision=0", "new"),
+      ["put of bytes"] = at_socket("PUT", "/v1/kv/shut/1", "\xff\0"),
+      ["put of a key that is no text"] = at_socket("PUT", "/v1/kv/shut/%ff", "new"),
+      delete = at_socket("DELETE", "/v1/kv/shut/1"),
+      ["put with an id"] = at_socket("PUT", "/v1/kv/shut/1", "new", fresh),
+      ["delete with an id"] = at_socket("DELETE", "/v1/kv/shut/1", nil, fresh),
+      txn = at_socket("POST", "/v1/txn", [[{"ops": [{"put": "shut/1", "value": "x"}]}]]),
+      ["txn with others"] = at_socket("POST", "/v1/txn", other),
+      ["txn with an id"] = at_socket("POST", "/v1/txn", other, fresh),
+      ["txn in base64"] = at_socket("POST", "/v1/txn", [[{"ops": [{"delete_base64": "c2h1dC8x"}]}]]),
+      ["put by a client"] = secure("PUT", "/v1/kv/shut/1", "new"),
+      ["delete by a client"] = secure("DELETE", "/v1/kv/shut/1"),
+      ["put that pretends to be passed on"] = secure("PUT", "/v1/kv/shut/1", "new", FORGED),
+      ["txn that pretends to be passed on"] = secure("POST", "/v1/txn", other, FORGED),
+      ["kv put"] = function(m) return m:cli("kv", "put", "shut/1", "new").code == 4 and 403 end,
+      ["kv rm"] = function(m) return m:cli("kv", "rm", "shut/1").code == 4 and 403 end,
+      ["the prompt's put"] = at_prompt [[kv.put("shut/1", "new")]],
+      ["the prompt's submit"] = at_prompt [[local state = require "symphony.cluster.state"
+        return assert(state.submit { ops = { state.put("/kv/shut/1", "new") } })]],
+      ["the prompt's update"] = at_prompt [[local state = require "symphony.cluster.state"
+        return assert(state.update(function() return { compare = {}, ops = { state.delete("/kv/shut/1") } }, 1 end))]],
+      ["a pipeline"] = function(m)
+        for i, answer in ipairs(pipeline(m, { { "PUT", "/v1/kv/open/1", "x" }, { "PUT", "/v1/kv/shut/1", "new" },
+          { "PUT", "/v1/kv/open/2", "x" }, { "DELETE", "/v1/kv/shut/1" } })) do
+          assert.equal(i % 2 == 1 and 200 or 403, answer[1], json.encode(answer[2]))
+        end
+        return 403
+      end,
+    }
+    assert.equal(200, (put(list[1], "shut/1", "old")))
+    local i = 0
+    for name, way in pairs(ways) do
+      for _, quick in ipairs { false, true } do -- as soon as it is set; and when it is asked without Lua
+        i = i + 1
+        local at, elsewhere = list[i % 3 + 1], list[(i + 1) % 3 + 1]
+        set(t, at, "shut", [[return c.key:find("^shut/") and refuse("it is shut") or nil]])
+        if quick then asked_in_c(elsewhere, "shut", "open/warm") end
+        assert.equal(403, way(elsewhere), name)
+        at:json("policy", "rm", "shut")
+        assert.equal("old", json.decode(elsewhere:http("GET", "/v1/kv/shut/1").body).value, name)
+        assert.equal(1, #json.decode(elsewhere:http("GET", "/v1/kv?prefix=shut/").body), name)
+      end
+    end
+    -- Where it says which keys it is for, these are texts, as it is told.
+    set(t, list[1], "shut", [[return refuse("it is shut")]],
+      [[match = { ["admit.change"] = { keys = { "shut/???" } } },]])
+    for _, m in ipairs(list) do
+      assert.equal(403, m:http("PUT", "/v1/kv/shut/%ff", "x").status) -- shown as U+FFFD, of three bytes
+    end
   end))
 end)

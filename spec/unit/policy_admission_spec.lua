@@ -139,6 +139,26 @@ describe("changes of keys", function()
     assert.is_nil(value "a")
   end))
 
+  it("do not get past a policy of which is heard between the look at the policies and the change", cluster(function()
+    local raft = require "sym.raft"
+    local read = raft.read
+    finally(function() raft.read = read end)
+    local txn = { id = ("x"):rep(16), since = 0, compare = {}, ops = { { put = "/kv/a", value = "1" } } }
+    raft.read = function(...) -- of what was done under the id before
+      raft.read = read
+      local args = table.pack(...)
+      async.spawn(function()
+        store.set("closed", policy [[return refuse("closed")]], "me")
+        engine.changed()
+        assert.is_true(engine.admission():decides_kv())
+        read(table.unpack(args, 1, args.n))
+      end)
+    end
+    local result, err = writes.submit(txn, ME)
+    assert.same({ nil, "denied" }, { result, err and err.code })
+    assert.is_nil(value("a"))
+  end))
+
   it("are amended one after the other", cluster(function()
     store.set("b", policy [[return amend { new = change.new .. "b" }]], "me")
     store.set("a", policy([[return amend { new = change.new .. "a" }]], "order = 10,"), "me")

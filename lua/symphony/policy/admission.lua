@@ -64,6 +64,12 @@ function Admission:begin()
   self.set, self.compares, self.seen, self.trace, self.asked = nil, {}, {}, json.array {}, false
 end
 
+--- Has any policy a word in changes of users' keys? bind() then says that it is as it was here. Raises.
+function Admission:decides_kv()
+  self.set = set.ensure()
+  return self.set.kv
+end
+
 --- What becomes of @input at @hook: the input as the policies have amended it, or it raises: "denied", a policy refuses
 --- (err.policy names it); "policy_failed", one has failed. Returns the decision too ({approve = true} at admit.join).
 function Admission:decide(hook, input)

@@ -38,11 +38,6 @@ function M.stop()
   admission.reset()
 end
 
---- Has any enabled policy a word in changes of users' keys? Raises when that cannot be told now.
-function M.decides_kv()
-  return set.ensure().kv
-end
-
 --- The enabled policies, as {name, version, about}, in the order in which they run. Raises.
 function M.list()
   return set.ensure().list

@@ -226,14 +226,13 @@ local function decided(txn, who)
   end
 end
 
--- Straight into the log, as nobody decides. The result; nil when somebody does now. Raises.
-local function undecided(txn)
+-- Straight into the log, as nobody decides, which @admission has seen. The result; nil when somebody does now. Raises.
+local function undecided(admission, txn)
   local result, seq
   if txn.id then
     result, seq = tried(txn, #txn.compare)
     if result then return result end
   end
-  local admission = engine.admission()
   local bound = { compare = table.move(txn.compare, 1, #txn.compare, 1, {}), ops = with_others(txn.ops, txn),
     id = txn.id, since = txn.since, seq = seq }
   admission:bind(bound)
@@ -248,8 +247,9 @@ end
 
 local function submit(txn, who)
   for _ = 1, 20 do
-    if not engine.decides_kv() then
-      local result = undecided(txn)
+    local admission = engine.admission()
+    if not admission:decides_kv() then
+      local result = undecided(admission, txn)
       if result then return result end
     elseif is_leader() then
       return decided(txn, who)
@@ -328,11 +328,13 @@ function M.decide_first(txn, only, timeout_ms)
     local result, err = M.submit(plain, leader.here())
     if result == M.FORWARD then return ask_leader(plain) end
     return result, err
-  elseif engine.decides_kv() then
+  end
+  local admission = engine.admission()
+  if admission:decides_kv() then
     return nil, errors.new("denied", "policies decide on users' keys: they are not changed together with others")
   end
   plain.compare = table.move(plain.compare, 1, #plain.compare, 1, {})
-  engine.admission():bind(plain)
+  admission:bind(plain)
   local result, err = state.submit(plain, timeout_ms)
   if result and result.status == "conflict" then plain.conflicted(result.failed) end
   return result, err
