@@ -3,6 +3,7 @@
 #include <stdint.h>
 #include <setjmp.h>
 #include <cmocka.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base_fault.h"
@@ -28,6 +29,37 @@ static void utf8(void **state)
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         if (valid(bad[i])) {
             fail_msg("taken: number %zu", i);
+        }
+    }
+}
+
+/* Wherever among plain ones a byte stands, also two of them: what is looked at eight at a time is seen all the same. */
+static void every_byte(void **state)
+{
+    (void)state;
+    for (unsigned c = 0; c < 256; c++) {
+        for (unsigned at = 0; at < 26; at++) {
+            uint8_t text[27];
+            struct buf b = {0};
+            char want[64], middle[7];
+            memset(text, c & 1 ? 'a' : ' ', sizeof text);
+            text[at] = text[at + 1] = (uint8_t)c;
+            assert_int_equal(utf8_valid(text, sizeof text), c < 0x80);
+            bool plain = c >= 0x20 && c != '"' && c != '\\' && c != 0x7f;
+            snprintf(middle, sizeof middle,
+                plain                   ? "%c"
+                : c == '"' || c == '\\' ? "\\%c"
+                : c == '\n'             ? "\\n"
+                : c == '\r'             ? "\\r"
+                : c == '\t'             ? "\\t"
+                                        : "\\u%04x",
+                c);
+            snprintf(want, sizeof want, "\"%.*s%s%s%.*s\"", (int)at, (const char *)text, middle, middle,
+                (int)(25 - at), (const char *)text + at + 2);
+            assert_int_equal(json_string(&b, text, sizeof text), 0);
+            assert_int_equal(b.len, strlen(want));
+            assert_memory_equal(buf_data(&b), want, b.len);
+            buf_free(&b);
         }
     }
 }
@@ -91,6 +123,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(utf8),
+        cmocka_unit_test(every_byte),
         cmocka_unit_test(strings),
         cmocka_unit_test(bytes),
         cmocka_unit_test(without_memory),

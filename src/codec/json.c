@@ -8,7 +8,12 @@
 bool utf8_valid(const uint8_t *p, size_t n)
 {
     const uint8_t *end = n == 0 ? p : p + n;
+    uint64_t eight;
     while (p < end) {
+        if (end - p >= 8 && (memcpy(&eight, p, 8), (eight & 0x8080808080808080) == 0)) {
+            p += 8;
+            continue;
+        }
         if (*p < 0x80) {
             p++;
             continue;
@@ -33,6 +38,36 @@ bool utf8_valid(const uint8_t *p, size_t n)
     return true;
 }
 
+static bool is_plain(uint8_t c)
+{
+    return c >= 0x20 && c != '"' && c != '\\' && c != 0x7f;
+}
+
+/* Eight of them at once: the top bit of some byte is left in the first term if one is below 0x20, and in each of the
+ * others if one is what that looks for. */
+static bool are_plain(const uint8_t *p)
+{
+    static const uint64_t ones = 0x0101010101010101, tops = 0x8080808080808080;
+    uint64_t x;
+    memcpy(&x, p, sizeof x);
+    uint64_t quote = x ^ ('"' * ones), slash = x ^ ('\\' * ones), del = x ^ (0x7f * ones);
+    uint64_t found = ((x - 0x20 * ones) & ~x) | ((quote - ones) & ~quote) | ((slash - ones) & ~slash) |
+                     ((del - ones) & ~del);
+    return (found & tops) == 0;
+}
+
+/* Where the first byte from @i on is that must be escaped; @n: nowhere. */
+static size_t plain_end(const uint8_t *data, size_t i, size_t n)
+{
+    while (n - i >= 8 && are_plain(data + i)) {
+        i += 8;
+    }
+    while (i < n && is_plain(data[i])) {
+        i++;
+    }
+    return i;
+}
+
 int json_string(struct buf *out, const uint8_t *data, size_t n)
 {
     static const char hex[] = "0123456789abcdef";
@@ -48,15 +83,11 @@ int json_string(struct buf *out, const uint8_t *data, size_t n)
     }
     *to = '"';
     buf_commit(out, 1);
-    size_t from = 0;
-    for (size_t i = 0; i <= n; i++) {
-        if (i < n && data[i] >= 0x20 && data[i] != '"' && data[i] != '\\' && data[i] != 0x7f) {
-            continue;
-        }
+    for (size_t from = 0, i;; from = i + 1) {
+        i = plain_end(data, from, n);
         if (i > from && buf_append(out, data + from, i - from) != 0) {
             return SYM_ENOMEM;
         }
-        from = i + 1;
         if (i == n) {
             break;
         }

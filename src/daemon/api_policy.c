@@ -174,7 +174,7 @@ int call_ask_policies(struct call *c)
         [RULES_KIND] = "kv", [RULES_KEY] = key, [RULES_ACTION] = c->kind == PUT_KEY ? "put" : "delete"};
     c->unheard = host_concerned(host, "admit.change", values);
     if (c->unheard == 0) {
-        const struct kv_admitted nothing = {.n = 0};
+        static const struct kv_admitted nothing = {.n = 0};
         return call_change(c, &nothing);
     }
     rv = store_get(a->d->store, c->key, c->key_len, &old);

@@ -24,8 +24,10 @@ static int put_word(struct buf *out, const char *before, const char *word)
 
 int kv_admit_input(const struct kv_change *change, struct buf *out)
 {
-    int rv = buf_appendf(out, "{\"kind\":\"kv\",\"action\":\"%s\"", change->put ? "put" : "delete");
-    rv = rv != 0 ? rv : put_text(out, ",\"key\":", change->key);
+    int rv = put_text(out,
+        change->put ? "{\"kind\":\"kv\",\"action\":\"put\",\"key\":"
+                    : "{\"kind\":\"kv\",\"action\":\"delete\",\"key\":",
+        change->key);
     rv = rv != 0 || !change->put ? rv : put_text(out, ",\"new\":", change->value);
     if (change->old != NULL) {
         rv = rv != 0 ? rv : put_text(out, ",\"old\":", change->old->value);
