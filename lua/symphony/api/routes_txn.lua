@@ -1,5 +1,5 @@
 -- Changes of the users' keys: POST /v1/txn, compares and ops in one step; and PUT and DELETE /v1/kv/{key}, where
--- src/daemon/api.c leaves them to Lua because a policy decides on them.
+-- src/daemon/api_change.c leaves them to Lua because a policy decides on them.
 local crypto = require "sym.crypto"
 local errors = require "symphony.errors"
 local kv = require "symphony.cluster.kv"
@@ -12,8 +12,8 @@ local M = {}
 local IDEMPOTENCY_MAX = 256
 
 -- The id of a txn that may be sent twice, from the client's header; nil without one. The same key with another request
--- is another request: nothing is taken for done that was not. @what: all that makes the request, as src/daemon/api.c
--- has it for single keys. Raises.
+-- is another request: nothing is taken for done that was not. @what: all that makes the request, as
+-- src/daemon/api_change.c has it for single keys. Raises.
 local function identity_of(req, ...)
   local key = req:header("idempotency-key")
   if not key then return nil end
@@ -49,7 +49,7 @@ local function mod_revision(req)
   return revision
 end
 
--- A change of one key, in the very words of src/daemon/api.c.
+-- A change of one key, in the very words of src/daemon/api_change.c.
 local function change(req, who, key, op)
   kv.check_key(key)
   if op.value and #op.value > kv.VALUE_MAX then
