@@ -149,6 +149,68 @@ describe("the status of a node", function()
     assert.equal("ready", l.records.w2.status)
   end)
 
+  it("is not down again by what was seen of it before it has come back", function()
+    for _, link in ipairs { { up = false, s = 1 }, { up = true, s = 0 } } do
+      local l = leader()
+      l.links.w1 = { up = false, s = 0 }
+      lost(l, "w1")
+      assert.equal("down", l.records.w1.status)
+      l:pass(1)
+      -- Its report is in the state, in the same second, and this leader has not yet heard more of it.
+      l.links.w1 = link
+      l.records.w1 = { status = "ready", since = l.records.w1.since, flaps = 1 }
+      l.view.ready = l.view.ready + 1
+      core.touch(l.mem, "w1")
+      l:turn()
+      assert.equal("ready", l.records.w1.status)
+      core.heard(l.mem, "w1", l.now)
+      l:turn()
+      assert.equal("ready", l.records.w1.status)
+    end
+  end)
+
+  it("is not down again by one probe in vain when it has just come back, and gossip has not heard of that", function()
+    local function back()
+      local l = leader()
+      l.links.w1 = { up = false, s = 0 }
+      lost(l, "w1")
+      assert.equal("down", l.records.w1.status)
+      l:pass(3)
+      -- It reports, as status.lua has it.
+      l.links.w1 = { up = true, s = 0 }
+      l.records.w1 = { status = "ready", since = l.view.wall, flaps = 1 }
+      l.view.ready = l.view.ready + 1
+      core.recorded(l.mem, "w1", "ready", l.now)
+      core.heard(l.mem, "w1", l.now)
+      l:turn()
+      l:pass(1)
+      assert.same({ "w1" }, l:turn().probes)
+      l:answer("w1", false)
+      return l
+    end
+    local l = back()
+    for _ = 1, 10 do
+      l:turn()
+      l:pass(0.1)
+    end
+    assert.equal("ready", l.records.w1.status)
+    l:see("w1", "alive")
+    l:turn()
+    assert.equal("ready", l.records.w1.status)
+    -- One that hangs is, for all that its connection stays.
+    l = back()
+    for _ = 1, 60 do
+      for _, id in ipairs(l:turn().probes) do l:answer(id, false) end
+      l:pass(0.1)
+    end
+    assert.equal("down", l.records.w1.status)
+    -- Nor is one that was killed once more waited for: its connection is lost.
+    l = back()
+    l.links.w1 = { up = false, s = 0 }
+    l:turn()
+    assert.equal("down", l.records.w1.status)
+  end)
+
   it("is left by its own word, and ready when it is back, not before gossip has heard of its leaving", function()
     local l = leader()
     l:see("w1", "left")

@@ -5,7 +5,8 @@
 --   down   needs two things: gossip has found the node dead (or has not known it for NEVER_S), and a direct probe has
 --          failed, or, where no probe could be made, the node's connection is lost. A probe is asked for as soon as
 --          gossip suspects, so that its verdict is there when it says dead. Who answers is not down, whatever gossip
---          says.
+--          says. A node that has spoken and is connected since gossip found it dead, as one that was killed and has
+--          just been started again, is down only when it does not answer again and again.
 --   ready  gossip says alive, or the node itself has said so (status_report.lua), or it has connected since.
 --   left   gossip has been told so by the node, or the leader has.
 -- Damping: a loss is told at once, a return the later the more often the node was lost shortly before (hold()): a node
@@ -20,6 +21,7 @@ M.READY_GRACE_S = 1   -- and ready again
 M.NEVER_S = 30        -- for a node that gossip does not know to be heard of
 M.FRESH_S = 3         -- a failed probe counts when it is at most so much older than gossip's word
 M.AGAIN_S = 2         -- between two probes of a node that did not answer
+M.OLD_FAILS = 3       -- probes in vain of a node of whom gossip has only old news
 M.BACKOFF_MAX_S = 30  -- between two of one that did
 M.PROBES_MAX = 32     -- at once
 M.LOST_LINK_S = 60    -- a lost connection says something for so long
@@ -43,7 +45,7 @@ end
 local function node_of(mem, id, now)
   local n = mem.nodes[id]
   if not n then
-    n = { first = now, next_probe = 0, oks = 0 }
+    n = { first = now, next_probe = 0, oks = 0, fails = 0 }
     mem.nodes[id] = n
   end
   return n
@@ -63,10 +65,10 @@ function M.probed(mem, id, ok, why, now)
   if ok == nil then
     n.next_probe = now + 1
   elseif ok then
-    n.verdict, n.verdict_at, n.why, n.oks = "ok", now, nil, n.oks + 1
+    n.verdict, n.verdict_at, n.why, n.oks, n.fails = "ok", now, nil, n.oks + 1, 0
     n.next_probe = now + math.min(2 ^ (n.oks - 1), M.BACKOFF_MAX_S)
   else
-    n.verdict, n.verdict_at, n.why, n.oks = "failed", now, why, 0
+    n.verdict, n.verdict_at, n.why, n.oks, n.fails = "failed", now, why, 0, n.fails + 1
     n.next_probe = now + M.AGAIN_S
   end
   M.touch(mem, id)
@@ -75,7 +77,7 @@ end
 --- The node has spoken for itself.
 function M.heard(mem, id, now)
   local n = node_of(mem, id, now)
-  n.heard, n.verdict, n.verdict_at, n.oks, n.next_probe = now, "ok", now, 0, now + 1
+  n.heard, n.verdict, n.verdict_at, n.oks, n.fails, n.next_probe = now, "ok", now, 0, 0, now + 1
   if n.evidence == "unknown" then n.since = now end
   M.touch(mem, id)
 end
@@ -166,9 +168,12 @@ end
 -- A node that was ready or is yet to come, and that gossip takes for lost.
 local function lose(mem, plan, id, n, view, record, now)
   local link = view.link(id)
-  local lost = link and not link.up and (link.s or 0) <= M.LOST_LINK_S
+  local from = n.turned_at or -math.huge
+  local lost = link and not link.up and (link.s or 0) <= M.LOST_LINK_S and now - (link.s or 0) >= from
   local seems = record and record.status == "ready" or false
-  if n.verdict == "failed" and n.verdict_at >= n.since - M.FRESH_S then
+  local old = n.heard and n.since <= n.heard and link and link.up
+  if n.verdict == "failed" and n.verdict_at >= math.max(n.since - M.FRESH_S, from)
+    and (not old or n.fails >= M.OLD_FAILS) then
     local reason = not record and n.evidence == "unknown" and "it has not been heard of since it joined"
       or reason_of(n, lost)
     return { want = "down", reason = reason, lost = seems }
@@ -188,7 +193,11 @@ end
 -- the node is ready in the state and seems to be lost.
 local function judge(mem, plan, id, n, view, record, now)
   local is, seen = record and record.status, n.evidence
-  if record and n.record_since ~= record.since then n.record_since, n.record_at = record.since, now end
+  if record and (n.record_since ~= record.since or n.record_is ~= is) then
+    -- What was seen of it before, it has overtaken: its report is written before this leader goes on with it.
+    n.turned_at = n.record_is and now or nil
+    n.record_since, n.record_is, n.record_at = record.since, is, now
+  end
   if is == "left" and is_gone(seen) then n.gone_seen = true end
   if seen == "alive" then
     if is == "ready" then return {} end
