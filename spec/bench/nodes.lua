@@ -156,14 +156,19 @@ return function(b)
     row("  one change reaching its agent, p99", "ms", { f.p99_us / 1000 }, nil, nil, "< 20")
     if ask("count").synced ~= n then b.problem("not all agents are in sync") end
     for _, who in ipairs { "a follower", "the leader" } do
-      local lead = symphony.leader()
-      local victim = who == "the leader" and lead or lead % #symphony.members + 1
-      local moved, figures, stall = storm(victim)
-      local name = ("kill -9 of %s, %d agents move"):format(who, moved)
-      row(name .. ", all in sync", "ms", { figures.seconds * 1000 })
-      row("  of one, p50", "ms", { figures.p50_us / 1000 })
-      row("  longest time without a put meanwhile", "ms", { stall })
-      bring_back(victim)
+      local all, half, stalls, moved = {}, {}, {}, nil
+      for i = 1, opt.storms do
+        ask "connect" -- each storm begins with all of them spread
+        local lead = symphony.leader()
+        local victim = who == "the leader" and lead or lead % #symphony.members + 1
+        local figures
+        moved, figures, stalls[i] = storm(victim)
+        all[i], half[i] = figures.seconds * 1000, figures.p50_us / 1000
+        bring_back(victim)
+      end
+      row(("kill -9 of %s, %d agents move, all in sync"):format(who, moved), "ms", all)
+      row("  of one, p50", "ms", half)
+      row("  longest time without a put meanwhile", "ms", stalls)
     end
   end
 

@@ -3,12 +3,14 @@
 -- that could not be had, or came with errors, says so, and then it ends with status 1.
 --
 -- Besides what scripts/bench says: --keys N --rest S --load S, for the memory: keys in it, seconds until it is at rest,
--- seconds of a load; --idle S, for the nodes: seconds of which the CPU is taken; --dir DIR, where the data goes;
+-- seconds of a load; --idle S, for the nodes: seconds of which the CPU is taken; --storms N, kills of a follower,
+-- and of the leader; --dir DIR, where the data goes;
 -- --daemon OPTIONS, more of them for symphonyd, in one word.
 local uv = require "luv"
 local cjson = require "cjson"
 
 local opt = { runs = 5, seconds = 3, failovers = 20, keys = 100000, rest = 10, load = 20, agents = 2000, idle = 30,
+  storms = 5,
   daemon = "", bin = "build/bin", dir = "build", out = "build/bench.json", what = {} }
 do
   local i = 1

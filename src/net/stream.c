@@ -19,7 +19,7 @@ enum {
     SCRATCH_KEEP = 256 * 1024,
     OPEN_MS = 10000,
     ALERT_MS = 1000,
-    HANDSHAKES = 16, /* of servers, in one turn of the loop */
+    HANDSHAKES = 4, /* of servers, in one turn of the loop */
     HIGH_WATER = 1 << 20,
     MAX_QUEUED = 64 << 20,
     OWN_MAX = 256 * 1024 /* a handshake takes a few KiB, a key update is due after 2^24 records */
@@ -210,8 +210,9 @@ int stream_accepted(uv_loop_t *loop, int fd, const struct peer_addr *from, const
 
 /* --- reading */
 
-/* A server's handshake costs a good part of a millisecond, and hundreds may be due at once when clients come
- * over from another manager: the rest of the loop must have its turns meanwhile. */
+/* A server's handshake costs a millisecond or two, and hundreds may be due at once when clients come over from
+ * another manager: the rest of the loop must have its turns meanwhile. An election or a write takes several of
+ * them, at two managers, one after the other. */
 static _Thread_local unsigned handshakes;
 
 void stream_new_turn(void)
