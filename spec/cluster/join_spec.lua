@@ -81,21 +81,7 @@ local function is_stopped(m)
   return stat ~= nil and stat:match("^%d+ %b() (%a)") == "T"
 end
 
--- Waits until @m lists exactly these managers, all reachable, one of them leading, with this many voters; nobody else
--- is known to raft.
-local function settled(m, present, voters)
-  return cluster.wait_for(("%d members, %d voters"):format(#present, voters), 20, function()
-    local rows = m:json("manager", "members")
-    local n, up, leader, spare = 0, 0, 0, 0
-    for _, row in ipairs(rows) do
-      n = n + (row.raft_role == "voter" and 1 or 0)
-      spare = spare + (row.raft_role == "spare" and 1 or 0)
-      up = up + (row.reachable and 1 or 0)
-      leader = leader + (row.leader and 1 or 0)
-    end
-    return #rows == #present and n == voters and up == #present and leader == 1 and spare == 0 and rows, rows
-  end)
-end
+local settled = cluster.wait_members
 
 local function uses_left(m, id)
   for _, row in ipairs(m:json("token", "ls")) do

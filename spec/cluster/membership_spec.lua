@@ -7,19 +7,7 @@ local function join_line(t, m, via)
   return { cluster.symphony, "--socket", m.socket, "manager", "join", via:remote(), "--token", t.tokens.manager }
 end
 
--- Waits until @m lists exactly these managers, all reachable, with this many voters.
-local function settled(m, present, voters)
-  return cluster.wait_for(("%d members, %d voters"):format(#present, voters), 20, function()
-    local rows = m:json("manager", "members")
-    local n, up, leader = 0, 0, 0
-    for _, row in ipairs(rows) do
-      n = n + (row.raft_role == "voter" and 1 or 0)
-      up = up + (row.reachable and 1 or 0)
-      leader = leader + (row.leader and 1 or 0)
-    end
-    return #rows == #present and n == voters and up == #present and leader == 1 and rows, rows
-  end)
-end
+local settled = cluster.wait_members
 
 -- What a removed manager does: it learns of it, stops serving, and says what to do.
 local function knows_it_is_removed(m)

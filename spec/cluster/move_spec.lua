@@ -204,13 +204,8 @@ describe("a manager that is started at another address", function()
   it("does not start while it runs where it was: that is a copy of its folder", cluster.scenario(function(t)
     local m = t:cluster(3)
     m[1]:json("kv", "put", "a", "1")
-    local copy = t:manager { address = "127.0.0.2" }
-    assert.equal(0, proc.run({ "cp", "-a", m[2].dir, copy.dir }).code)
-    -- With a mark that fits, as on the copy of a machine.
+    local copy = t:copy_of(m[2], m[1], { address = "127.0.0.2" })
     local doc = key_json(copy)
-    doc.folder = m[1]:json("lua", "-e", ("return { require('sym.sys').folder_identity(%q) }"):format(
-      copy.dir .. "/raft"))[1]
-    proc.write_file(copy.dir .. "/key.json", json.encode(doc))
     copy:launch()
     assert.equal(1, (copy.process:wait(20)))
     assert.truthy(copy:log():find("is running at " .. m[2]:remote() .. ": this folder is a copy", 1, true),
@@ -225,20 +220,15 @@ describe("a manager that is started at another address", function()
     cluster.scenario(function(t)
       local m = t:cluster(3)
       m[1]:json("kv", "put", "a", "1")
-      local copy = t:manager { address = "127.0.0.2" }
-      table.remove(t.managers)
       local _, others = t:leader()
       local original = others[1]
-      assert.equal(0, proc.run({ "cp", "-a", original.dir, copy.dir }).code)
+      local copy = t:copy_of(original, others[2], { address = "127.0.0.2" })
+      table.remove(t.managers)
       for _ = 1, 2 do -- the copy is older than that, and is refused wherever it comes itself
         assert.equal(0, original:stop())
         original:start()
       end
       settled(t, m)
-      local doc = key_json(copy)
-      doc.folder = others[2]:json("lua", "-e", ("return { require('sym.sys').folder_identity(%q) }"):format(
-        copy.dir .. "/raft"))[1]
-      proc.write_file(copy.dir .. "/key.json", json.encode(doc))
       original:kill("sigstop")
       original.paused = true
       copy:launch()

@@ -86,14 +86,7 @@ describe("a node", function()
     local m = t:cluster(1)[1]
     local w = fleet.join(t, 2, { m })
     fleet.wait_status(w, "ready", m)
-    local copy = t:worker()
-    assert.equal(0, proc.run({ "cp", "-a", w[1].dir, copy.dir }).code)
-    proc.run({ "rm", "-f", copy.socket })
-    -- As if nothing on that machine told that the folder is another one.
-    local path = copy.dir .. "/key.json"
-    local doc = json.decode(proc.read_file(path))
-    doc.folder = clients.evaluate(m, ("return require('sym.sys').folder_identity(%q)"):format(copy.dir .. "/tls"))
-    proc.write_file(path, json.encode(doc))
+    local copy = t:copy_of(w[1], m)
     copy:start()
     local warnings = cluster.wait_for("the copy to be refused", 40, function()
       local s = copy:json("block", "status")

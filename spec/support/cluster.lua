@@ -193,6 +193,20 @@ function scope:worker(options)
   return daemon(self, self.workers, "block", options)
 end
 
+-- A daemon whose folder is a copy of @m's, with a mark that fits, as on the copy of a whole machine; not started. @by:
+-- one that runs.
+function scope:copy_of(m, by, options)
+  local copy = daemon(self, m.kind == "manager" and self.managers or self.workers, m.kind, options)
+  assert(proc.run({ "cp", "-a", m.dir, copy.dir }).code == 0)
+  os.remove(copy.socket)
+  local path = copy.dir .. "/key.json"
+  local doc = json.decode(proc.read_file(path))
+  doc.folder = by:json("lua", "-e", ("return { require('sym.sys').folder_identity(%q) }"):format(
+    copy.dir .. (m.kind == "manager" and "/raft" or "/tls")))[1]
+  proc.write_file(path, json.encode(doc))
+  return copy
+end
+
 -- @n started workers, joined by way of manager @m. options: make(i), as for :cluster; flags.
 function scope:join_workers(n, m, options)
   options = options or {}
@@ -267,6 +281,22 @@ function scope:wait_voters(count, m)
       leader = leader or row.leader
     end
     return voters == count and leader and members, members
+  end)
+end
+
+-- Waits until @m lists exactly these managers, all reachable, one of them leading, with this many voters; nobody
+-- else is known to raft. The rows.
+function M.wait_members(m, present, voters)
+  return M.wait_for(("%d members, %d voters"):format(#present, voters), 20, function()
+    local rows = m:json("manager", "members")
+    local n, up, leader, spare = 0, 0, 0, 0
+    for _, row in ipairs(rows) do
+      n = n + (row.raft_role == "voter" and 1 or 0)
+      spare = spare + (row.raft_role == "spare" and 1 or 0)
+      up = up + (row.reachable and 1 or 0)
+      leader = leader + (row.leader and 1 or 0)
+    end
+    return #rows == #present and n == voters and up == #present and leader == 1 and spare == 0 and rows, rows
   end)
 end
 
