@@ -101,7 +101,7 @@ end
 
 describe("the change of the CA", function()
   it("takes the workers along, which stay ready, and waits for one that is stopped", cluster.scenario(function(t)
-    local m = t:cluster(3)
+    local m = t:cluster(3, { steady = true })
     local w = t:join_workers(3, m[1])
     t:wait_status(w, "ready", m[1])
     local looks = look_on(m[2])

@@ -124,7 +124,7 @@ end
 describe("twenty workers", function()
   it(("are what they are called (seed %d)"):format(fleet.seed), cluster.scenario(function(t)
     math.randomseed(fleet.seed)
-    local m, away = t:cluster(3), {}
+    local m, away = t:cluster(3, { steady = true }), {}
     fleet.identify(m)
     local w, took = fleet.join(t, N, m)
     say("%d workers joined side by side in %.2f s; ready in `node ls` after %.2f s more", N, took,

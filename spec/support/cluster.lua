@@ -246,12 +246,16 @@ local function all(self)
 end
 
 -- @n started managers, joined, each a voter where the count allows it. options: flags for every daemon; make(i),
--- which gives a manager that is not started.
+-- which gives a manager that is not started; steady = true where it is not about elections: a sanitizer's managers
+-- take longer for everything, and have longer to be heard of.
 function scope:cluster(n, options)
   options = options or {}
-  local list = {}
+  local list, flags = {}, table.move(options.flags or {}, 1, #(options.flags or {}), 1, {})
+  if options.steady then
+    table.move({ "--election-ms", ("%d"):format(400 * M.patience // 1) }, 1, 2, #flags + 1, flags)
+  end
   for i = 1, n do
-    list[i] = (options.make and options.make(i) or self:manager()):start(table.unpack(options.flags or {}))
+    list[i] = (options.make and options.make(i) or self:manager()):start(table.unpack(flags))
     if i == 1 then
       self.tokens = list[1]:json("manager", "init").tokens
     else
