@@ -927,6 +927,27 @@ static void stalls(void **state)
     world_close(&w);
 }
 
+/* One that others confirm when it has lasted for long is over at that moment: this process has not missed its end. */
+static void late_confirmations(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 10);
+    accuse(&w, 5, 10, 6);
+    live(&w, 3000, 0); /* more than the 1,200 ms that four accusers leave */
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    for (uint32_t by = 7; by < 10; by++) {
+        accuse(&w, 5, 10, by);
+    }
+    assert_true(swim_next(w.s) <= w.now);
+    swim_tick(w.s, ++w.now);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    assert_int_equal(swim_stats(w.s)->stalls, 0);
+    assert_int_equal(swim_health(w.s), 0);
+    world_close(&w);
+}
+
 static void news_end(void **state)
 {
     (void)state;
@@ -1166,6 +1187,7 @@ int main(void)
         cmocka_unit_test(missing_claims),
         cmocka_unit_test(introduction),
         cmocka_unit_test(stalls),
+        cmocka_unit_test(late_confirmations),
         cmocka_unit_test(news_end),
         cmocka_unit_test(large_news),
         cmocka_unit_test(exchanges),

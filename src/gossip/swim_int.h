@@ -24,7 +24,8 @@ enum {
     DOUBLE_GAP_MS = 1000, /* nor does a second holder of our key */
     RETRY_MS = 1000,      /* what could not be signed */
     SWEEP_MS = 10000,
-    DIFFER_GAP_MS = 1000, /* between two full exchanges; doubled by each that did not help */
+    SUSPECT_GRAIN_MS = 10, /* so much later a suspicion may end than is due */
+    DIFFER_GAP_MS = 1000,  /* between two full exchanges; doubled by each that did not help */
     DIFFER_GAP_MAX_MS = 64000,
     SETTLE_MS = 10000, /* what a new node gets by full exchanges is old news to everybody else */
     QUEUE_LONG = 1000, /* pieces of news: some hundred full messages */

@@ -34,7 +34,10 @@ static void set_deadline(struct swim *s, struct suspicion *p)
     unsigned k = s->c.without_lifeguard || n < 3 ? 0
                  : s->c.confirmations < n - 2    ? s->c.confirmations
                                                  : n - 2;
-    p->deadline = p->start + suspicion_ms(min, min * s->c.suspicion_beta, p->n - 1, k);
+    uint64_t due = p->start + suspicion_ms(min, min * s->c.suspicion_beta, p->n - 1, k);
+    /* What has lasted longer than that already ends now: a time in the past would look as if this process had not
+     * run since. */
+    p->deadline = due > s->now ? due : s->now;
     s->suspicion_at = earlier(s->suspicion_at, p->deadline);
 }
 
@@ -96,6 +99,10 @@ void suspect_tick(struct swim *s)
         } else {
             s->suspicion_at = earlier(s->suspicion_at, p->deadline);
         }
+    }
+    /* All of them are looked at: after a partition there may be thousands, which do not end in the same millisecond. */
+    if (s->suspicion_at < s->now + SUSPECT_GRAIN_MS) {
+        s->suspicion_at = s->now + SUSPECT_GRAIN_MS;
     }
 }
 
