@@ -225,7 +225,7 @@ static void bind_to_decision(
         t->cmps[t->n_cmps++] = admitted->cmps[i];
     }
     struct call *before;
-    c->follows = call_has_before(c, &before);
+    c->follows = call_has_before(c, &before) && before != NULL;
     if (c->follows) {
         t->cmps[t->n_cmps++] = effect_of(before);
     }
