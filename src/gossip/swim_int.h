@@ -77,8 +77,9 @@ struct swim {
     struct relay relays[RELAYS_MAX];
     unsigned n_relays, health;
     uint32_t seq;
-    uint64_t now;          /* of the call that runs */
-    uint64_t suspicion_at; /* no suspicion ends before; may be early */
+    uint64_t now;            /* of the call that runs */
+    uint64_t suspicion_at;   /* no suspicion ends before; may be early */
+    uint64_t suspicion_from; /* they are not looked at before */
     uint64_t probe_at, gossip_at, gossip_last, reconnect_at, sweep_at, relay_at, refute_at;
     uint64_t refute_from, double_from; /* not before */
     uint64_t differ_from, differ_gap;

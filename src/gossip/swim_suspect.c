@@ -38,7 +38,8 @@ static void set_deadline(struct swim *s, struct suspicion *p)
     /* What has lasted longer than that already ends now: a time in the past would look as if this process had not
      * run since. */
     p->deadline = due > s->now ? due : s->now;
-    s->suspicion_at = earlier(s->suspicion_at, p->deadline);
+    s->suspicion_at =
+        earlier(s->suspicion_at, p->deadline > s->suspicion_from ? p->deadline : s->suspicion_from);
 }
 
 void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser)
@@ -101,8 +102,9 @@ void suspect_tick(struct swim *s)
         }
     }
     /* All of them are looked at: after a partition there may be thousands, which do not end in the same millisecond. */
-    if (s->suspicion_at < s->now + SUSPECT_GRAIN_MS) {
-        s->suspicion_at = s->now + SUSPECT_GRAIN_MS;
+    s->suspicion_from = s->now + SUSPECT_GRAIN_MS;
+    if (s->suspicion_at < s->suspicion_from) {
+        s->suspicion_at = s->suspicion_from;
     }
 }
 
