@@ -1,6 +1,0 @@
-policy
-show
-quota
---version
-3
---source
