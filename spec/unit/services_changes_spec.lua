@@ -88,4 +88,17 @@ describe("a resource", function()
     assert.same({ 2, { size = 1, new = "word" } }, { row.generation, row.spec })
     changes.serve_remove("jar", "x", WHO)
   end))
+
+  it("has its defaults again where something is null, and stays one that is placed", scenario(function()
+    service(TEXT, { move = "start-first" })
+    worker "a"
+    create { id = "x", replicas = json.null, spec = text(1) }
+    local doc = state.get "/res/jar/x"
+    assert.same({ 1, {}, "start-first", { "a" } }, { doc.replicas, doc.constraints, doc.move, doc.nodes })
+    update("x", { replicas = 2, move = "stop-first", move_after = 5, constraints = { zone = "a" } })
+    update("x", { replicas = json.null, move = json.null, move_after = json.null, constraints = json.null })
+    doc = state.get "/res/jar/x"
+    assert.same({ 1, {}, "start-first" }, { doc.replicas, doc.constraints, doc.move })
+    assert.is_nil(doc.move_after)
+  end))
 end)

@@ -68,12 +68,19 @@ M.fields = {
   rollout_s = function(v) return whole(v, "rollout_s", 1, SECONDS_MAX) end,
 }
 
---- Sets what @body names on @doc.
+-- What a field of @doc is that nobody has set: without replicas nothing would place it.
+local function default(doc, name)
+  if name == "move" then return registry.field(doc.kind, "move") or "stop-first" end
+  if not M.is_placed(doc.kind) then return nil end
+  return name == "replicas" and 1 or name == "constraints" and {} or nil
+end
+
+--- Sets what @body names on @doc; null: as if nobody had.
 function M.set_fields(doc, body)
   for name, v in pairs(body) do
     local check = M.fields[name]
     if check then
-      if v == json.null then doc[name] = nil else doc[name] = check(v) end
+      if v == json.null then doc[name] = default(doc, name) else doc[name] = check(v) end
     elseif name ~= "spec" and name ~= "id" and name ~= "generation" then
       errors.raise("invalid", ("a resource has no field \"%s\" that could be set"):format(
         json.clean(tostring(name):sub(1, 40))), "spec, replicas, constraints, move, move_after and rollout_s can be")
