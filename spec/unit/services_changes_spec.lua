@@ -2,9 +2,11 @@
 local fake = require "spec.unit.cluster_fake"
 local sandbox = require "spec.unit.policy_fake"
 local changes = require "symphony.services.changes"
+local commands = require "symphony.services.commands"
 local json = require "symphony.json"
 local loop = require "symphony.services.loop"
 local registry = require "symphony.services.registry"
+local resources = require "symphony.services.resources"
 local state = require "symphony.cluster.state"
 
 local WHO = { kind = "control", name = "m" }
@@ -100,5 +102,31 @@ describe("a resource", function()
     doc = state.get "/res/jar/x"
     assert.same({ 1, {}, "start-first" }, { doc.replicas, doc.constraints, doc.move })
     assert.is_nil(doc.move_after)
+  end))
+end)
+
+describe("who waits for a resource", function()
+  -- What wait() says, when the rows are like this, one after the other.
+  local function wait(rows)
+    local get, at = resources.get, 0
+    resources.get = function()
+      at = at + 1
+      return assert(rows[at], "it waits for more")
+    end
+    local row, err = commands.wait("jar", "x")
+    resources.get = get
+    return row and at, err
+  end
+
+  local function row(generation, word, rollout, of)
+    return { kind = "jar", id = "x", service = "jar", generation = generation, replicas = 1, missing = 0,
+      nodes = { { node_id = "a", state = word, generation = of or generation } }, rollout = { state = rollout } }
+  end
+
+  it("is told of what has failed, but not of what failed before it was mended", scenario(function()
+    local at, err = wait { row(1, "starting"), row(1, "failed") }
+    assert.same({ nil, "conflict" }, { at, err.code })
+    assert.equal(3, wait { row(2, "failed", "rolling", 1), row(2, "starting", "rolling"), row(2, "running", "done") })
+    assert.equal(1, wait { { kind = "jar", id = "x", generation = 1, nodes = {} } }) -- nobody's work
   end))
 end)

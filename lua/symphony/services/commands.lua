@@ -91,7 +91,7 @@ local function settled(row)
       rollout.reason or ""), "the other nodes go on with what they have; mend it and update again")
   end
   for _, n in ipairs(row.nodes) do
-    if n.state == "failed" then
+    if n.state == "failed" and (n.generation or row.generation) == row.generation then -- not what was there before
       return nil, errors.new("conflict", ("%s %s has failed on %s: %s"):format(row.kind, row.id, n.name or n.node_id,
         n.message or "no reason is known"), ("`symphony %s inspect %s` shows more"):format(row.service, row.id))
     end
@@ -101,7 +101,8 @@ local function settled(row)
   for _, n in ipairs(row.nodes) do
     if (n.state == "running" or n.state == "exited") and n.generation == row.generation then good = good + 1 end
   end
-  return good >= row.replicas and #row.nodes == row.replicas or nil
+  local want = row.replicas or 0 -- those of a kind that is not placed have none
+  return good >= want and #row.nodes == want or nil
 end
 
 --- Waits until resource @id is as it is to be, as long as something goes on: --timeout bounds it. In a task. The row;
