@@ -158,6 +158,44 @@ describe("reactions", function()
     assert.same({ "names", "p" }, { event.policy, event.by_policy })
   end))
 
+  it("keep no others waiting for a node that is being removed", cluster(function()
+    fake.now = 1700000010
+    store.set("p", policy("node.down", [[return { drain("w1"), set_label("w1", "lost", "yes") }]]), "me")
+    store.set("q", policy("node.down", [[return { kv_put("q", "1") }]]), "me")
+    store.set("t", policy("every.1m", [[return { kv_put("at", tostring(input.now)) }]]), "me")
+    turn()
+    local n = state.get("/node/" .. ID)
+    n.removing = true
+    fake.apply { ops = { state.put("/node/" .. ID, n) } }
+    happens "node.down"
+    fake.now = 1700000040
+    turn()
+    assert.same({ "1", "1700000040" }, { value "q", value "at" })
+    assert.truthy(told("policy.refused")[1].message:find("w1 is being removed", 1, true))
+  end))
+
+  it("wait while the policies of admission cannot be asked", cluster(function()
+    store.set("names", policy("admit.change", "return nil"), "me")
+    store.set("p", policy("node.down", [[return { kv_put("a", "1"), set_label("w1", "lost", "yes") }]]), "me")
+    turn()
+    happens "node.down"
+    sandbox.before_call = function(hook)
+      sandbox.call_error = hook == "admit.change" and { code = "busy", message = "no time" } or nil
+    end
+    assert.is_false((pcall(turn)))
+    sandbox.before_call, sandbox.call_error = nil, nil
+    turn()
+    assert.same({ "1", "yes" }, { value "a", state.get("/node/" .. ID).labels.lost })
+    assert.same({}, told "policy.refused")
+    -- One that fails by itself refuses for good.
+    store.set("names", policy("admit.change", [[error("oops")]]), "me")
+    fake.apply { ops = { state.delete "/kv/a" } }
+    happens "node.down"
+    turn()
+    assert.is_nil(value "a")
+    assert.equal(1, #told "policy.refused")
+  end))
+
   it("that fail do nothing, ten times, and then the policy is disabled", cluster(function()
     store.set("p", policy("node.down", [[error("oops")]]), "me")
     turn()

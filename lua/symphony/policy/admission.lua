@@ -80,7 +80,11 @@ function Admission:decide(hook, input)
   table.move(out.trace, 1, #out.trace, #self.trace + 1, self.trace)
   self.asked = self.asked or #out.names > 0
   self.last_reads = out.reads
-  if out.failed then error(ask.failure(out.failed.policy, out.failed.why), 0) end
+  if out.failed then
+    local err = ask.failure(out.failed.policy, out.failed.why)
+    err.passing = not out.failed.own or nil -- the policy could not be asked, and may be the next time
+    error(err, 0)
+  end
   local decision = out.decision or {}
   if decision.refuse ~= nil then error(ask.refusal(out), 0) end
   for _, read in ipairs(out.reads) do

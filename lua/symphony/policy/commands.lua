@@ -43,6 +43,9 @@ local function update(item, name, patch)
   nodes.check_patch(patch)
   local admission, policy = engine.admission(), item.policy
   return done(item, function()
+    local n = state.node(name)
+    -- Nothing of it is changed any more, however often it is tried.
+    if n and n.removing then errors.raise("removed", ("%s is being removed from the cluster"):format(n.name)) end
     return (nodes.update_txn(admission, name, patch, { kind = "policy", name = policy }, { policy = policy }))
   end)
 end

@@ -79,7 +79,7 @@ local function carry_out_one(item, enabled)
   local ok, err = commands.run(item)
   if ok then
     log.info(("policy: %s at %s: %s"):format(item.policy, item.hook, commands.describe(item.command)))
-  elseif PASSING[err.code] or err.code == "canceled" then
+  elseif PASSING[err.code] or err.passing or err.code == "canceled" then
     error(err, 0)
   elseif err.code ~= item.gone().code or not item:is_gone() then
     leave_out(item, err)
