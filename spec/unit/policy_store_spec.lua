@@ -222,6 +222,20 @@ describe("the state's way to the sandbox", function()
     assert.equal(state.list_raw("/policy/")[1].mod_revision, fake.kv_policies)
   end))
 
+  it("goes by nothing of before when it could not be looked at", cluster(function()
+    store.set("p", REFUSE, "me")
+    assert.equal(1, #engine.list())
+    fake.apply { ops = { state.delete "/policy/p" } }
+    engine.changed()
+    local sym_store = package.loaded["sym.store"]
+    local list = sym_store.list
+    sym_store.list = function() return nil, { code = "io", message = "the disk is away" } end
+    local ok = pcall(engine.list)
+    sym_store.list = list
+    assert.is_false(ok)
+    assert.equal(0, #engine.list())
+  end))
+
   it("follows what others set, and begins anew when its history is gone", cluster(function()
     local record = { name = "a", enabled = true, source = REFUSE, sha256 = "x", version = 1,
       about = { hooks = { "admit.change" }, order = 50, summary = "", match = {} } }

@@ -91,25 +91,30 @@ local function carry(set, sources)
   if next(loaded) or #set.list > 0 then sandbox().loaded(set.revision, set.count) end
 end
 
+-- The set that the state has now, in the sandbox, and its sources. Raises.
+local function take_in()
+  local set, sources = read_set()
+  set.kv = concerns_kv(set)
+  -- The fast way of changes of keys ends before the policies are ready, and begins behind them.
+  node.kv_policies(not set.kv and set.revision or nil)
+  carry(set, sources)
+  return set, sources
+end
+
 -- Looks at the state and loads what is new. Raises.
 local function sync()
   local lock <close>, err = syncing:lock(WAIT_MS)
   if not lock then error(err, 0) end
   while dirty or not current do
     dirty = false
-    local set, sources = read_set()
-    -- The fast way of changes of keys ends before the policies are ready, and begins behind them.
-    local lua_decides = concerns_kv(set)
-    node.kv_policies(not lua_decides and set.revision or nil)
-    local ok, why = pcall(carry, set, sources)
+    local ok, set, sources = pcall(take_in)
     if not ok then
       dirty = true
-      error(why, 0)
+      error(set, 0)
     end
     failures.keep(sources)
-    set.kv = lua_decides
     current = set
-    local whole = lua_decides
+    local whole = set.kv
     for _, entry in ipairs(set.list) do whole = whole and not entry.broken end
     if whole and not dirty then
       node.kv_policies(nil, set.revision, set.count, require("symphony.cluster.leader").here().name)
