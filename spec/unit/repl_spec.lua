@@ -524,6 +524,21 @@ describe("POST /v1/lua", function()
     assert.same({ out = "a\n", ended = true, exit = 7 }, seen)
   end)
 
+  it("ends with an error also when nothing has made one of what was raised", function()
+    local seen = run { code = 'error(require("symphony.repl.raised").EXIT)' }
+    assert.same({ error = { code = "error", message = "os.exit" }, exit = 1, out = "" }, seen)
+    local sys = require "sym.sys"
+    local real, calls = sys.guarded, 0
+    function sys.guarded(...)
+      calls = calls + 1
+      if calls == 2 then return false, "not enough memory" end -- as the values are shown
+      return real(...)
+    end
+    seen = run { code = "return 1" }
+    sys.guarded = real
+    assert.same({ error = { code = "error", message = "not enough memory" }, exit = 1, out = "" }, seen)
+  end)
+
   it("gives a script its arguments", function()
     assert.equal('"s.lua"\n"x"\n"x"\n', run({ code = "return arg[0], arg[1], ...", name = "@s.lua",
       args = { "x" } }).result)

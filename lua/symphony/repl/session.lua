@@ -33,6 +33,11 @@ end
 
 local function nowhere() end
 
+-- What sys.guarded has given as the error. Out of memory no handler has seen it; and EXIT is not always os.exit's.
+local function error_of(v)
+  return errors.is(v) and v or errors.new("error", tostring(v))
+end
+
 -- The values as text, or what was raised on the way. The code may have made them large, and JSON has no room for all.
 local function render(results, opts)
   local done = table.pack(sys.guarded(raised.handler, function()
@@ -45,8 +50,9 @@ local function render(results, opts)
     end
     return json.encode(list) .. "\n"
   end))
-  if not done[1] then return nil, errors.new(done[2].code, done[2].message) end
-  return done[2]
+  if done[1] then return done[2] end
+  local err = error_of(done[2])
+  return nil, errors.new(err.code, err.message)
 end
 
 --- Runs a function of M.compile; @opts: args for its `...`; out(text) and err(text), for what it prints, and
@@ -60,9 +66,7 @@ function M.run(session, fn, opts)
   if session.exit then
     return { n = 0, exit = session.exit }
   elseif not results[1] then
-    local err = results[2]
-    -- Out of memory: no handler has seen it.
-    return nil, type(err) == "table" and err or errors.new("error", tostring(err))
+    return nil, error_of(results[2])
   end
   if results.n > 1 then
     rawset(session.env, "_", results[2])
