@@ -122,4 +122,14 @@ describe("contrib/policies", function()
     for _ in require("luv").fs_scandir_next, folder do n = n + 1 end
     assert.equal(6, n)
   end)
+
+  it("has quota, which refuses what it cannot count, and does not fail by that", fake.task(function()
+    fake.reset()
+    local state = { ["/kv/quota/label/rack=7"] = "5" }
+    for i = 1, 1000 do state[("/node/n%d"):format(i)] = { node_id = "n" .. i, labels = {} } end
+    local case = { name = "many", hook = "admit.join", state = state, expect = { refuse = true },
+      input = { role = "worker", name = "n", labels = { rack = "7" } } }
+    local tested = assert(engine.test(read "contrib/policies/quota.lua", { case }))
+    assert.is_true(tested.cases[1].ok, tested.cases[1].error)
+  end))
 end)
