@@ -130,3 +130,22 @@ describe("who waits for a resource", function()
     assert.equal(1, wait { { kind = "jar", id = "x", generation = 1, nodes = {} } }) -- nobody's work
   end))
 end)
+
+describe("a service that is never content with what it keeps", function()
+  it("has a resource changed as often as is good for the log, and keeps nothing else from it", scenario(function()
+    local n = 0
+    service({ text = { type = "string" } }, { rollout = "rolling", decide = function()
+      n = n + 1
+      return { n = n }
+    end })
+    worker "a"
+    create { id = "x", spec = { text = "one" } }
+    update("x", { spec = { text = "two" } })
+    local before = fake.revision
+    for _ = 1, 60 do loop.turn() end
+    loop.stop()
+    assert.equal(2, state.get("/assign/a/jar/x").generation) -- the rollout went on
+    assert.is_true(fake.revision - before < 30, fake.revision - before)
+    assert.is_true(state.get("/res/jar/x").data.n >= 20)
+  end))
+end)

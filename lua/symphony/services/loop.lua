@@ -6,6 +6,7 @@ local async = require "symphony.async"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
 local leading = require "symphony.cluster.lead"
+local limiter = require "symphony.cluster.limiter"
 local log = require "sym.log"
 local placement = require "symphony.services.placement"
 local registry = require "symphony.services.registry"
@@ -23,10 +24,13 @@ local RESYNC_S = 30         -- every resource is looked at so often, whatever wa
 local AGAIN_S = 2           -- after a step that was not taken, or has failed
 local TURN = 16             -- resources that are looked at in one turn of the loop
 local SWEEP_MAX = 64        -- statuses that are deleted in a txn
+local DECISIONS, DECISION_S = 20, 1 -- of a service on one resource: so many at once, then one in so long
+local DECIDED_MAX = 4096    -- resources of which that is kept
 
 local loop
 local hooked = false
-local lead                  -- what is kept while this manager leads: {dirty, due, hungry, complaints, watches, resync}
+-- What is kept while this manager leads: {dirty, due, hungry, complaints, watches, resync, decisions = their limit}.
+local lead
 
 local function now()
   return sys.mono_ms() / 1000
@@ -74,7 +78,8 @@ local function forget()
 end
 
 local function begin()
-  local l = { dirty = {}, due = {}, hungry = {}, complaints = {}, watches = {}, resync = -math.huge }
+  local l = { dirty = {}, due = {}, hungry = {}, complaints = {}, watches = {}, resync = -math.huge,
+    decisions = limiter.new(DECISIONS, DECISION_S, DECIDED_MAX) }
   watch(l, "/res/", "^/res/([^/]+/[^/]+)$")
   watch(l, "/status/res/", "^/status/res/([^/]+/[^/]+)/")
   return l
@@ -193,13 +198,21 @@ local function rolling(doc, kv, nodes, step)
   return txn, text
 end
 
--- What the service itself makes of how it stands.
-local function deciding(doc, kv, states, nodes)
+local function look_again(l, key, seconds)
+  if seconds then l.due[key] = math.min(l.due[key] or math.huge, now() + seconds + 0.05) end
+end
+
+-- What the service itself makes of how it stands. One that is never content must not keep the rest from its turn.
+local function deciding(l, key, doc, kv, states, nodes)
   local decide = registry.field(doc.kind, "decide")
   if not decide then return nil end
   local data, text = decide(doc, resources.surroundings(states, nodes))
   if data == nil then return nil end
   local txn = resources.data_txn(doc, kv, data, text)
+  if txn and not l.decisions:allow(key, now()) then
+    look_again(l, key, DECISION_S)
+    return nil
+  end
   return txn, text or (resources.title(doc) .. " has changed")
 end
 
@@ -211,10 +224,6 @@ local function submit(l, key, txn, text)
   else
     l.due[key] = now() + AGAIN_S * math.random()
   end
-end
-
-local function look_again(l, key, seconds)
-  if seconds then l.due[key] = math.min(l.due[key] or math.huge, now() + seconds + 0.05) end
 end
 
 -- One look at one resource, and at most one step. Raises.
@@ -238,7 +247,7 @@ local function look(l, key)
   look_again(l, key, plan.again)
   if plan.missing > 0 then l.hungry[key] = true end
   local txn, text = placing(doc, kv, nodes, plan)
-  if not txn then txn, text = deciding(doc, kv, states, nodes) end
+  if not txn then txn, text = deciding(l, key, doc, kv, states, nodes) end
   if not txn then
     local step = rollout.next(doc, assigned_of(doc), states, function(node_id)
       local n = nodes[node_id]
