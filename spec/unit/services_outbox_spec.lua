@@ -102,4 +102,12 @@ describe("a worker's statuses", function()
     assert.is_true(settled())
     assert.equal("running", m.taken["jar/a"].state)
   end))
+
+  it("have messages that are taken, whatever bytes are in them", function()
+    for _, text in ipairs { "", "all is well", ("x"):rep(1000), ("\xe9"):rep(1000), ("x"):rep(479) .. "\u{20ac}" } do
+      local message = outbox.words(text)
+      assert.is_true(#message <= 500 and utf8.len(message) ~= nil, message)
+    end
+    assert.equal("a\u{FFFD}b", outbox.words "a\xe9b")
+  end)
 end)

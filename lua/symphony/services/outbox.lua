@@ -11,10 +11,16 @@ local M = {
 
 local PAUSE_MAX_MS = 15000
 local ITEMS_MAX = 32  -- in a report, see report.lua
+local WORDS_MAX = 480 -- bytes of a message, which may get some more where it is cut
 
 local said, unsent = {}, {} -- "kind/id" -> {status, text, replaced}: what was last found; true where they lack that
 local sending = async.event()
 local task
+
+--- @message, as what is sent may have it: a text of which too much is cut.
+function M.words(message)
+  return json.clean(json.clean(tostring(message)):sub(1, WORDS_MAX))
+end
 
 -- At most @most of what is to be sent, and of each its text; nil: nothing.
 local function next_batch(most)
@@ -43,7 +49,7 @@ local function replace(texts, err)
   if row.replaced then return settle(texts) end
   local old = row.status
   row.replaced, row.status = true, { kind = old.kind, id = old.id, uid = old.uid, generation = old.generation,
-    state = "failed", message = json.clean(("its status is not one: " .. err.message):sub(1, 480)) }
+    state = "failed", message = M.words("its status is not one: " .. err.message) }
 end
 
 local function loop()

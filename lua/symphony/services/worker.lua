@@ -62,8 +62,8 @@ end
 local function note(item, desired, status)
   if not desired then return outbox.forget(item.key) end
   outbox.note(item.key, { kind = item.kind, id = item.id, uid = desired.uid, generation = desired.generation,
-    state = tostring(status.state or "running"), message = status.message and json.clean(tostring(status.message)
-    :sub(1, 480)) or nil, detail = status.detail })
+    state = tostring(status.state or "running"), message = status.message and outbox.words(status.message) or nil,
+    detail = status.detail })
 end
 
 -- Reconciling --------------------------------------------------------------------------------------------------------
