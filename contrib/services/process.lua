@@ -159,7 +159,10 @@ local function logs(ctx, body)
     stop = p.log:stop()
   end
   local text, gone = "", 0
-  if at < stop then text, at, gone = p.log:piece(at, stop) end
+  if at < stop then
+    text, at, gone = p.log:piece(at, stop)
+    if text == "" and body.follow then async.sleep(LOOK_MS) end -- it cannot be read now: who asks again has to wait
+  end
   local over = text == "" and (not body.follow or p.log.closed) or (not body.follow and at >= stop)
   return values.put_bytes({ at = at, stop = stop, mark = p.log.mark, over = over or nil,
     gone = gone > 0 and gone or nil }, "text", text)

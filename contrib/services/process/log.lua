@@ -47,12 +47,14 @@ function M:stop()
   return self.cut + self:size()
 end
 
--- At most @max bytes from @at on or, where they are gone, from the oldest one on; and where they begin. In a task.
+-- At most @max bytes from @at on or, where they are gone, from the oldest one on; and where they begin: "" when they
+-- cannot be read. In a task.
 function M:read(at, max)
   local _ <close> = self.lock:lock()
   at = math.max(at, self.first)
-  local is_old = at < self.cut
-  local file <close> = open(is_old and self.old or self.path, "r")
+  local older = at < self.cut and open(self.old, "r")
+  if not older then at = math.max(at, self.cut) end -- somebody may have taken it away
+  local is_old, file <close> = older and true, older or open(self.path, "r")
   if not file then return "", at end
   if is_old then max = math.min(max, self.cut - at) end
   return async.await(uv.fs_read, file.fd, max, at - (is_old and self.first or self.cut)) or "", at
