@@ -55,11 +55,16 @@ local function on_node(id)
   loop:wake()
 end
 
+local function forget(l)
+  if lead == l then lead = nil end
+  for _, handle in ipairs(l and l.watches or {}) do handle:close() end
+end
+
 local function watch(l, prefix, pattern)
   local handle, err = store.watch(prefix, store.revision(), function(failed, events)
     if lead ~= l then return end
     if failed then
-      lead = nil -- begun anew, with a look at everything
+      forget(l) -- begun anew, with a look at everything
       return loop:wake()
     end
     for _, event in ipairs(events) do
@@ -67,14 +72,11 @@ local function watch(l, prefix, pattern)
       if key then mark(l, key) end
     end
   end)
-  if not handle then error(errors.from(err), 0) end
+  if not handle then
+    forget(l)
+    error(errors.from(err), 0)
+  end
   l.watches[#l.watches + 1] = handle
-end
-
-local function forget()
-  local l = lead
-  lead = nil
-  for _, handle in ipairs(l and l.watches or {}) do handle:close() end
 end
 
 local function begin()
@@ -309,7 +311,7 @@ end
 -- One turn; the milliseconds until the next.
 function M.turn()
   if not leading.status() then
-    forget()
+    forget(lead)
     world.close()
     return IDLE_MS
   end
@@ -368,7 +370,7 @@ end
 
 function M.stop()
   loop:stop()
-  forget()
+  forget(lead)
   world.close()
 end
 
