@@ -103,6 +103,18 @@ describe("a resource", function()
     assert.same({ 1, {}, "start-first" }, { doc.replicas, doc.constraints, doc.move })
     assert.is_nil(doc.move_after)
   end))
+
+  it("that is no node's work is placed nowhere, whatever is said", scenario(function()
+    service(TEXT, { placed = false })
+    worker "a"
+    for name, v in pairs { replicas = 3, constraints = { zone = "a" }, move_after = 5, rollout_s = 5 } do
+      refused("invalid", create, { id = "x", spec = text(1), [name] = v })
+    end
+    create { id = "x", spec = text(1), replicas = json.null }
+    refused("invalid", update, "x", { replicas = 1 })
+    assert.same({}, state.get("/res/jar/x").nodes)
+    assert.is_nil(state.get("/res/jar/x").replicas)
+  end))
 end)
 
 describe("who waits for a resource", function()

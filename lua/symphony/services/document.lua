@@ -79,7 +79,9 @@ end
 function M.set_fields(doc, body)
   for name, v in pairs(body) do
     local check = M.fields[name]
-    if check then
+    if check and v ~= json.null and name ~= "move" and not M.is_placed(doc.kind) then
+      errors.raise("invalid", ("a %s is no node's work: it has no %s"):format(doc.kind, name))
+    elseif check then
       if v == json.null then doc[name] = default(doc, name) else doc[name] = check(v) end
     elseif name ~= "spec" and name ~= "id" and name ~= "generation" then
       errors.raise("invalid", ("a resource has no field \"%s\" that could be set"):format(
