@@ -60,6 +60,7 @@ end
 
 -- Notes how it stands with @item, which is as @desired says.
 local function note(item, desired, status)
+  if not serving then return end -- it has stopped meanwhile
   if not desired then return outbox.forget(item.key) end
   outbox.note(item.key, { kind = item.kind, id = item.id, uid = desired.uid, generation = desired.generation,
     state = tostring(status.state or "running"), message = status.message and outbox.words(status.message) or nil,
@@ -275,7 +276,8 @@ function M.start()
   resync = async.every(RESYNC_MS, M.look_at_all)
 end
 
--- Nothing is begun any more; what runs is broken off.
+-- Nothing is begun any more. What runs goes on: a service that is cut off between two steps of its own, other than by
+-- the end of the process, may not know any more what it has begun.
 local function halt()
   serving, known = false, false
   outbox.stop()
