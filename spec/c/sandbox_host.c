@@ -361,6 +361,31 @@ static void one_that_is_set_anew_meanwhile(void **state)
     SAYS(ask(NULL, "{\"kind\":\"kv\"}"), "{\"decision\":null");
 }
 
+/* Before it was there, or while its load waits to be done again: the child has not got it either. */
+static void one_that_is_dropped_while_it_loads(void **state)
+{
+    (void)state;
+    struct got got[2] = {{0}};
+    static const char source[] = "return { hooks = { ['admit.change'] = function() return refuse('no') end } }";
+    struct host_stats stats;
+    OK(host_load(host, "a", source, sizeof source - 1, keep, &got[0]));
+    host_drop(host, "a");
+    wait_for(&got[0]);
+    SAYS(ask(NULL, "{}"), "{\"decision\":null");
+    configure((struct host_config){.instructions = 1000000000000, .deadline_ms = 200});
+    load("hangs", policy("if c.hang then while true do end end"));
+    got[0] = (struct got){0};
+    begin(&got[1], NULL, "{\"hang\":true}");
+    OK(host_load(host, "a", source, sizeof source - 1, keep, &got[0]));
+    host_drop(host, "a");
+    wait_for(&got[1]);
+    wait_for(&got[0]);
+    SAYS_NOT(got[1], SYM_EPOLICYTIME, "hangs");
+    SAYS(ask(NULL, "{}"), "{\"decision\":null");
+    host_stats(host, &stats);
+    assert_int_equal(stats.policies, 1);
+}
+
 static bool gone(int pid)
 {
     return kill(pid, 0) != 0;
@@ -392,6 +417,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(one_that_does_not_load_again, set_up, tear_down),
         cmocka_unit_test_setup_teardown(an_accident_while_it_loads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_is_set_anew_meanwhile, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_is_dropped_while_it_loads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(it_ends_with_the_host, set_up, tear_down),
     };
     return child_asked(argc, argv) ? child_main() : cmocka_run_group_tests(tests, NULL, NULL);

@@ -37,21 +37,36 @@ int host_load(struct host *h, const char *name, const char *source, size_t n, ho
     return host_enqueue(h, job, bad);
 }
 
-static void mark_dropped(struct jobs *jobs, const char *name)
+static bool put_drop(struct buf *out, uint32_t id, const char *name)
+{
+    struct wr w = wr_init(out);
+    size_t at = frame_begin(&w, FRAME_DROP, id);
+    frame_put_text(&w, name);
+    frame_end(&w, at);
+    return !w.bad;
+}
+
+/* Whichever child is given the load, also one that is given it anew, has it dropped right behind. */
+static void mark_dropped(struct host *h, struct jobs *jobs, const char *name)
 {
     struct job *job;
     TAILQ_FOREACH (job, jobs, link) {
-        if (job->kind == FRAME_LOAD && strcmp(job->name, name) == 0) {
-            job->dropped = true;
+        if (job->kind != FRAME_LOAD || job->dropped || strcmp(job->name, name) != 0) {
+            continue;
         }
+        size_t n = job->frame.len;
+        job->dropped = true;
+        job->stays = !put_drop(&job->frame, job->id, name);
+        job->frame.len = job->stays ? n : job->frame.len;
+        h->bytes += job->frame.len - n;
     }
 }
 
 void host_drop(struct host *h, const char *name)
 {
     struct policy *p = host_find(h, name);
-    mark_dropped(&h->sent, name);
-    mark_dropped(&h->waiting, name);
+    mark_dropped(h, &h->sent, name);
+    mark_dropped(h, &h->waiting, name);
     if (p != NULL) {
         host_forget(h, p);
     }
@@ -64,11 +79,7 @@ void host_drop(struct host *h, const char *name)
         host_schedule(h);
         return;
     }
-    struct wr w = wr_init(&job->frame);
-    size_t at = frame_begin(&w, FRAME_DROP, job->id);
-    frame_put_text(&w, name);
-    frame_end(&w, at);
-    if (host_enqueue(h, job, w.bad) != 0) {
+    if (host_enqueue(h, job, !put_drop(&job->frame, job->id, name)) != 0) {
         h->renew = true;
         host_schedule(h);
     }

@@ -18,7 +18,8 @@ struct job {
     uint64_t queued_ms;
     unsigned reads;              /* what a call has cost in reads; see READS_MAX */
     bool again;                  /* a load that the child's predecessor had done */
-    bool dropped;                /* a load whose policy has been dropped since */
+    bool dropped;                /* a load whose policy has been dropped since, */
+    bool stays;                  /* of which the child could not be told with it */
     char name[BOX_NAME_MAX + 1]; /* of a load */
 };
 TAILQ_HEAD(jobs, job);

@@ -40,6 +40,7 @@ static int loaded(struct host *h, const struct job *job, const struct frame_answ
         p->tries = 0;
         h->n_broken--;
     }
+    h->renew = h->renew || (answer->status == 0 && job->stays);
     return answer->status;
 }
 
