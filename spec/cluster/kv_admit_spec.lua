@@ -242,6 +242,16 @@ describe("changes of keys past policies", function()
         high = answer[2].revision
       end
     end
+    -- What one rests on is there already, but from before another that has not taken effect yet.
+    for round = 1, 10 do
+      local high, r = 0, tostring(round)
+      for _, answer in ipairs(pipeline(m, { { "PUT", "/v1/kv/e/1", r }, { "PUT", "/v1/kv/e/2", r },
+        { "PUT", "/v1/kv/e/1", r }, { "PUT", "/v1/kv/e/3", r } })) do
+        assert.equal(200, answer[1], json.encode(answer[2]))
+        assert.is_true(answer[2].revision > high, round)
+        high = answer[2].revision
+      end
+    end
     -- A policy that is set meanwhile.
     for round = 1, 4 do
       local call = proc.begin { cluster.symphony, "--socket", m.socket, "policy",

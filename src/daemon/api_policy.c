@@ -138,9 +138,20 @@ bool policies_may_be_asked(const struct api *a, const struct http_req *req)
            (!req->tls || peer_is_client(req->peer));
 }
 
-static bool is_same_key(const struct call *a, const struct call *b)
+/* Whether something before @c that is not over is of the same key, or nobody knows. What it makes of that is not seen
+ * yet; and if it is what @c makes of it, too, then what comes behind @c would rest on it although @c has not taken effect.
+ */
+static bool has_same_key_before(const struct call *c)
 {
-    return a->key_len == b->key_len && memcmp(a->key, b->key, a->key_len) == 0;
+    const struct http_req *req = c->req;
+    while ((req = http_req_before(req)) != NULL) {
+        const struct call *before = req->on_gone == call_gone ? req->data : NULL;
+        if (before == NULL ||
+            (before->key_len == c->key_len && memcmp(before->key, c->key, c->key_len) == 0)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* 0: on_decided is told; 1: this is for Lua; SYM_E*. */
@@ -161,7 +172,7 @@ int call_ask_policies(struct call *c)
     }
     /* Those of one connection are asked about side by side, unless it is clear that what is seen now will not be so. */
     if (call_has_before(c, &before) &&
-        (before == NULL || !(before->asking || before->in_log) || is_same_key(c, before))) {
+        (before == NULL || !(before->asking || before->in_log) || has_same_key_before(c))) {
         call_begin_when_first(c);
         return 0;
     }
