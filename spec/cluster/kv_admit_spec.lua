@@ -270,6 +270,21 @@ describe("changes of keys past policies", function()
     end
   end))
 
+  it("are over before a change of another kind that comes behind them", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    set(t, m, "limits", [[if c.new == "bad" then return refuse("bad") end return allow()]])
+    asked_in_c(m, "limits", "warm")
+    for round = 1, 3 do
+      local answers = pipeline(m, { { "PUT", "/v1/kv/x", "bad" }, { "PUT", "/v1/kv/y", "bad" },
+        { "DELETE", "/v1/policies/limits" }, { "PUT", "/v1/kv/z", "bad" } })
+      for i, status in ipairs { 403, 403, 200, 200 } do
+        assert.equal(status, answers[i][1], ("%d, %d: %s"):format(round, i, json.encode(answers[i][2])))
+      end
+      m:json("policy", "rollback", "limits", "1")
+      asked_in_c(m, "limits", "warm")
+    end
+  end))
+
   it("are asked about without Lua under an Idempotency-Key too, and done once", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     set(t, m, "limits", [[return c.new ~= "bad" and allow() or refuse("bad")]])

@@ -72,13 +72,40 @@ void daemon_ask_lua(struct daemon *d, struct http_req *req)
     }
 }
 
+static void gone_before_its_turn(struct http_req *req)
+{
+    (void)req;
+}
+
+static void ask_first(struct http_req *req)
+{
+    struct daemon *d = req->data;
+    req->data = NULL;
+    req->on_gone = NULL;
+    daemon_ask_lua(d, req);
+}
+
+/* What changes something other than a user's key comes behind the changes of those that came before it. */
+static bool has_to_wait(const struct http_req *req)
+{
+    return http_req_before(req) != NULL && strcmp(req->method, "GET") != 0 &&
+           strcmp(req->method, "HEAD") != 0;
+}
+
 static void on_request(struct http_req *req, void *arg)
 {
     struct daemon *d = arg;
     req->class = route_class(req);
-    if (!api_handle(d->api, req)) {
-        daemon_ask_lua(d, req);
+    if (api_handle(d->api, req)) {
+        return;
     }
+    if (has_to_wait(req)) {
+        req->data = d;
+        req->on_gone = gone_before_its_turn;
+        req->on_first = ask_first;
+        return;
+    }
+    daemon_ask_lua(d, req);
 }
 
 /* --- watches
