@@ -366,7 +366,8 @@ static void one_that_is_dropped_while_it_loads(void **state)
 {
     (void)state;
     struct got got[2] = {{0}};
-    static const char source[] = "return { hooks = { ['admit.change'] = function() return refuse('no') end } }";
+    static const char source[] =
+        "return { hooks = { ['admit.change'] = function() return refuse('no') end } }";
     struct host_stats stats;
     OK(host_load(host, "a", source, sizeof source - 1, keep, &got[0]));
     host_drop(host, "a");
@@ -384,6 +385,61 @@ static void one_that_is_dropped_while_it_loads(void **state)
     SAYS(ask(NULL, "{}"), "{\"decision\":null");
     host_stats(host, &stats);
     assert_int_equal(stats.policies, 1);
+}
+
+static void run_for(uint64_t ms)
+{
+    uint64_t end = uv_hrtime() + ms * 1000000;
+    while (uv_hrtime() < end) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+        usleep(5000);
+    }
+}
+
+/* However long the child takes for what came before. */
+static void one_that_is_dropped_while_much_is_done(void **state)
+{
+    (void)state;
+    enum { CALLS = 70 };
+    struct got got[CALLS];
+    struct host_stats stats;
+    load("a", policy("return refuse('no')"));
+    host_stats(host, &stats);
+    kill(stats.pid, SIGSTOP);
+    for (int i = 0; i < CALLS; i++) {
+        begin(&got[i], NULL, "{}");
+    }
+    host_drop(host, "a");
+    run_for(HOST_WAIT_MS + 500);
+    SAYS_NOT(got[CALLS - 1], SYM_EBUSY, "");
+    kill(stats.pid, SIGCONT);
+    for (int i = 0; i < CALLS; i++) {
+        wait_for(&got[i]);
+    }
+    SAYS(ask(NULL, "{}"), "{\"decision\":null");
+}
+
+/* Also where the policies have to be loaded first. */
+static void no_one_waits_for_long(void **state)
+{
+    (void)state;
+    struct host_stats stats;
+    struct got got;
+    load("a", policy("return allow()"));
+    host_stats(host, &stats);
+    int first = stats.pid;
+    kill(first, SIGKILL);
+    while (stats.pid == first || stats.pid == 0) {
+        uv_run(&loop, UV_RUN_NOWAIT);
+        host_stats(host, &stats);
+    }
+    kill(stats.pid, SIGSTOP);
+    begin(&got, NULL, "{}");
+    run_for(HOST_WAIT_MS + 500);
+    assert_true(got.there);
+    SAYS_NOT(got, SYM_EBUSY, "");
+    kill(stats.pid, SIGCONT);
+    SAYS(ask(NULL, "{}"), "{\"decision\":{\"allow\":true");
 }
 
 static bool gone(int pid)
@@ -418,6 +474,8 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(an_accident_while_it_loads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_is_set_anew_meanwhile, set_up, tear_down),
         cmocka_unit_test_setup_teardown(one_that_is_dropped_while_it_loads, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(one_that_is_dropped_while_much_is_done, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(no_one_waits_for_long, set_up, tear_down),
         cmocka_unit_test_setup_teardown(it_ends_with_the_host, set_up, tear_down),
     };
     return child_asked(argc, argv) ? child_main() : cmocka_run_group_tests(tests, NULL, NULL);

@@ -55,11 +55,19 @@ static void check_running(struct host *h)
     host_lose(h, SYM_EPOLICYTIME);
 }
 
+/* In the order in which they came; what the child has to be told in any case waits as long as it takes. */
 static void check_waiting(struct host *h)
 {
-    struct job *job;
+    struct job *job = TAILQ_FIRST(&h->waiting);
     uint64_t now = uv_now(h->loop);
-    while ((job = TAILQ_FIRST(&h->waiting)) != NULL && !job->again && now - job->queued_ms >= HOST_WAIT_MS) {
+    while (job != NULL) {
+        if (job->again || job->kind == FRAME_DROP) {
+            job = TAILQ_NEXT(job, link);
+            continue;
+        }
+        if (now - job->queued_ms < HOST_WAIT_MS) {
+            return;
+        }
         TAILQ_REMOVE(&h->waiting, job, link);
         h->n_waiting--;
         if (h->ready) {
@@ -69,6 +77,7 @@ static void check_waiting(struct host *h)
                 h->why[0] != '\0' ? h->why : "they are being started");
         }
         host_fail(h, job, SYM_EBUSY, "");
+        job = TAILQ_FIRST(&h->waiting); /* who was told may have asked for more, or closed it all */
     }
 }
 
