@@ -34,9 +34,9 @@ local function asked_in_c(m, name, key)
   return n
 end
 
--- Sends @requests ({method, target, body, headers}) at once over one connection to @m's control socket; the answers in
--- their order: {status, json}.
-local function pipeline(m, requests)
+-- Sends @requests ({method, target, body, headers}) at once over one connection to @m's control socket: a function that
+-- waits for the answers in their order, {status, json}.
+local function begin(m, requests)
   local text = {}
   for i, r in ipairs(requests) do
     text[i] = ("%s %s HTTP/1.1\r\nHost: s\r\n%sContent-Length: %d\r\n\r\n%s"):format(r[1], r[2], r[4] or "",
@@ -61,10 +61,16 @@ local function pipeline(m, requests)
     end)
     pipe:write(table.concat(text))
   end)
-  assert.truthy(proc.pump(30 * cluster.patience, function() return over end), "answers are missing")
-  pipe:close()
-  assert.equal(#requests, #answers)
-  return answers
+  return function()
+    assert.truthy(proc.pump(30 * cluster.patience, function() return over end), "answers are missing")
+    pipe:close()
+    assert.equal(#requests, #answers)
+    return answers
+  end
+end
+
+local function pipeline(m, requests)
+  return begin(m, requests)()
 end
 
 -- Entries that the leader @m has put into the log.
@@ -250,6 +256,23 @@ describe("changes of keys past policies", function()
         assert.equal(200, answer[1], json.encode(answer[2]))
         assert.is_true(answer[2].revision > high, round)
         high = answer[2].revision
+      end
+    end
+    -- And what another connection does is the same.
+    for round = 1, 20 do
+      local r = tostring(round)
+      local other = begin(m, { { "PUT", "/v1/kv/f/1", r } })
+      local answers = pipeline(m, { { "PUT", "/v1/kv/f/1", r }, { "PUT", "/v1/kv/f/2", r }, { "PUT", "/v1/kv/f/3", r } })
+      assert.equal(200, other()[1][1])
+      local high = 0
+      for i, answer in ipairs(answers) do
+        if i == 1 and answer[1] == 409 then
+          assert.equal("conflict", answer[2].error.code)
+        else
+          assert.equal(200, answer[1], json.encode(answer[2]))
+          assert.is_true(answer[2].revision > high, round)
+          high = answer[2].revision
+        end
       end
     end
     -- A policy that is set meanwhile.

@@ -16,6 +16,12 @@ enum {
 void call_release(struct call *c)
 {
     if (c->req == NULL && !c->pending) {
+        if (c->behind != NULL) {
+            c->behind->before = c->before;
+        }
+        if (c->before != NULL) {
+            c->before->behind = c->behind;
+        }
         free(c);
     }
 }

@@ -69,10 +69,52 @@ void call_hand_over(struct call *c)
     daemon_ask_lua(d, req);
 }
 
+/* What it was bound to has changed. It is not done again behind one that came after it: that one held without it, as
+ * somebody else had done the same. */
+static void again(struct call *c)
+{
+    if (c->behind != NULL) {
+        c->undone = true;
+    } else if (c->overtaken && (api_access_of(c->api->d, c->req) & WRITE) == 0) {
+        api_refuse(c->req);
+    } else if (c->overtaken) {
+        err_setf(SYM_ECONFLICT, "what the policies looked at kept changing");
+        api_fail(c->req, SYM_ECONFLICT, "say it again");
+    } else if (c->follows && !c->has_id) {
+        call_begin_when_first(c);
+    } else {
+        call_hand_over(c);
+    }
+}
+
+/* Tells the one before @c, which may wait for that, whether @c or something behind it has taken effect. */
+static void tell_before(struct call *c, bool effect)
+{
+    struct call *before = c->before;
+    if (before == NULL) {
+        return;
+    }
+    c->before = before->behind = NULL;
+    before->overtaken = effect;
+    if (!before->in_log) {
+        tell_before(before, effect);
+    }
+    if (before->undone) {
+        before->undone = false;
+        again(before);
+    }
+}
+
 static void on_changed(void *arg, int status, const struct txn_result *result)
 {
     struct call *c = arg;
-    c->pending = c->in_log = false;
+    bool effect =
+        status == SYM_EUNKNOWN || status == SYM_ECANCELED || (status == 0 && result->status != TXN_CONFLICT);
+    c->in_log = false;
+    if (effect || c->behind == NULL) {
+        tell_before(c, effect || c->overtaken);
+    }
+    c->pending = false;
     if (c->req == NULL) {
         call_release(c);
         return;
@@ -80,10 +122,8 @@ static void on_changed(void *arg, int status, const struct txn_result *result)
     if (status == 0 && result->status == TXN_CONFLICT && result->failed >= c->undecided) {
         if (result->failed == c->rests_on && !result->repeated) {
             api_refuse(c->req);
-        } else if (c->follows && !c->has_id) {
-            call_begin_when_first(c);
         } else {
-            call_hand_over(c);
+            again(c);
         }
         return;
     }
@@ -290,6 +330,9 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     rv = txn_encode(&t, &a->scratch);
     if (rv != 0) {
         return rv;
+    }
+    if (c->follows && call_has_before(c, &c->before)) {
+        c->before->behind = c;
     }
     c->pending = c->in_log = true;
     rnode_submit(a->d->raft, buf_data(&a->scratch), a->scratch.len, WRITE_MS, on_changed, c);

@@ -40,6 +40,10 @@ struct call {
      * it on its connection does. */
     bool in_log, follows;
     uint64_t bound;
+    /* That one, and the one that holds only if this does: until it is known what comes of the latter. */
+    struct call *before, *behind;
+    bool undone;    /* it has come to nothing, and waits for what comes of the one behind it; */
+    bool overtaken; /* something behind it has taken effect, or may have */
     bool stale_ok;
     struct watch *watch;
     bool synced;    /* watch: has been told that it has all there was when it began */
