@@ -196,6 +196,35 @@ describe("reactions", function()
     assert.equal(1, #told "policy.refused")
   end))
 
+  it("that have to wait keep those of no other policy waiting, and stay in their order", cluster(function()
+    fake.now = 1700000010
+    store.set("keys", [[return { match = { ["admit.change"] = { keys = { "p/*" } } },
+      hooks = { ["admit.change"] = function() end } }]], "me")
+    store.set("p", policy("node.down", [[return { event("before"), kv_put("p/" .. input.reason, "1"),
+      event(input.reason) }]]), "me")
+    store.set("q", policy("node.down", [[return { event("q " .. input.reason) }]]), "me")
+    store.set("t", policy("every.1m", [[return { kv_put("at", tostring(input.now)) }]]), "me")
+    turn()
+    local function messages()
+      local list = {}
+      for i, event in ipairs(told "policy.event") do list[i] = event.message end
+      return list
+    end
+    sandbox.before_call = function(hook)
+      sandbox.call_error = hook == "admit.change" and { code = "busy", message = "no time" } or nil
+    end
+    happens("node.down", { reason = "one" })
+    happens("node.down", { reason = "two" })
+    fake.now = 1700000040
+    local ok, err = pcall(turn)
+    sandbox.before_call, sandbox.call_error = nil, nil
+    assert.same({ false, "policy_failed" }, { ok, err.code })
+    assert.same({ { "before", "q one", "q two" }, "1700000040" }, { messages(), value "at" })
+    turn()
+    assert.same({ "before", "q one", "q two", "one", "before", "two" }, messages())
+    assert.same({ "1", "1", {} }, { value "p/one", value "p/two", (state.list_raw "/reaction/") })
+  end))
+
   it("that fail do nothing, ten times, and then the policy is disabled", cluster(function()
     store.set("p", policy("node.down", [[error("oops")]]), "me")
     turn()
@@ -419,6 +448,27 @@ describe("reactions, of which something fails in the middle,", function()
     happens "node.down"
     turns(1)
     assert.same({ "a", "a", "b", "b", "c", "c" }, carried_out())
+  end))
+
+  it("are not tried policy by policy while nothing can be done", injected(function()
+    store.set("p", policy("node.down", [[return { event("a") }]]), "me")
+    store.set("q", policy("node.down", [[return { event("b") }]]), "me")
+    store.set("t", policy("every.1m", [[return { event("t") }]]), "me")
+    fake.now = 1700000010
+    turns(1)
+    happens "node.down"
+    local submitted = 0
+    raft.submit = function(txn, ms, cb)
+      submitted = submitted + 1
+      if submitted <= 2 then return real(txn, ms, cb) end -- what they ask for is noted
+      cb { code = "no_quorum", message = "no answer" }
+    end
+    fake.now = 1700000040
+    assert.equal(2, turns(2))
+    raft.submit = real
+    assert.equal(4, submitted)
+    turns(1)
+    assert.same({ "a", "b", "t" }, carried_out())
   end))
 
   it("are given up when it is too late, and when the policy has no word any more", injected(function()

@@ -16,9 +16,11 @@ M.BURST, M.EVERY_S = 20, 6 -- commands of a policy: ten a minute
 M.LATE_S = 120             -- what could not be done for so long is left out
 local ASK_MAX = 20         -- times that a policy is asked which cannot be asked
 
--- What may go well the next time; all else is the command's own fault.
-local PASSING = { busy = true, closed = true, conflict = true, io = true, no_quorum = true, no_space = true,
-  not_leader = true, outcome_unknown = true, state_unknown = true, timeout = true, unreachable = true }
+-- What may go well the next time: as nothing can be done now, whoever asks for it; or not this alone. All else is the
+-- command's own fault.
+local NOTHING_GOES = { canceled = true, closed = true, io = true, no_quorum = true, no_space = true, not_leader = true,
+  outcome_unknown = true, state_unknown = true }
+local PASSING = { busy = true, conflict = true, timeout = true, unreachable = true }
 
 local limit, told -- of commands; of words about that
 
@@ -79,19 +81,35 @@ local function carry_out_one(item, enabled)
   local ok, err = commands.run(item)
   if ok then
     log.info(("policy: %s at %s: %s"):format(item.policy, item.hook, commands.describe(item.command)))
-  elseif PASSING[err.code] or err.passing or err.code == "canceled" then
+  elseif NOTHING_GOES[err.code] or PASSING[err.code] or err.passing then
     error(err, 0)
   elseif err.code ~= item.gone().code or not item:is_gone() then
     leave_out(item, err)
   end
 end
 
---- Whatever is noted, in its order, up to the first that cannot be done now: that raises.
-function M.carry_out()
-  local list, enabled = todo.list(), {}
+--- Does @err say that nothing can be done now, whatever it is? So it does when the task is to end.
+function M.nothing_goes(err)
+  return NOTHING_GOES[err.code] == true
+end
+
+--- Whatever is noted, in its order; of each policy up to the first that cannot be done now: that raises, when the
+--- others' is done. @held: names of policies of which nothing is done; those that have to wait are added.
+function M.carry_out(held)
+  local list, enabled, failed = todo.list(), {}, nil
   if #list == 0 then return end
   for _, entry in ipairs(engine.list()) do enabled[entry.name] = true end
-  for _, item in ipairs(list) do carry_out_one(item, enabled) end
+  for _, item in ipairs(list) do
+    local name = tostring(item.policy)
+    if not held[name] then
+      local ok, err = xpcall(carry_out_one, errors.handler, item, enabled)
+      if not ok then
+        if M.nothing_goes(err) then error(err, 0) end
+        held[name], failed = true, failed or err
+      end
+    end
+  end
+  if failed then error(failed, 0) end
 end
 
 -- What happens --------------------------------------------------------------------------------------------------------

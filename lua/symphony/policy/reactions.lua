@@ -36,9 +36,19 @@ local HOOKS = { ["node.down"] = "node.down", ["node.ready"] = "node.up" } -- by 
 
 -- What is kept while this manager leads: {term, began = the revision at which it did, leads, led (leader.change is
 -- seen to), feed, missed, next and event = what is being seen to, ticks = {["policy/hook"] = when it was last due},
--- timed = {[the same] = what is being seen to}, timely = it has looked at the clock}.
+-- timed = {[the same] = what is being seen to}, timely = it has looked at the clock; of this look: held = the policies
+-- whose commands have to wait, failed = the first error}.
 local lead
 local task
+
+-- fn(...): what fails there keeps nothing else waiting, and is raised when the look is over; unless nothing else would
+-- go well either.
+local function try(l, fn, ...)
+  local ok, err = xpcall(fn, errors.handler, ...)
+  if ok then return end
+  if occurrence.nothing_goes(err) then error(err, 0) end
+  l.failed = l.failed or err
+end
 
 -- Nodes ---------------------------------------------------------------------------------------------------------------
 
@@ -137,7 +147,7 @@ local function on_events(l)
       see_to(o)
     end
     l.next, l.event = nil, nil
-    if o then carry_out() end
+    if o then try(l, carry_out, l.held) end
   end
 end
 
@@ -179,22 +189,18 @@ local function on_period(l, entry, hook, period, now)
   end
   see_to(o)
   l.ticks[key], l.timed[key] = tick, nil
-  carry_out()
+  try(l, carry_out, l.held)
 end
 
--- Every policy's periods. What fails at one of them keeps the others from nothing.
+-- Every policy's periods.
 local function on_time(l, now)
-  local there, failed = {}, nil
+  local there = {}
   for _, entry in ipairs(engine.list()) do
     for _, hook in ipairs(entry.about.hooks) do
       local period = match.period(hook)
       if period then
         there[entry.name .. "/" .. hook] = true
-        local ok, err = pcall(on_period, l, entry, hook, period, now)
-        if not ok then
-          if errors.is(err) and err.code == "canceled" then error(err, 0) end
-          failed = failed or err
-        end
+        try(l, on_period, l, entry, hook, period, now)
       end
     end
   end
@@ -202,7 +208,6 @@ local function on_time(l, now)
   for key in pairs(l.ticks) do
     if not there[key] then l.ticks[key], l.timed[key] = nil, nil end
   end
-  if failed then error(failed, 0) end
 end
 
 -- Leading -------------------------------------------------------------------------------------------------------------
@@ -242,7 +247,7 @@ local function on_lead(l)
     see_to(l.leads)
   end
   l.led, l.leads = true, nil
-  carry_out()
+  try(l, carry_out, l.held)
 end
 
 --- One look at what there is to react to; the milliseconds until the next. Raises what has failed: the next look goes
@@ -254,14 +259,18 @@ function M.turn()
     return IDLE_MS
   end
   local l = begin(status)
-  carry_out()
-  if #engine.list() == 0 then
+  l.held, l.failed = {}, nil
+  try(l, carry_out, l.held)
+  local idle = #engine.list() == 0
+  if idle then
     l.led, l.timely = true, true
-    return IDLE_MS
+  else
+    try(l, on_lead, l)
+    try(l, on_events, l)
+    on_time(l, math.floor(sys.now()))
   end
-  on_lead(l)
-  on_events(l)
-  on_time(l, math.floor(sys.now()))
+  if l.failed then error(l.failed, 0) end
+  if idle then return IDLE_MS end
   l.feed.changed:wait(M.TURN_MS)
   return 0
 end
