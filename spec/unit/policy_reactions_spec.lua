@@ -471,6 +471,31 @@ describe("reactions, of which something fails in the middle,", function()
     assert.same({ "a", "b", "t" }, carried_out())
   end))
 
+  it("because two policies cannot be asked: each is asked as often as one alone", injected(function()
+    store.set("p", policy("node.down", [[return { event("a") }]]), "me")
+    store.set("q", policy("node.down", [[return { event("b") }]]), "me")
+    store.set("t", policy("every.1m", [[return { event("t") }]]), "me")
+    fake.now = 1700000010
+    turns(1)
+    happens "node.down"
+    local asked, module = { p = 0, q = 0, t = 0 }, package.loaded["sym.policy"]
+    local call = module.call
+    local _ <close> = setmetatable({}, { __close = function() module.call = call end })
+    module.call = function(hook, text, opts, cb)
+      local name = opts.only[1]
+      asked[name] = asked[name] + 1
+      if name == "p" or (name == "q" and asked.q < 20) then
+        return cb { code = "busy", message = "it does not load again", policy = name }
+      end
+      call(hook, text, opts, cb)
+    end
+    fake.now = 1700000040
+    turns(2)
+    assert.same({ "t" }, carried_out()) -- time goes on meanwhile
+    turns(30)
+    assert.same({ { p = 20, q = 20, t = 1 }, { "b", "t" } }, { asked, carried_out() })
+  end))
+
   it("are given up when it is too late, and when the policy has no word any more", injected(function()
     store.set("p", policy("node.down", [[return { event("a"), event("b") }]]), "me")
     turns(1)

@@ -118,7 +118,7 @@ end
 --- name, take(mark, policy, last) as todo.note() has it: @policy has reacted (the last one), or nil, there is none that
 --- does; close = that is to be noted too}; since (monotonic ms) and other fields are added.
 function M.occurrence(fields)
-  fields.asked, fields.noted, fields.tries, fields.since = {}, {}, 0, sys.mono_ms()
+  fields.asked, fields.noted, fields.tries, fields.since = {}, {}, {}, sys.mono_ms()
   return fields
 end
 
@@ -137,8 +137,9 @@ local function ask(o, entry)
   local ok, list = pcall(engine.react, entry, o.hook, o.input)
   if not ok then
     if not errors.is(list) or list.code == "canceled" then error(list, 0) end
-    o.tries = o.tries + 1
-    if o.tries < ASK_MAX then return nil, list end
+    local tries = (o.tries[entry.name] or 0) + 1
+    o.tries[entry.name] = tries
+    if tries < ASK_MAX then return nil, list end
     log.warn(("policy: %s at %s: %s"):format(entry.name, o.hook, list.message))
   end
   return within_limits(entry.name, ok and list or {})
