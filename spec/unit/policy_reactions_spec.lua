@@ -496,6 +496,21 @@ describe("reactions, of which something fails in the middle,", function()
     assert.same({ { p = 20, q = 20, t = 1 }, { "b", "t" } }, { asked, carried_out() })
   end))
 
+  it("are told, if they are refused, also when that could not be written at first", injected(function()
+    store.set("p", policy("node.down", [[return { drain("nobody") }]]), "me")
+    turns(1)
+    happens "node.down"
+    local was_hit = failing(2, "lost")
+    turns(1)
+    raft.submit = real
+    assert.same({ true, {} }, { was_hit(), told "policy.refused" })
+    turns(1)
+    assert.same({ 1, {} }, { #told "policy.refused", (state.list_raw "/reaction/") })
+    happens "node.down" -- but not each of a flood
+    turns(1)
+    assert.equal(1, #told "policy.refused")
+  end))
+
   it("are given up when it is too late, and when the policy has no word any more", injected(function()
     store.set("p", policy("node.down", [[return { event("a"), event("b") }]]), "me")
     turns(1)

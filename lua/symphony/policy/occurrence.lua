@@ -61,13 +61,15 @@ end
 -- @item will not be carried out, because of @err.
 local function leave_out(item, err)
   local what, policy, hook = commands.describe(item.command), tostring(item.policy), tostring(item.hook)
-  log.warn(("policy: %s at %s: %s: %s"):format(policy, hook, what, err.message))
-  local event
-  if told:allow(policy .. ":failed", sys.mono_ms() / 1000) then
+  local key, now, event = policy .. ":failed", sys.mono_ms() / 1000, nil
+  if told:may(key, now) then
     event = { kind = "policy.refused", policy = err.policy or policy, by_policy = policy,
       message = ("%s, which policy %s asks for at %s, is not done: %s"):format(what, policy, hook, err.message) }
   end
   item:drop(event)
+  -- Only now: what could not be dropped is to be told the next time.
+  if event then told:done(key, now) end
+  log.warn(("policy: %s at %s: %s: %s"):format(policy, hook, what, err.message))
 end
 
 local function carry_out_one(item, enabled)
