@@ -315,6 +315,16 @@ describe("changes of keys", function()
     assert.equal("policy p: it was ended by signal 9", store.show("p").broken)
   end))
 
+  it("leave no earlier version of a policy in the sandbox that does not take the new one", cluster(function()
+    store.set("p", policy [[return allow()]], "me")
+    put("a", "1")
+    assert.is_table(sandbox.loaded.p)
+    store.set("p", policy [[return nil]], "me")
+    sandbox.load_error = { code = "policy_died", message = "policy p: it was ended by signal 9", policy = "p" }
+    put("a", "2")
+    assert.is_nil(sandbox.loaded.p)
+  end))
+
   it("are refused whatever the sandbox answers that cannot be", cluster(function()
     store.set("p", policy [[return allow()]], "me")
     engine.list()

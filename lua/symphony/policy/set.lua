@@ -73,6 +73,7 @@ local function load_one(entry, source)
     loaded[entry.name], entry.broken = entry.sha256, nil
     return
   end
+  if loaded[entry.name] then sandbox().drop(entry.name) end -- an earlier version: nobody asks it any more
   loaded[entry.name] = nil
   entry.broken, entry.tried = err, sys.mono_ms()
   entry.own_fault = err.code == "invalid" or err.policy == entry.name
