@@ -252,15 +252,17 @@ static void dispatch(struct submit *s)
     struct calls batch;
     TAILQ_INIT(&batch);
     struct call *c, *next;
+    bool full = false;
     for (c = TAILQ_FIRST(&s->waiting); c != NULL; c = next) {
         next = TAILQ_NEXT(c, link);
         if (c->refusal != 0) {
             finish(s, c, c->refusal, NULL);
-        } else if (s->leader == 0 || c->not_before > now) {
-            continue;
+        } else if (s->leader == 0 || c->not_before > now || full) {
+            continue; /* a small one does not overtake a large one for which there is no room */
         } else if (s->leader == s->self) {
             c->why =
                 propose_submit(s->propose, c->txn, c->n, c->own_id && !c->uncertain, on_local, c, &c->prop);
+            full = c->why == SYM_EBUSY;
             if (c->why == 0) {
                 move(s, c, CALL_LOCAL);
             }
