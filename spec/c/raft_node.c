@@ -830,6 +830,13 @@ static void locate_others(struct manager *m, unsigned n)
     }
 }
 
+/* Who leads, once somebody does. */
+static struct manager *next_leader(struct cluster *c)
+{
+    run_until(c, 5000, leader_of(c) != NULL);
+    return leader_of(c);
+}
+
 /* Started at another address, they go on as the members that they were; and the old one may be another's. */
 static void members_move(void **state)
 {
@@ -840,7 +847,7 @@ static void members_move(void **state)
     cluster_open(&c);
     form(&c, 3);
     struct manager *m = c.managers;
-    put_ok(leader_of(&c), "a", "1");
+    put_ok(next_leader(&c), "a", "1");
     snprintf(left, sizeof left, "%s", m[1].address);
     uint16_t left_port = m[1].port;
 
@@ -849,7 +856,7 @@ static void members_move(void **state)
     move(&m[1]);
     manager_start(&m[1]);
     run_until(&c, 5000, sees_all_up(&m[0], 3) && sees_all_up(&m[1], 3) && sees_all_up(&m[2], 3));
-    put_ok(leader_of(&c), "a", "2");
+    put_ok(next_leader(&c), "a", "2");
     manager_stop(&m[0]);
     manager_stop(&m[2]);
     move(&m[0]);
@@ -859,20 +866,20 @@ static void members_move(void **state)
         check_ok(rnode_locate(m[i].node, 2, m[1].address, m[1].moves));
     }
     run_until(&c, 5000, sees_all_up(&m[0], 3) && sees_all_up(&m[1], 3) && sees_all_up(&m[2], 3));
-    put_ok(leader_of(&c), "a", "3");
+    put_ok(next_leader(&c), "a", "3");
 
     /* Raft's configuration still has the address that the second has left. */
     struct manager *fresh = manager_new(&c, 3);
     fresh->port = left_port;
     snprintf(fresh->address, sizeof fresh->address, "%s", left);
     manager_start(fresh);
-    run_until(&c, 5000, leader_of(&c) != NULL);
-    ask(&c, 2000, a, rnode_add, leader_of(&c)->node, 4, m[1].address);
+    ask(&c, 2000, a, rnode_add, next_leader(&c)->node, 4, m[1].address);
     assert_int_equal(a.status, SYM_EEXIST);
     change_ok(&c, rnode_add, 4, fresh->address);
     change_ok(&c, rnode_assign, 4, ROLE_STANDBY);
-    run_until(&c, 5000, sees_all_up(leader_of(&c), 4) && knows_itself_as(fresh, ROLE_STANDBY));
-    ask(&c, 2000, a, rnode_add, leader_of(&c)->node, 5, fresh->address);
+    run_until(&c, 5000,
+        leader_of(&c) != NULL && sees_all_up(leader_of(&c), 4) && knows_itself_as(fresh, ROLE_STANDBY));
+    ask(&c, 2000, a, rnode_add, next_leader(&c)->node, 5, fresh->address);
     assert_int_equal(a.status, SYM_EEXIST);
     /* The others learn of the fourth from the configuration, which names it with its id. */
     for (unsigned i = 0; i < 3; i++) {
@@ -885,8 +892,7 @@ static void members_move(void **state)
         manager_start(&m[i]);
         locate_others(&m[i], 4);
     }
-    run_until(&c, 5000, leader_of(&c) != NULL);
-    put_ok(leader_of(&c), "a", "4");
+    put_ok(next_leader(&c), "a", "4");
     for (unsigned i = 0; i < 4; i++) {
         run_until(&c, 5000, sees_all_up(&m[i], 4));
     }
@@ -924,13 +930,13 @@ static void older_copy_is_refused(void **state)
     struct manager *m = &c.managers[1];
     manager_stop(m);
     manager_start(m);
-    run_until(&c, 5000, sees_up(leader_of(&c), m->id));
+    run_until(&c, 5000, leader_of(&c) != NULL && sees_up(leader_of(&c), m->id));
     manager_stop(m);
     m->starts = 0; /* as it was when it was copied */
     manager_start(m);
     run_until(&c, 5000, m->removed > 0);
     assert_int_equal(m->removed_code, SYM_ECONFLICT);
-    put_ok(leader_of(&c), "a", "1");
+    put_ok(next_leader(&c), "a", "1");
     stop_all(&c);
     /* And the others know it still when they have all started again. */
     m->removed = 0;
