@@ -3,6 +3,7 @@ local async = require "symphony.async"
 local commands = require "symphony.services.commands"
 local errors = require "symphony.errors"
 local json = require "symphony.json"
+local plain = require("symphony.cli.render").plain
 local values = require "symphony.cluster.values"
 
 local ANSWER_MS = 30000     -- who follows a log is answered every 20 s
@@ -163,16 +164,26 @@ local function printer(ctx, name, node)
   end
 end
 
+-- What is wrong with @answer of the call "logs" to @body; nil: nothing. But for who follows there is something in each.
+local function flaw(body, answer)
+  if type(answer) ~= "table" then return "the answer is no object" end
+  if answer.over then return nil end
+  if math.type(answer.at) ~= "integer" then return "the answer has no position" end
+  if not body.follow and body.at and answer.at <= body.at then return "the log neither goes on nor ends" end
+end
+
 -- Asks for one piece of a log after the other, the next when the one before has been shown. ask(body): the call "logs".
 -- true; nil, err.
 local function read(ctx, body, node, ask, show)
   repeat
     local answer, err = ask(body)
-    if not answer then return nil, err end
+    if answer == nil then return nil, err end
+    local wrong = flaw(body, answer)
+    if wrong then return nil, errors.new("protocol", ("%s: %s"):format(node, wrong)) end
     local text, damaged = values.get_bytes(answer, "text")
     if not text then return nil, damaged or errors.new("protocol", node .. ": the answer has no text") end
     if answer.gone then
-      ctx.err(("%s: %s bytes were cut before they could be read\n"):format(node, tostring(answer.gone)))
+      ctx.err(("%s: %s bytes were cut before they could be read\n"):format(node, plain(answer.gone)))
     end
     if text ~= "" then show(text) end
     body.at, body.stop, body.mark = answer.at, answer.stop, answer.mark
@@ -197,7 +208,7 @@ local function fetch(ctx, row, new_body)
       local ok, err = read(ctx, new_body(), name, function(body)
         return ask.call(n.node_id, "process", "logs", body, { timeout_ms = ANSWER_MS })
       end, printer(ctx, #list > 1 and name or nil, n.name))
-      if not ok and #list > 1 then ctx.err(err.message .. "\n") end -- which names the node
+      if not ok and #list > 1 then ctx.err(plain(err.message) .. "\n") end -- which names the node
       return ok, err
     end
   end

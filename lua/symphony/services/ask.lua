@@ -24,7 +24,7 @@ function M.serve(router, req, kind, name)
   end)
   local answer, err = fn(require("symphony.services.worker").context(service), body)
   over = true
-  if answer == nil then error(errors.from(err or "the call gave no answer"), 0) end
+  if not answer then error(errors.from(err or "the call gave no answer"), 0) end
   return 200, answer == true and {} or answer
 end
 
@@ -42,7 +42,8 @@ function M.call(id, kind, name, body, opts)
   if answer ~= nil and not (response.peer and response.peer.cn == n.node_id) then
     answer, err = nil, errors.new("unauthenticated", "another node answers at its address")
   end
-  if answer ~= nil then return answer end
+  if answer then return answer end
+  if answer == false then err = errors.new("protocol", "it gave no answer") end
   local wrapped = errors.wrap(err, n.name)
   if not response then wrapped.hint = "is this worker up? `symphony node ls` shows it" end
   return nil, wrapped

@@ -1,0 +1,75 @@
+-- contrib/services/process/commands.lua: what people type about programs, with workers that answer anything.
+package.path = "contrib/?.lua;" .. package.path
+local fake = require "spec.unit.cluster_fake"
+local errors = require "symphony.errors"
+local identity = require "symphony.cluster.identity"
+local remote = require "symphony.cluster.remote"
+local resources = require "symphony.services.resources"
+local state = require "symphony.cluster.state"
+
+local WORKER = { node_id = "1", name = "w1", role = "worker", remote_address = "127.0.0.1:1" }
+
+identity.tls = {}
+function identity.role() return "manager" end
+function state.read() return {} end
+function state.node() return WORKER end
+function resources.get(_, id) return { id = id, nodes = { { node_id = "1", name = "w1" } } } end
+
+local function command(name)
+  for _, c in ipairs(require "services.process.commands") do
+    if c.name:match("%S+") == name then return c end
+  end
+end
+
+-- `process logs web` with a worker that gives these answers, the last one again and again, at most 20 times: what is
+-- returned, what is printed on both outputs, and how often was asked.
+local function logs(answers, args)
+  local out, err, asked = {}, {}, 0
+  function remote.call()
+    asked = asked + 1
+    assert(asked <= 20, "there is no end to it")
+    return answers[math.min(asked, #answers)], 200, { peer = { cn = "1" } }
+  end
+  args = args or {}
+  args.name = "web"
+  local ok, why
+  fake.run(function()
+    ok, why = command("logs").run { args = args, out = function(text) out[#out + 1] = text end,
+      err = function(text) err[#err + 1] = text end }
+  end)
+  return { ok = ok, why = why, out = table.concat(out), err = table.concat(err), asked = asked }
+end
+
+describe("process logs", function()
+  it("asks for one piece after the other", function()
+    local got = logs { { text = "a\n", at = 2, stop = 4, mark = "m" },
+      { text = "b\n", at = 4, stop = 4, mark = "m", over = true } }
+    assert.same({ ok = true, out = "a\nb\n", err = "", asked = 2 }, got)
+  end)
+
+  it("does not ask on and on a worker that gives nothing new", function()
+    for _, last in ipairs { { text = "", at = 2 }, { text = "a\n", at = 2 }, { text = "a\n", at = "x" },
+      { text = "a\n" } } do
+      local got = logs { { text = "a\n", at = 2, stop = 4, mark = "m" }, last }
+      assert.is_nil(got.ok)
+      assert.equal("protocol", got.why.code)
+      assert.truthy(got.why.message:find("w1", 1, true), got.why.message)
+    end
+    local got = logs({ { text = "", at = 0 }, { text = "", at = 0 }, { text = "", at = 0 },
+      { text = "", at = 0, over = true } }, { follow = true })
+    assert.same({ true, 4 }, { got.ok, got.asked })
+  end)
+
+  it("takes no other answer for an empty log", function()
+    for _, answer in ipairs { false, 5, "text" } do
+      local got = logs { answer }
+      assert.is_nil(got.ok)
+      assert.is_true(errors.is(got.why) and got.why.code == "protocol")
+    end
+  end)
+
+  it("lets nothing that a worker says move the cursor", function()
+    local got = logs { { text = "", at = 0, gone = "\27[2J1", over = true } }
+    assert.equal("w1: \\x1b[2J1 bytes were cut before they could be read\n", got.err)
+  end)
+end)
