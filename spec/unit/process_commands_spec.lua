@@ -73,3 +73,50 @@ describe("process logs", function()
     assert.equal("w1: \\x1b[2J1 bytes were cut before they could be read\n", got.err)
   end)
 end)
+
+describe("process inspect", function()
+  -- The text of the resource @row.
+  local function text(row)
+    function resources.get() return row end
+    local shown
+    fake.run(function()
+      local data, how = command("inspect").run { args = { name = { "web" } } }
+      shown = how.text(data)
+    end)
+    return shown
+  end
+
+  local function row()
+    return { kind = "process", service = "process", id = "web", generation = 1, spec = {}, replicas = 2, missing = 1,
+      move = "start-first",
+      nodes = { { name = "w1", state = "running", generation = 1, detail = { pid = 5, started = 1796067968 } } } }
+  end
+
+  it("shows times as times", function()
+    local shown = text(row())
+    assert.truthy(shown:find("pid 5, started 2026-11-30 19:46:08 UTC", 1, true), shown)
+    for _, v in ipairs { math.maxinteger, -1, 0.5, "soon" } do
+      local odd = row()
+      odd.nodes[1].detail.started = v
+      assert.truthy(text(odd):find("started " .. v, 1, true))
+    end
+  end)
+
+  it("shows all that can be set, also what nobody has", function()
+    local shown = text(row())
+    for _, line in ipairs { "replicas         2", "move             start-first", "move-after       60 s",
+      "rollout-timeout  60 s" } do
+      assert.truthy(shown:find("\n" .. line .. "\n", 1, true), shown)
+    end
+    local other = row()
+    other.move_after, other.rollout_s = 0, 5
+    shown = text(other)
+    assert.truthy(shown:find("move-after       0 s\nrollout-timeout  5 s\n", 1, true), shown)
+  end)
+
+  it("shows nothing of placement where there is none", function()
+    local none = row()
+    none.replicas = nil
+    assert.is_nil(text(none):find("replicas", 1, true) or text(none):find("move", 1, true))
+  end)
+end)

@@ -251,5 +251,5 @@ Example:
   end,
 }
 
-return { run, commands.ls("process"), commands.inspect("process"), update, scale, commands.rm("process"),
-  logs_command }
+return { run, commands.ls("process"), commands.inspect("process", { times = { "started" } }), update, scale,
+  commands.rm("process"), logs_command }

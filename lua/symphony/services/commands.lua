@@ -197,12 +197,20 @@ function M.ls(kind, opts)
   }
 end
 
-local function inspect_text(rows)
+local TIME_MAX = 1 << 40 -- what a node says may be anything
+
+local function detail_text(name, v, times)
+  local is_time = times[name] and math.type(v) == "integer" and v >= 0 and v < TIME_MAX
+  return ("%s %s"):format(name, is_time and require("symphony.cluster.values").format_time(v) .. " UTC" or tostring(v))
+end
+
+-- @times: the set of the names in details that are times.
+local function inspect_text(rows, times)
   local plain, values, out = require("symphony.cli.render").plain, require "symphony.cluster.values", {}
   for i, row in ipairs(rows) do
     local lines = { i > 1 and "" or nil }
     local function line(name, text)
-      if text ~= nil and text ~= "" then lines[#lines + 1] = ("%-12s  %s"):format(name, plain(text)) end
+      if text ~= nil and text ~= "" then lines[#lines + 1] = ("%-15s  %s"):format(name, plain(text)) end
     end
     line("name", row.id)
     line("kind", row.kind)
@@ -210,6 +218,12 @@ local function inspect_text(rows)
     line("state", M.state_of(row))
     line("generation", row.generation)
     line("labels", values.format_labels(row.constraints or {}))
+    line("replicas", row.replicas)
+    if row.replicas then
+      line("move", row.move)
+      line("move-after", ("%d s"):format(row.move_after or require("symphony.services.placement").MOVE_AFTER_S))
+      line("rollout-timeout", ("%d s"):format(row.rollout_s or require("symphony.services.rollout").DEADLINE_S))
+    end
     line("made", row.created and values.format_time(row.created) .. " UTC" .. (row.by and " by " .. row.by or ""))
     if row.rollout then
       line("rollout", row.rollout.state .. (row.rollout.reason and ": " .. row.rollout.reason or ""))
@@ -229,7 +243,7 @@ local function inspect_text(rows)
       if n.message then text = ("%s: %s"):format(text, n.message) end
       line("on", text)
       local details = {}
-      for name, v in pairs(n.detail or {}) do details[#details + 1] = ("%s %s"):format(name, tostring(v)) end
+      for name, v in pairs(n.detail or {}) do details[#details + 1] = detail_text(name, v, times) end
       table.sort(details)
       line("", table.concat(details, ", "))
     end
@@ -238,8 +252,10 @@ local function inspect_text(rows)
   return table.concat(out, "\n")
 end
 
---- `inspect NAME...`.
-function M.inspect(kind)
+--- `inspect NAME...`. @opts: times = {...}: names in the detail of a status that are times, in unix seconds.
+function M.inspect(kind, opts)
+  local times = {}
+  for _, name in ipairs(opts and opts.times or {}) do times[name] = true end
   return {
     name = "inspect", summary = ("All that is known of resources of the kind %s"):format(kind),
     args = function(parser)
@@ -255,7 +271,7 @@ function M.inspect(kind)
         out[i].stale = fresh.stale or nil
       end
       require("symphony.cli.stale").note(ctx, fresh)
-      return out, { text = inspect_text }
+      return out, { text = function(data) return inspect_text(data, times) end }
     end,
   }
 end
