@@ -111,6 +111,11 @@ describe("symphony lua", function()
     assert.same({ 1, "before\n" }, { r.code, r.out })
     assert.truthy(r.err:find("script.lua:2: oops\nstack traceback:", 1, true), r.err)
     assert.truthy(r.err:find("script.lua:5: in main chunk", 1, true), r.err)
+    for _, misuse in ipairs { "collectgarbage('setpause')", "state.get({})", "kv.ls('', 5)", "events(5)" } do
+      r = lua(m, "-e", misuse)
+      assert.same({ 1, nil }, { r.code, r.err:match("[^\n]*%.lua:[^\n]*") })
+      assert.truthy(r.err:find("(invalid)", 1, true), r.err)
+    end
     r = lua(m, "-e", "x = = 1")
     assert.equal(1, r.code)
     assert.truthy(r.err:find("near '='", 1, true), r.err)

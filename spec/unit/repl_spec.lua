@@ -176,6 +176,28 @@ describe("a session", function()
     assert.equal("invalid", err.code)
   end)
 
+  it("says what is wrong with arguments, and nothing of the daemon's own code", function()
+    local ready = function() return true end
+    package.loaded["symphony.cluster.state"] = { ready = ready, read = ready, list_raw = function() return {} end }
+    local s = session.new()
+    for _, code in ipairs { "state.get({})", "state.get()", "state.list(5)", "state.list('', 5)",
+      "state.list('', { after = {} })", "state.each(5, print)", "state.each('/', nil)", "state.count({})",
+      "kv.get({})", "kv.put({}, 1)", "kv.put('a', {})", "kv.rm(5)", "kv.ls(5)", "kv.ls('', 5)",
+      "kv.ls('', { after = 5 })", "kv.each('app/', nil)", "kv.each('app/')", "kv.each(nil, print)", "kv.txn(5)",
+      "kv.watch('', 5)", "watch('', nil)", "watch({}, print)", "events(5)", "events({ limit = 'x' })",
+      "events({ since = 'x' })", "events({ node = {} })", "events({ kind = 5 })", "nodes(5)", "node({})", "node()",
+      "sleep('x')", "gather(5)", "collectgarbage('setpause')", "collectgarbage('stop')", "collectgarbage('nonsense')",
+      "collectgarbage(5)" } do
+      local results, err = eval(s, code)
+      assert.is_nil(results, code)
+      assert.equal("invalid", err.code, code .. ": " .. err.message)
+      assert.is_nil(err.message:find(".lua:", 1, true), code .. ": " .. err.message)
+    end
+    for _, code in ipairs { "collectgarbage('count')", "collectgarbage()", "collectgarbage('collect')" } do
+      assert.is_number((assert(eval(s, code)))[1])
+    end
+  end)
+
   it("does not end the daemon", function()
     local s = session.new()
     for _, code in ipairs { "os.execute('true')", "io.read()", "io.open('/dev/zero')" } do

@@ -58,9 +58,14 @@ local function general(session, env)
   --- collectgarbage([what]) -> number
   --- "count" is the daemon's memory for Lua in KiB. By default collects what is not used any more, in steps.
   ---   collectgarbage("count") > 0 --> true
-  function env.collectgarbage(what, ...)
-    if what ~= nil and what ~= "collect" then return collectgarbage(what, ...) end
-    call(heap.collect, 1000)
+  function env.collectgarbage(what)
+    if what == "count" then return collectgarbage("count") end
+    call(function()
+      if what ~= nil and what ~= "collect" then
+        errors.raise("invalid", 'collectgarbage takes "count" or "collect": how the daemon collects is its own')
+      end
+      heap.collect(1000)
+    end)
     return 0
   end
 end

@@ -18,6 +18,13 @@ function M.must(...)
   return ...
 end
 
+local WORDS = { string = "text", table = "a table", number = "a number" }
+
+--- Raises "invalid" unless @v, which is @what of a call, is of the type @kind: "string", "table" or "number".
+function M.check(v, kind, what)
+  if type(v) ~= kind then errors.raise("invalid", ("%s is %s"):format(what, WORDS[kind])) end
+end
+
 -- What a coroutine of the code's own waits for: {fn, its arguments}; the one that resumes it does it. Not in what it
 -- yields, which may be anything.
 local wanted = setmetatable({}, { __mode = "k" })

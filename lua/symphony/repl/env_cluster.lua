@@ -7,11 +7,12 @@ local events = lazy "symphony.cluster.events"
 local members = lazy "symphony.cluster.members"
 local nodes = lazy "symphony.cluster.nodes"
 local state = lazy "symphony.cluster.state"
-local calls, must = env_calls.calls, env_calls.must
+local calls, check, must = env_calls.calls, env_calls.check, env_calls.must
 
 local M = {}
 
 local ANY = { stale = true }
+local WANTED = { kind = "string", node = "string", since = "number", limit = "number" } -- of events
 
 -- Does @row have all that @want has, tables inside of it too?
 local function matches(row, want)
@@ -34,6 +35,7 @@ function M.cluster()
   ---   #nodes { role = "manager", status = "ready" } --> 1
   ---   nodes({ labels = { zone = "a" } }) --> {}
   function functions.nodes(want)
+    if want ~= nil then check(want, "table", "want") end
     local list = must(nodes.list(ANY))
     if not want then return list end
     local found = json.array()
@@ -47,6 +49,7 @@ function M.cluster()
   --- The node with that name or id, or whose id begins so. Also called node.
   ---   node(nodes()[1].name).role --> "manager"
   function functions.node(name)
+    check(name, "string", "a name")
     return must(nodes.get(name, (must(state.read(ANY)))))
   end
 
@@ -79,7 +82,11 @@ function M.cluster()
   ---   events({ kind = "node", limit = 1 })[1].kind --> "node.ready"
   function functions.events(want)
     local copy = { limit = 100 }
-    for name, value in next, want or {} do copy[name] = value end
+    if want ~= nil then check(want, "table", "want") end
+    for name, value in next, want or {} do
+      if WANTED[name] then check(value, WANTED[name], name) end
+      copy[name] = value
+    end
     must(state.read(ANY))
     copy.node_id = events.node_id(copy.node)
     return must(events.list(copy))

@@ -10,7 +10,7 @@ local follow = lazy "symphony.cluster.follow"
 local limits = lazy "symphony.cluster.kv"
 local state = lazy "symphony.cluster.state"
 local store = lazy "sym.store"
-local calls, must = env_calls.calls, env_calls.must
+local calls, check, must = env_calls.calls, env_calls.check, env_calls.must
 
 local M = {}
 
@@ -37,11 +37,24 @@ local function check_limit(limit)
   return math.min(limit or LIST_MAX, LIST_MAX)
 end
 
--- A page of what is below @prefix, up to about @max bytes, with a note if there is more. @cut: what is left out of the
--- keys; @name: of the function.
+-- @opts of a list, with nothing else in it.
+local function check_opts(opts)
+  if opts == nil then return { limit = LIST_MAX } end
+  check(opts, "table", "opts")
+  if opts.after ~= nil then check(opts.after, "string", "after") end
+  return { limit = check_limit(opts.limit), after = opts.after }
+end
+
+local function check_prefix(prefix)
+  if prefix == nil then return "" end
+  check(prefix, "string", "a prefix")
+  return prefix
+end
+
+-- A page of what is below @prefix, up to about @max bytes, with a note if there is more. @opts: as check_opts gives
+-- them; @cut: what is left out of the keys; @name: of the function.
 local function page(session, prefix, opts, max, cut, name)
-  opts = opts or {}
-  local rows, more = must(state.list_raw(prefix, { bytes = max, limit = check_limit(opts.limit),
+  local rows, more = must(state.list_raw(prefix, { bytes = max, limit = opts.limit,
     after = opts.after and cut .. opts.after }))
   local list, bytes = json.array(), 0
   for i, entry in ipairs(rows) do
@@ -65,7 +78,6 @@ local function check_function(fn)
 end
 
 local function each(prefix, fn, cut)
-  check_function(fn)
   local after, more
   repeat
     local rows
@@ -81,7 +93,7 @@ end
 --- Calls @fn for the changes below @prefix of the keys, of which @cut is left out, until it returns false. In a task.
 function M.watch(prefix, fn, cut)
   check_function(fn)
-  if type(prefix) ~= "string" then errors.raise("invalid", "a prefix is text") end
+  check(prefix, "string", "a prefix")
   must(state.ready())
   local feed <close> = must(follow.open(cut .. prefix, store.revision(), BACKLOG_MAX, function(change)
     local value = not change.deleted and change.value or nil
@@ -157,7 +169,7 @@ function M.kv(session)
   ---   #kv.ls("app/") --> 2
   ---   kv.ls("app/", { after = "app/a" })[1].key --> "app/b"
   function kv.ls(prefix, opts)
-    prefix = limits.check_key(prefix or "", true)
+    prefix, opts = limits.check_key(prefix == nil and "" or prefix, true), check_opts(opts)
     must(state.read())
     return page(session, limits.PREFIX .. prefix, opts, KV_BYTES, limits.PREFIX, "kv.ls")
   end
@@ -166,8 +178,10 @@ function M.kv(session)
   --- Calls fn(key, value) for every key below a prefix, however many, as state.each does.
   ---   kv.each("app/", function(key, value) print(key, value) end)
   function kv.each(prefix, fn)
+    check_function(fn)
+    prefix = limits.PREFIX .. limits.check_key(prefix, true)
     must(state.read())
-    each(limits.PREFIX .. limits.check_key(prefix, true), fn, limits.PREFIX)
+    each(prefix, fn, limits.PREFIX)
   end
 
   --- kv.txn(txn) -> revision
@@ -197,6 +211,7 @@ function M.state(session)
   --- The entry of a key: {key, value, create_revision, mod_revision}; nil if there is none.
   ---   json.decode(state.get("/cluster").value).id == cluster.status().cluster_id --> true
   function functions.get(key)
+    check(key, "string", "a key")
     must(state.ready())
     local entry = must(store.get(key))
     return entry and plain(entry)
@@ -207,8 +222,9 @@ function M.state(session)
   --- behind which on.
   ---   #state.list("/node/") == #nodes() --> true
   function functions.list(prefix, opts)
+    prefix, opts = check_prefix(prefix), check_opts(opts)
     must(state.ready())
-    return page(session, prefix or "", opts, STATE_BYTES, "", "state.list")
+    return page(session, prefix, opts, STATE_BYTES, "", "state.list")
   end
 
   --- state.each(prefix, fn)
@@ -216,6 +232,8 @@ function M.state(session)
   --- meanwhile is seen or not. Ends when fn returns false.
   ---   state.each("/node/", function(key, value) print(json.decode(value).name) end)
   function functions.each(prefix, fn)
+    check_function(fn)
+    check(prefix, "string", "a prefix")
     must(state.ready())
     each(prefix, fn, "")
   end
@@ -224,9 +242,10 @@ function M.state(session)
   --- How many keys there are below a prefix.
   ---   state.count("/node/") --> 1
   function functions.count(prefix)
+    prefix = check_prefix(prefix)
     must(state.ready())
     local count = 0
-    must(state.each_raw(prefix or "", function() count = count + 1 end))
+    must(state.each_raw(prefix, function() count = count + 1 end))
     return count
   end
 
