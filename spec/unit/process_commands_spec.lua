@@ -120,3 +120,15 @@ describe("process inspect", function()
     assert.is_nil(text(none):find("replicas", 1, true) or text(none):find("move", 1, true))
   end)
 end)
+
+describe("process run", function()
+  it("ends with the status of a wrong command line, whichever option is wrong", function()
+    for _, name in ipairs { "env", "label" } do
+      local args = { name = "web", command = { "/bin/true" }, env = {}, label = {} }
+      args[name] = { "nope" }
+      local ok, err = pcall(command("run").run, { args = args })
+      assert.is_false(ok)
+      assert.equal(2, errors.exit_code(err), tostring(err))
+    end
+  end)
+end)

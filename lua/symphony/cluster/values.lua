@@ -32,13 +32,13 @@ function M.name_from(host)
   return M.check_name(name) and name or "node"
 end
 
--- {k = v} of {"k=v", ...}; or nil, err.
+-- {k = v} of {"k=v", ...}, from a command line; or nil, err.
 function M.parse_labels(list)
   local labels, count = {}, 0
   for _, text in ipairs(list or {}) do
     local key, value = text:match("^([^=]+)=(.*)$")
     if not key then
-      return nil, errors.new("invalid", ("label \"%s\" is not of the form key=value"):format(text:sub(1, 80)))
+      return nil, errors.new("usage", ("label \"%s\" is not of the form key=value"):format(text:sub(1, 80)))
     end
     labels[key] = value
     count = count + 1
