@@ -16,6 +16,11 @@ package.loaded["symphony.cli.commands.kv"] = {
         parser:argument("key")
         parser:argument("value"):args("?")
         parser:option("--ttl"):convert(tonumber)
+        parser:option("--uses"):convert(function(text)
+          local n = math.tointeger(tonumber(text))
+          if not n or n < 0 then return nil, ("'%s' is no whole number"):format(text) end
+          return n
+        end)
         parser:flag("--yes")
       end,
       run = function(ctx)
@@ -76,6 +81,14 @@ describe("the parser", function()
     wrong("no number of seconds", "symphony help", "--timeout", "soon")
     wrong("no number of seconds", "symphony help", "--timeout=0")
     wrong("unknown command 'x%s'", "symphony help", "x%s")
+    -- A number below zero is no option.
+    wrong("'-1' is no whole number", "symphony help kv put", "kv", "put", "k", "--uses", "-1")
+    wrong("'-1.5' is no whole number", "symphony help kv put", "kv", "put", "k", "--uses", "-1.5", "--yes")
+    wrong("'-1' is no number of seconds", "symphony help", "--timeout", "-1", "kv", "put", "k")
+    wrong("unknown option '-1'", "behind --", "kv", "put", "k", "-15")
+    wrong("unknown option '-1'", "behind --", "kv", "put", "k", "--yes", "-1")
+    wrong("unknown option '-1'", "behind --", "kv", "put", "k", "--uses", "1", "-1", "--", "--uses", "-1")
+    assert.equal(-5, parser.parse({ "kv", "put", "k", "--ttl", "-5" }).args.ttl)
   end)
 
   it("gives help without printing or ending", function()

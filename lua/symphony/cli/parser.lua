@@ -6,6 +6,8 @@ local M = {}
 
 local GLOBALS = "--socket, --json and --timeout go with every command: see `symphony help`."
 
+local BELOW_ZERO = "^unknown option '%-%d'" -- how argparse refuses a number
+
 -- Raised by argparse's exit.
 local EXIT = {}
 local printed = {}
@@ -66,9 +68,38 @@ local function build(name)
     local text, tip = message:match("^(.-)\nDid you mean (.*)$")
     local words = parser:get_usage():match("^Usage: symphony([%l%d %-]*)") or ""
     local hint = tip and "did you mean " .. tip or "symphony help" .. words:gsub("%s+$", "") .. " shows how it is used"
+    if message:find(BELOW_ZERO) then hint = "what begins with - and is no option goes behind --" end
     error(errors.new("usage", text or message, hint), 0)
   end
   return root
+end
+
+-- @argv with each number below zero joined to the option before it, which then says what it takes: argparse sees
+-- options of one letter in it.
+local function joined(argv)
+  local words, options = {}, true
+  for _, word in ipairs(argv) do
+    options = options and word ~= "--"
+    local before = words[#words]
+    if options and word:find("^%-%d") and before and before:find("^%-%-%l[%l%-]*$") then
+      words[#words] = before .. "=" .. word
+    else
+      words[#words + 1] = word
+    end
+  end
+  return words
+end
+
+-- Raises.
+local function read(root, argv)
+  local ok, result = pcall(root.parse, root, argv)
+  if not ok and errors.is(result) and result.message:find(BELOW_ZERO) then
+    local again_ok, again = pcall(root.parse, root, joined(argv))
+    local is_flag = errors.is(again) and again.message:find("does not take arguments", 1, true)
+    if not is_flag then ok, result = again_ok, again end
+  end
+  if not ok then error(result, 0) end
+  return result
 end
 
 local roots = {} -- by command, built once: parsing leaves no trace in them
@@ -107,7 +138,7 @@ function M.parse(argv)
   local root = roots[name] or build(name)
   roots[name] = root
   printed = {}
-  local ok, result = pcall(root.parse, root, argv)
+  local ok, result = pcall(read, root, argv)
   if not ok then
     if result == EXIT then
       return { help = table.concat(printed) }
