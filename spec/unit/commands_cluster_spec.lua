@@ -603,4 +603,23 @@ describe("cluster", function()
       assert.is_nil(fake.files["/out"])
     end)
   end)
+
+  it("policy trace says once what each policy wants done", function()
+    fake.reset()
+    local function command(policy) return { do_ = "event", text = "from " .. policy } end
+    local function row(policy)
+      return { policy = policy, said = "commands", decision = { commands = { command(policy) } } }
+    end
+    local answer = { hook = "every.30s", policies = { row "a", row "b" }, commands = { command "a", command "b" } }
+    fake.run(function()
+      local argv, more = { "policy", "trace", "every.30s", "--input", "{}" }, { call = function() return answer end }
+      local status, out = run(argv, more)
+      assert.equal(0, status)
+      for _, text in ipairs { "from a", "from b" } do
+        assert.equal(1, select(2, out:gsub(text, "")), out)
+      end
+      assert.same({ "a", "b" }, { out:match("^(a)[^\n]*\n(b)[^\n]*\n$") })
+      assert.equal(2, #json_of(argv, more).commands)
+    end)
+  end)
 end)

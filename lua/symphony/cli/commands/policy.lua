@@ -352,7 +352,7 @@ local function trace_text(answer)
   elseif answer.allow then
     lines[#lines + 1] = answer.approve and "approved" or "allowed"
   end
-  for _, what in ipairs { "amended", "choose", "commands" } do
+  for _, what in ipairs { "amended", "choose" } do -- commands are those of each policy, which are above
     if answer[what] then lines[#lines + 1] = ("%s: %s"):format(what, plain(json.encode(answer[what]))) end
   end
   return table.concat(lines, "\n")
