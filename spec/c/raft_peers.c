@@ -739,6 +739,27 @@ static void refusals(void **state)
     }
 }
 
+/* Let in on its certificate alone, and told as soon as the state knows better. Members are in the configuration. */
+static void removed_while_connected(void **state)
+{
+    (void)state;
+    struct node a, b, c;
+    start(&a, 1, 1);
+    start(&b, 2, 1);
+    start(&c, 3, 1);
+    OK(peers_set(a.peers, 2, b.address));
+    OK(peers_set(b.peers, 3, c.address));
+    OK(peers_set(c.peers, 2, b.address));
+    UNTIL(peers_is_up(a.peers, 2) && peers_is_up(c.peers, 2));
+    b.verdict[1] = SYM_ENOTFOUND;
+    UNTIL(a.n_refused > 0);
+    assert_int_equal(a.refused, SYM_ENOTFOUND);
+    assert_int_equal(c.n_refused + c.downs[2], 0);
+    stop(&a);
+    stop(&b);
+    stop(&c);
+}
+
 /* What is remembered of the others outlasts a restart of all. */
 static void starts_are_kept(void **state)
 {
@@ -1887,6 +1908,7 @@ int main(void)
         TEST(restart),
         TEST(killed),
         TEST(refusals),
+        TEST(removed_while_connected),
         TEST(starts_are_kept),
         TEST(the_wrong_one),
         TEST(change_of_address),

@@ -615,6 +615,17 @@ void conn_pump(struct peer *peer)
     }
 }
 
+/* Who was let in on his certificate alone may turn out to have been removed as this state goes on. */
+static int check_again(struct conn *c)
+{
+    struct peers *p = c->owner;
+    if (c->outgoing || c->peer->address != NULL) {
+        return 0;
+    }
+    int rv = p->cfg.authorize(p->cfg.arg, c->peer->id, stream_tls_peer(c->stream));
+    return rv == SYM_ENOTFOUND ? rv : 0;
+}
+
 void conns_tick(struct peers *p)
 {
     struct conn *c;
@@ -630,6 +641,8 @@ void conns_tick(struct peers *p)
             rv = ++c->age > HELLO_TICKS ? err_setf(SYM_ETIMEOUT, "no hello in time") : 0;
         } else if (++c->quiet > QUIET_TICKS) {
             rv = err_setf(SYM_ETIMEOUT, "silent for %d s", QUIET_TICKS);
+        } else if ((rv = check_again(c)) != 0) {
+            ; /* it tries anew, and is told then */
         } else if (c->outgoing && !c->wrote) {
             rv = send_control(c, HELLO_PING, NULL);
         } else if (!c->outgoing && c->heard) {
