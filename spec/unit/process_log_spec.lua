@@ -89,6 +89,22 @@ describe("a program's log", function()
     end
   end))
 
+  it("is short also when much comes while it is cut", scenario(function(l, dir)
+    put(dir .. "/log", numbered(1, 2000))
+    local real = uv.fs_sendfile
+    uv.fs_sendfile = function(...)
+      uv.fs_sendfile = real
+      put(dir .. "/log", numbered(2001, 4000), "a")
+      return real(...)
+    end
+    local ok, err = l:trim(20000)
+    uv.fs_sendfile = real
+    assert.is_true(ok, err)
+    local text = whole(l, l.first, l:stop())
+    assert.equal(10000, #text)
+    assert.truthy(text:find("line 4000,", 1, true))
+  end))
+
   it("is cut to what is allowed, and who reads it meanwhile misses only what is gone", scenario(function(l, dir)
     put(dir .. "/log", numbered(1, 1000))
     local all = #numbered(1, 1000)

@@ -14,6 +14,7 @@ M.__index = M
 
 local PIECE = 128 * 1024
 local COPY = 1 << 20        -- at once
+local TRIES = 4             -- to have the end of what is being written
 local LOOK_MS = 500         -- where the system tells of no changes
 
 local function size_of(path)
@@ -129,11 +130,14 @@ function M:trim(max)
   if self.closed then return true end
   local from <close>, err = open(self.path, "r+")
   if not from then return nil, err end
-  local fresh, begin, stop = self.old .. ".new", math.max(0, size - half), nil
-  do
+  local fresh, begin, stop = self.old .. ".new", nil, nil
+  for _ = 1, TRIES do
+    begin, stop = math.max(0, size - half), nil
     local to <close>, why = open(fresh, "w")
     if to then stop, why = copy(from, to, begin) end
     err = why
+    if not stop or stop - begin <= half then break end
+    size = stop -- so much has come meanwhile that its end is enough
   end
   if stop and not uv.fs_rename(fresh, self.old) then stop, err = nil, errors.new("io", "cannot rename " .. fresh) end
   if not stop then
