@@ -530,7 +530,8 @@ while :; do sleep 0.1; done
     assert.equal(0, (slow.process:wait(60)))
     assert.equal(0, proc.run({ "cmp", file, out }).code)
     local grown = { peak(m) - before[1], peak(w[1]) - before[2] }
-    assert.is_true(grown[1] < 16 * 1024 and grown[2] < 16 * 1024, json.encode(grown)) -- KiB
+    -- In KiB. A sanitizer keeps what was freed.
+    assert.is_true(cluster.patience > 1 or (grown[1] < 16 * 1024 and grown[2] < 16 * 1024), json.encode(grown))
     local last = proc.run({ "sh", "-c", ([[%s --socket %s process logs web --lines 200000 >%s &&
       tail -n 200000 %s | cmp %s]]):format(cluster.symphony, m.socket, out, file, out) }, { timeout = 60 })
     assert.equal(0, last.code, last.err)
