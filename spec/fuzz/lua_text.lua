@@ -3,8 +3,8 @@ local cidr = require "symphony.cluster.cidr"
 local errors = require "symphony.errors"
 local values = require "symphony.cluster.values"
 
-local function refused(err)
-  assert(errors.is(err) and err.code == "invalid" and #err.message < 500, tostring(err))
+local function refused(err, code)
+  assert(errors.is(err) and err.code == (code or "invalid") and #err.message < 500, tostring(err))
 end
 
 local function check_address(text)
@@ -56,7 +56,9 @@ local function check_values(text)
   for word in text:gmatch("[^,]+") do list[#list + 1] = word end
   local labels
   labels, err = values.parse_labels(list)
-  if not labels then refused(err) else
+  if not labels then
+    refused(err, err.code == "usage" and "usage") -- which what is no KEY=VALUE is
+  else
     assert(values.check_labels(labels))
     values.format_labels(labels)
   end
