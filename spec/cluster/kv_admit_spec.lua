@@ -262,7 +262,8 @@ describe("changes of keys past policies", function()
     for round = 1, 20 do
       local r = tostring(round)
       local other = begin(m, { { "PUT", "/v1/kv/f/1", r } })
-      local answers = pipeline(m, { { "PUT", "/v1/kv/f/1", r }, { "PUT", "/v1/kv/f/2", r }, { "PUT", "/v1/kv/f/3", r } })
+      local answers = pipeline(m, { { "PUT", "/v1/kv/f/1", r }, { "PUT", "/v1/kv/f/2", r },
+        { "PUT", "/v1/kv/f/3", r } })
       assert.equal(200, other()[1][1])
       local high = 0
       for i, answer in ipairs(answers) do
