@@ -450,13 +450,18 @@ describe("reactions, of which something fails in the middle,", function()
     assert.same({ "a", "a", "b", "b", "c", "c" }, carried_out())
   end))
 
-  it("are not tried policy by policy while nothing can be done", injected(function()
+  -- A node goes down, of which two policies have something to say, and a third one of the time.
+  local function down_and_clock()
     store.set("p", policy("node.down", [[return { event("a") }]]), "me")
     store.set("q", policy("node.down", [[return { event("b") }]]), "me")
     store.set("t", policy("every.1m", [[return { event("t") }]]), "me")
     fake.now = 1700000010
     turns(1)
     happens "node.down"
+  end
+
+  it("are not tried policy by policy while nothing can be done", injected(function()
+    down_and_clock()
     local submitted = 0
     raft.submit = function(txn, ms, cb)
       submitted = submitted + 1
@@ -472,12 +477,7 @@ describe("reactions, of which something fails in the middle,", function()
   end))
 
   it("because two policies cannot be asked: each is asked as often as one alone", injected(function()
-    store.set("p", policy("node.down", [[return { event("a") }]]), "me")
-    store.set("q", policy("node.down", [[return { event("b") }]]), "me")
-    store.set("t", policy("every.1m", [[return { event("t") }]]), "me")
-    fake.now = 1700000010
-    turns(1)
-    happens "node.down"
+    down_and_clock()
     local asked, module = { p = 0, q = 0, t = 0 }, package.loaded["sym.policy"]
     local call = module.call
     local _ <close> = setmetatable({}, { __close = function() module.call = call end })
