@@ -307,7 +307,7 @@ end)
 describe("lua", function()
   it("evaluates a line after the other in the daemon, at a prompt", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
-    local prompt = ("%s --socket %s lua"):format(cluster.symphony, m.socket)
+    local prompt = ("exec %s --socket %s lua"):format(cluster.symphony, m.socket)
     local result = proc.run({ "script", "-qec", prompt, "/dev/null" },
       { stdin = "1 + 1\nx = 20\nx + 2.5\nerror('oops')\n'still' .. ' here'\n\4",
         env = { NO_COLOR = "1", XDG_STATE_HOME = t:folder "state" } })

@@ -62,9 +62,10 @@ local function rss(m)
   return tonumber(proc.read_file(("/proc/%d/status"):format(m.process.pid)):match("VmRSS:%s+(%d+)"))
 end
 
--- `symphony lua` at a terminal of its own (util-linux' script makes one), with its history below the folder @home.
+-- `symphony lua` at a terminal of its own (util-linux' script makes one), with its history below the folder @home. In
+-- the place of the shell: one that waits for it would see its Ctrl-C, too, and end with 130.
 local function terminal(m, home)
-  local command = ("'%s' --socket '%s' lua"):format(cluster.symphony, m.socket)
+  local command = ("exec '%s' --socket '%s' lua"):format(cluster.symphony, m.socket)
   local call = proc.begin({ "script", "-qec", command, "/dev/null" },
     { hold_stdin = true, env = { XDG_STATE_HOME = home, TERM = "vt100", NO_COLOR = "1" } })
   local self, seen = { call = call }, 0
@@ -332,7 +333,7 @@ describe("symphony lua", function()
   it("is a prompt without editing at a terminal that cannot", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     local home = t:folder("state")
-    local call = proc.begin({ "script", "-qec", ("TERM=dumb '%s' --socket '%s' lua"):format(cluster.symphony, m.socket),
+    local call = proc.begin({ "script", "-qec", ("TERM=dumb exec '%s' --socket '%s' lua"):format(cluster.symphony, m.socket),
       "/dev/null" }, { hold_stdin = true, env = { XDG_STATE_HOME = home } })
     call.stdin:write("1 + 1\nif true then\nprint('yes') end\n\4")
     cluster.wait_for("the client to end", 10, call.ended)
