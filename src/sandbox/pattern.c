@@ -41,9 +41,15 @@ static int push_captures(struct match *m, const byte *s, const byte *end)
 static struct match begin(
     lua_State *L, pattern_charge *charge, const char *text, size_t n, const char *pattern, size_t n_pattern)
 {
-    struct match m = {
-        .L = L, .charge = charge, .text = (const byte *)text, .text_end = (const byte *)text + n};
+    struct match m;
+    m.L = L;
+    m.charge = charge;
+    m.text = (const byte *)text;
+    m.text_end = m.text + n;
     m.pattern_end = (const byte *)pattern + n_pattern;
+    m.steps = 0;
+    m.tries = 0;
+    m.first_end = NULL;
     return m;
 }
 
@@ -98,6 +104,7 @@ static int find_or_match(lua_State *L, pattern_charge *charge, bool find)
     const byte *p = (const byte *)pattern + (anchored ? 1 : 0);
     struct match m = begin(L, charge, text, n, pattern, n_pattern);
     for (const byte *s = m.text + from; s <= m.text_end; s++) {
+        s = anchored ? s : pattern_next(&m, s, p);
         const byte *end = pattern_match_at(&m, s, p);
         if (end != NULL && find) {
             lua_pushinteger(L, s - m.text + 1);
@@ -145,6 +152,7 @@ static int next_match(lua_State *L)
     struct match m = begin(L, charge, text, n, pattern, n_pattern);
     lua_Integer last = lua_tointeger(L, lua_upvalueindex(4));
     for (const byte *s = m.text + lua_tointeger(L, lua_upvalueindex(3)); s <= m.text_end; s++) {
+        s = pattern_next(&m, s, (const byte *)pattern);
         const byte *end = pattern_match_at(&m, s, (const byte *)pattern);
         if (end != NULL && end - m.text != last) {
             lua_pushinteger(L, end - m.text);
@@ -244,6 +252,9 @@ int pattern_gsub(lua_State *L, pattern_charge *charge)
     luaL_Buffer b;
     luaL_buffinit(L, &b);
     while (done < most) {
+        const byte *from = s;
+        s = anchored ? s : pattern_next(&m, s, p);
+        luaL_addlstring(&b, (const char *)from, (size_t)(s - from));
         const byte *end = pattern_match_at(&m, s, p);
         if (end != NULL && end != last) {
             done++;

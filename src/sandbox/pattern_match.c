@@ -5,7 +5,11 @@
 #include <lauxlib.h>
 #include <string.h>
 
-enum { DEPTH_MAX = 200, PORTION = 256 };
+enum {
+    DEPTH_MAX = 200,
+    PORTION = 256,
+    TRIES = 4 /* before it is worth while to know what a match begins with */
+};
 
 void pattern_step(struct match *m)
 {
@@ -315,6 +319,43 @@ static const byte *match_here(struct match *m, const byte *s, const byte *p)
         p = rest;
     }
     m->depth++;
+    return s;
+}
+
+/* --- where it may begin --- */
+
+/* The item that every match begins with a character of: its end, or NULL if there is none. */
+static const byte *first_item(struct match *m, const byte *p)
+{
+    byte next = p + 1 < m->pattern_end ? p[1] : '\0';
+    if (p == m->pattern_end || *p == '(' || *p == ')' || (*p == '$' && p + 1 == m->pattern_end) ||
+        (*p == '%' && (next == 'b' || next == 'f' || isdigit(next)))) {
+        return NULL;
+    }
+    const byte *end = item_end(m, p);
+    bool optional = end < m->pattern_end && (*end == '?' || *end == '*' || *end == '-');
+    return optional ? NULL : end;
+}
+
+const byte *pattern_next(struct match *m, const byte *s, const byte *p)
+{
+    const byte *from = s;
+    if (m->tries < TRIES && ++m->tries == TRIES) {
+        m->first_end = first_item(m, p);
+        memset(m->begins, UNKNOWN, sizeof m->begins);
+    }
+    if (m->first_end == NULL) {
+        return s;
+    }
+    for (; s < m->text_end; s++) {
+        if (m->begins[*s] == UNKNOWN) {
+            m->begins[*s] = fits(m, s, p, m->first_end) ? YES : NO;
+        }
+        if (m->begins[*s] == YES) {
+            break;
+        }
+    }
+    m->steps += (uint64_t)(s - from) / 16;
     return s;
 }
 
