@@ -56,13 +56,13 @@ static bool are_plain(const uint8_t *p)
     return (found & tops) == 0;
 }
 
-/* Where the first byte from @i on is that must be escaped; @n: nowhere. */
-static size_t plain_end(const uint8_t *data, size_t i, size_t n)
+size_t json_plain(const uint8_t *p, size_t n)
 {
-    while (n - i >= 8 && are_plain(data + i)) {
+    size_t i = 0;
+    while (n - i >= 8 && are_plain(p + i)) {
         i += 8;
     }
-    while (i < n && is_plain(data[i])) {
+    while (i < n && is_plain(p[i])) {
         i++;
     }
     return i;
@@ -84,7 +84,7 @@ int json_string(struct buf *out, const uint8_t *data, size_t n)
     *to = '"';
     buf_commit(out, 1);
     for (size_t from = 0, i;; from = i + 1) {
-        i = plain_end(data, from, n);
+        i = from + (from < n ? json_plain(data + from, n - from) : 0);
         if (i > from && buf_append(out, data + from, i - from) != 0) {
             return SYM_ENOMEM;
         }

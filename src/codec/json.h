@@ -9,6 +9,10 @@
 /* True for well-formed UTF-8 (RFC 3629: no surrogates, no overlong forms, up to U+10FFFF). */
 bool utf8_valid(const uint8_t *data, size_t n);
 
+/* How many of the @n bytes at @p, before the first that does not, stand for themselves in a JSON string: none below 0x20,
+ * no quote, backslash or 0x7f. What is above may be no UTF-8. */
+size_t json_plain(const uint8_t *p, size_t n);
+
 /* Appends @data as a quoted JSON string; it must be valid UTF-8. 0 or SYM_ENOMEM. */
 int json_string(struct buf *out, const uint8_t *data, size_t n);
 

@@ -148,7 +148,9 @@ static int decide(struct asking *a, const struct box *box, enum said said)
     a->decided = said;
     buf_clear(&a->decision);
     int rv = buf_append(&a->decision, buf_data(decision), decision->len - 1);
-    return rv != 0 ? rv : buf_appendf(&a->decision, ",\"policy\":\"%s\"}", box_name(box));
+    rv = rv != 0 ? rv : buf_append(&a->decision, ",\"policy\":\"", 11);
+    rv = rv != 0 ? rv : buf_append(&a->decision, box_name(box), strlen(box_name(box)));
+    return rv != 0 ? rv : buf_append(&a->decision, "\"}", 2);
 }
 
 /* Each of the commands, with the name of who wants it. */
@@ -254,10 +256,12 @@ int boxes_call(
             rv = ask(&a, box);
         }
     }
-    snprintf(why, sizeof why, "%s", err_msg());
-    if (rv == 0 || rv == SYM_EPOLICY) {
+    if (rv == 0) {
+        rv = write_result(&a, out);
+    } else if (rv == SYM_EPOLICY) {
+        snprintf(why, sizeof why, "%s", err_msg());
         int wrote = write_result(&a, out);
-        rv = wrote != 0 ? wrote : rv == 0 ? 0 : err_setf(rv, "%s", why);
+        rv = wrote != 0 ? wrote : err_setf(rv, "%s", why);
     }
     box_subject_free(&a.subject);
     reads_clear(&a.reads);

@@ -96,7 +96,7 @@ static bool read_string(struct json_reader *r)
     const uint8_t *p = r->p + 1;
     r->text = p;
     r->escaped = false;
-    while (p < r->end && *p != '"') {
+    while (p += json_plain(p, (size_t)(r->end - p)), p < r->end && *p != '"') {
         uint32_t meaning;
         size_t n = 1;
         if (*p < 0x20) {
@@ -151,16 +151,18 @@ size_t json_unescape(const struct json_reader *r, uint8_t *out)
         memcpy(out, r->text, r->n);
         return r->n;
     }
-    while (p < end) {
+    for (;;) {
         uint32_t meaning;
-        if (*p != '\\') {
-            out[n++] = *p++;
-            continue;
+        const uint8_t *slash = memchr(p, '\\', (size_t)(end - p));
+        size_t run = (size_t)((slash != NULL ? slash : end) - p);
+        memcpy(out + n, p, run);
+        n += run;
+        if (slash == NULL) {
+            return n;
         }
-        p += escape(p, end, &meaning);
+        p = slash + escape(slash, end, &meaning);
         n += put_utf8(out + n, meaning);
     }
-    return n;
 }
 
 bool json_is(const struct json_reader *r, const char *s)
