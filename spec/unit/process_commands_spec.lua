@@ -1,6 +1,7 @@
 -- contrib/services/process/commands.lua: what people type about programs, with workers that answer anything.
 package.path = "contrib/?.lua;" .. package.path
 local fake = require "spec.unit.cluster_fake"
+local async = require "symphony.async"
 local errors = require "symphony.errors"
 local identity = require "symphony.cluster.identity"
 local remote = require "symphony.cluster.remote"
@@ -22,9 +23,9 @@ local function command(name)
 end
 
 -- `process logs web` with a worker that gives these answers, the last one again and again, at most 20 times: what is
--- returned, what is printed on both outputs, and how often was asked.
+-- returned, what is printed on both outputs, how often was asked, and how often there was a pause before that.
 local function logs(answers, args)
-  local out, err, asked = {}, {}, 0
+  local out, err, asked, pauses, sleep = {}, {}, 0, 0, async.sleep
   function remote.call()
     asked = asked + 1
     assert(asked <= 20, "there is no end to it")
@@ -33,18 +34,23 @@ local function logs(answers, args)
   args = args or {}
   args.name = "web"
   local ok, why
+  function async.sleep(ms)
+    if ms > 0 then pauses = pauses + 1 end
+    return sleep(0)
+  end
+  local _ <close> = setmetatable({}, { __close = function() async.sleep = sleep end })
   fake.run(function()
     ok, why = command("logs").run { args = args, out = function(text) out[#out + 1] = text end,
       err = function(text) err[#err + 1] = text end }
   end)
-  return { ok = ok, why = why, out = table.concat(out), err = table.concat(err), asked = asked }
+  return { ok = ok, why = why, out = table.concat(out), err = table.concat(err), asked = asked, pauses = pauses }
 end
 
 describe("process logs", function()
   it("asks for one piece after the other", function()
     local got = logs { { text = "a\n", at = 2, stop = 4, mark = "m" },
       { text = "b\n", at = 4, stop = 4, mark = "m", over = true } }
-    assert.same({ ok = true, out = "a\nb\n", err = "", asked = 2 }, got)
+    assert.same({ ok = true, out = "a\nb\n", err = "", asked = 2, pauses = 0 }, got)
   end)
 
   it("does not ask on and on a worker that gives nothing new", function()
@@ -55,9 +61,9 @@ describe("process logs", function()
       assert.equal("protocol", got.why.code)
       assert.truthy(got.why.message:find("w1", 1, true), got.why.message)
     end
-    local got = logs({ { text = "", at = 0 }, { text = "", at = 0 }, { text = "", at = 0 },
-      { text = "", at = 0, over = true } }, { follow = true })
-    assert.same({ true, 4 }, { got.ok, got.asked })
+    local got = logs({ { text = "", at = 0 }, { text = "a\n", at = 2 }, { text = "", at = 2 },
+      { text = "", at = 2, over = true } }, { follow = true })
+    assert.same({ ok = true, out = "a\n", err = "", asked = 4, pauses = 2 }, got)
   end)
 
   it("takes no other answer for an empty log", function()

@@ -7,6 +7,7 @@ local plain = require("symphony.cli.render").plain
 local values = require "symphony.cluster.values"
 
 local ANSWER_MS = 30000     -- who follows a log is answered every 20 s
+local AGAIN_MS = 500        -- before the next question, when there was nothing new: a worker may not have waited for it
 local LINE_MAX = 64 * 1024  -- a longer one is shown in parts
 
 local function number(text)
@@ -164,7 +165,8 @@ local function printer(ctx, name, node)
   end
 end
 
--- What is wrong with @answer of the call "logs" to @body; nil: nothing. But for who follows there is something in each.
+-- What is wrong with @answer of the call "logs" to @body; nil: nothing. There is something new in each, but for who
+-- follows.
 local function flaw(body, answer)
   if type(answer) ~= "table" then return "the answer is no object" end
   if answer.over then return nil end
@@ -187,6 +189,7 @@ local function read(ctx, body, node, ask, show)
     end
     if text ~= "" then show(text) end
     body.at, body.stop, body.mark = answer.at, answer.stop, answer.mark
+    if text == "" and not answer.over then async.sleep(AGAIN_MS) end
   until answer.over
   show(nil)
   return true
