@@ -7,7 +7,7 @@ local reactions = require "symphony.policy.reactions"
 local state = require "symphony.cluster.state"
 local store = require "symphony.policy.store"
 
-reactions.TURN_MS = 1
+reactions.AGAIN_MS = 0
 
 local ID = "0abcdefghijklmnopqrstuvabc"
 
@@ -448,6 +448,62 @@ describe("reactions, of which something fails in the middle,", function()
     happens "node.down"
     turns(1)
     assert.same({ "a", "a", "b", "b", "c", "c" }, carried_out())
+  end))
+
+  it("because a policy cannot be asked: its events wait for it, and those of others do not", injected(function()
+    for _, name in ipairs { "p", "q" } do
+      store.set(name, policy("node.down", ([[return { event("%s " .. input.reason) }]]):format(name)), "me")
+    end
+    turns(1)
+    local module = package.loaded["sym.policy"]
+    local call = module.call
+    local _ <close> = setmetatable({}, { __close = function() module.call = call end })
+    local function cannot_be_asked(wanted)
+      module.call = function(hook, text, opts, cb)
+        if opts.only[1] == wanted then return cb { code = "busy", message = "no", policy = wanted } end
+        call(hook, text, opts, cb)
+      end
+    end
+    local function messages()
+      local list = {}
+      for i, event in ipairs(told "policy.event") do list[i] = event.message end
+      return list
+    end
+    cannot_be_asked "p"
+    happens("node.down", { reason = "1" })
+    happens("node.down", { reason = "2" })
+    turns(1)
+    assert.same({ "q 1", "q 2" }, messages())
+    new_leader() -- who knows what p has yet to react to, and the others not
+    happens("node.down", { reason = "3" })
+    turns(1)
+    assert.same({ "q 1", "q 2", "q 3" }, messages())
+    cannot_be_asked "q"
+    turns(1)
+    assert.same({ "q 1", "q 2", "q 3", "p 1", "p 2", "p 3" }, messages())
+    new_leader()
+    cannot_be_asked "nobody"
+    turns(2)
+    happens("node.down", { reason = "4" })
+    turns(2)
+    assert.same({ "q 1", "q 2", "q 3", "p 1", "p 2", "p 3", "p 4", "q 4" }, messages())
+    local mark = require("symphony.policy.todo").mark()
+    assert.is_nil(mark.own)
+  end))
+
+  it("of a policy that fails come when those of the others are done", injected(function()
+    store.set("p", policy("node.down", [[error("oops")]]), "me")
+    store.set("q", policy("node.down", [[return { event("q") }]]), "me")
+    turns(1)
+    local asked = {}
+    sandbox.before_call = function() asked[#asked + 1] = sandbox.calls[#sandbox.calls].only[1] end
+    for _ = 1, 4 do happens "node.down" end
+    turns(1)
+    assert.same({ "p", "q", "q", "q", "q" }, asked)
+    happens "node.down"
+    turns(3)
+    sandbox.before_call = nil
+    assert.equal("p q q q q q p p p", table.concat(asked, " "))
   end))
 
   -- A node goes down, of which two policies have something to say, and a third one of the time.

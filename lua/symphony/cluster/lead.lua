@@ -1,4 +1,4 @@
---- Work that only the leader does, and that never ends: loops that take one look, and at most one step, at a time.
+--- Work that never ends, most of it the leader's alone: loops that take one look, and at most one step, at a time.
 local async = require "symphony.async"
 local errors = require "symphony.errors"
 local log = require "sym.log"

@@ -116,56 +116,40 @@ end
 
 -- What happens --------------------------------------------------------------------------------------------------------
 
---- Something that happens: {hook, input, upto = what was set behind this revision has no word in it, only = a policy's
---- name, take(mark, policy, last) as todo.note() has it: @policy has reacted (the last one), or nil, there is none that
---- does; close = that is to be noted too}; since (monotonic ms) and other fields are added.
+--- Something that happens, for one policy: {policy = its name, hook, input, upto = what was set behind this revision
+--- has no word in it, take(mark) as todo.note() has it}; since (monotonic ms) and other fields are added.
 function M.occurrence(fields)
-  fields.asked, fields.noted, fields.tries, fields.since = {}, {}, {}, sys.mono_ms()
+  fields.tries, fields.since = 0, sys.mono_ms()
   return fields
 end
 
--- The policies that react to @o, in order.
-local function concerned(o)
-  local out = {}
+--- Does the policy @entry, set at or before the revision @upto (nil: whenever), react to @hook with @input?
+function M.concerns(entry, hook, input, upto)
+  return (not upto or entry.revision <= upto) and match.concerns(entry.about, hook, input)
+end
+
+-- What the policy has to say to @o: commands; none if it is not enabled any more. Raises when it could not be asked,
+-- and will be again.
+local function ask(o)
   for _, entry in ipairs(engine.list()) do
-    if (not o.only or entry.name == o.only) and (not o.upto or entry.revision <= o.upto)
-      and match.concerns(entry.about, o.hook, o.input) then out[#out + 1] = entry end
-  end
-  return out
-end
-
--- The commands of @entry; nil, err: it could not be asked, and will be again. Raises when the task is to end.
-local function ask(o, entry)
-  local ok, list = pcall(engine.react, entry, o.hook, o.input)
-  if not ok then
-    if not errors.is(list) or list.code == "canceled" then error(list, 0) end
-    local tries = (o.tries[entry.name] or 0) + 1
-    o.tries[entry.name] = tries
-    if tries < ASK_MAX then return nil, list end
-    log.warn(("policy: %s at %s: %s"):format(entry.name, o.hook, list.message))
-  end
-  return within_limits(entry.name, ok and list or {})
-end
-
---- Has the policies react to @o, and notes what they ask for. Raises, if only one of them could not be asked; said
---- again, it goes on from there.
-function M.see_to(o)
-  local want, failed = {}, nil
-  for _, entry in ipairs(concerned(o)) do
-    local name = entry.name
-    if not o.asked[name] then
-      local list, err = ask(o, entry)
-      o.asked[name], failed = list, failed or err
+    if entry.name == o.policy and M.concerns(entry, o.hook, o.input, o.upto) then
+      local ok, list = pcall(engine.react, entry, o.hook, o.input)
+      if not ok then
+        if not errors.is(list) or list.code == "canceled" then error(list, 0) end
+        o.tries = o.tries + 1
+        if o.tries < ASK_MAX then error(list, 0) end
+        log.warn(("policy: %s at %s: %s"):format(entry.name, o.hook, list.message))
+      end
+      return within_limits(entry.name, ok and list or {})
     end
-    if #(o.asked[name] or {}) > 0 and not o.noted[name] then want[#want + 1] = name end
   end
-  for i, name in ipairs(want) do
-    local last = i == #want and not failed
-    todo.note(name, o.hook, o.asked[name], function(mark) return o.take(mark, name, last) end)
-    o.noted[name] = true
-  end
-  if failed then error(failed, 0) end
-  if o.close and #want == 0 then todo.note(nil, o.hook, {}, o.take) end
+  return {}
+end
+
+--- Has the policy react to @o, and notes what it asks for. Raises; said again, it goes on from there.
+function M.see_to(o)
+  o.asked = o.asked or ask(o)
+  if #o.asked > 0 then todo.note(o.policy, o.hook, o.asked, o.take) end
 end
 
 return M

@@ -3,6 +3,7 @@ local async = require "symphony.async"
 local errors = require "symphony.errors"
 local failures = require "symphony.policy.failures"
 local json = require "symphony.json"
+local leading = require "symphony.cluster.lead"
 local log = require "sym.log"
 local match = require "symphony.policy.match"
 local node = require "sym.node"
@@ -15,6 +16,7 @@ local M = {}
 M.PREFIX = "/policy/"
 local WAIT_MS = 3000  -- for the set to be in the sandbox
 local RETRY_MS = 1000 -- what does not load is tried again
+local REST_MS = 60000 -- when there is nothing to do
 
 -- {revision = the highest of /policy/, count, list = enabled policies in the order in which they run, off = those that
 -- are disabled for a reason: {name, reason}}. Of list each {name, version, sha256, set_at, revision (of its record),
@@ -23,8 +25,7 @@ local current
 local loaded = {}      -- name -> sha256: what the sandbox holds
 local dirty = true     -- the state may have gone on since
 local syncing = async.mutex()
-local watch, task
-local wakeup = async.event()
+local watch, loop
 
 local function sandbox() return require "sym.policy" end
 
@@ -154,7 +155,7 @@ end
 --- The state has other policies now, or may have: what is asked from here on goes by those.
 function M.changed()
   dirty = true
-  wakeup:set()
+  loop:wake()
 end
 
 local function on_watch(ended)
@@ -165,34 +166,31 @@ local function on_watch(ended)
   M.changed()
 end
 
-local function loop()
-  while true do
-    if not watch and node.started() then
-      dirty = true
-      watch = store.watch(M.PREFIX, store.revision(), on_watch)
-    end
-    local ok, err = xpcall(M.ensure, errors.handler)
-    if not ok and err.code ~= "canceled" and err.code ~= "closed" then
-      log.error("policy: " .. (err.traceback or err.message))
-    end
-    wakeup:wait(not (ok and watch) and RETRY_MS or nil)
-    wakeup = async.event()
+local function turn()
+  if not watch and node.started() then
+    dirty = true
+    watch = store.watch(M.PREFIX, store.revision(), on_watch)
   end
+  local ok, err = xpcall(M.ensure, errors.handler)
+  if not ok and err.code ~= "closed" then error(err, 0) end
+  return ok and watch and REST_MS or RETRY_MS
 end
+
+loop = leading.loop("policy", RETRY_MS, turn, { first_ms = 0 })
 
 --- Keeps the sandbox in step with the state until stop(). Said twice, it is one.
 function M.start()
-  if not task then task = async.spawn(loop) end
+  loop:start()
 end
 
 function M.stop()
-  if task then task:cancel() end
+  loop:stop()
   if watch then watch:close() end
   for name in pairs(loaded) do
     sandbox().drop(name)
     loaded[name] = nil
   end
-  task, watch, current, dirty = nil, nil, nil, true
+  watch, current, dirty = nil, nil, true
   failures.keep {}
   node.kv_policies(0)
 end

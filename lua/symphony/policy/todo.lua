@@ -3,9 +3,9 @@
 --- it, and that is taken off the list in the txn that does it.
 ---
 --- /reaction/<12 digits>/<2 digits>: {policy, hook, command, at (unix seconds)}, in the order in which it was noted.
---- /cluster/reactions, the mark: {revision, event = the last event of a node that was seen to, done = the policies that
---- have reacted to it, nil: all; term = the last one whose leader was told, told = to whom; times = {["policy/hook"] =
---- when it was last due and led to something}; last = the number given out last}.
+--- /cluster/reactions, the mark: {revision, event = the last event of a node that was seen to; own = {[policy] =
+--- {revision, event}}: of those that are behind or before that; term = the last one whose leader was told, told = to
+--- whom; times = {["policy/hook"] = when it was last due and led to something}; last = the number given out last}.
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local json = require "symphony.json"
