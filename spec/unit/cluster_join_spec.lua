@@ -149,6 +149,15 @@ describe("remote.explain", function()
     assert.truthy(remote.explain({ code = "closed", message = "x" }, "host:1").message:find("no symphony manager"))
   end)
 
+  it("takes no worker for a manager", function()
+    for _, code in ipairs { "unreachable", "timeout", "protocol", "closed", "io", "not_found", "too_large" } do
+      local err = remote.explain({ code = code, message = "why" }, "host:1", "worker")
+      assert.truthy(err.message:find("host", 1, true) and err.message:find("why", 1, true), err.message)
+      assert.is_nil((err.message .. (err.hint or "")):find("manager", 1, true))
+    end
+    assert.is_nil((remote.answer_error(500, nil, "h", "worker").hint or ""):find("manager", 1, true))
+  end)
+
   it("reads the error of an answer, and does not believe everything", function()
     assert.is_nil(remote.answer_error(200, {}, "h"))
     assert.equal("denied", remote.answer_error(403, { error = { code = "denied", message = "no" } }, "h").code)

@@ -1,4 +1,4 @@
--- Calls to another manager's remote port, with errors that say what is wrong there.
+-- Calls to another node's remote port, with errors that say what is wrong there.
 local address = require "symphony.cluster.address"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
@@ -17,8 +17,22 @@ function M.encode_segment(text)
   return (text:gsub("[^%w%-%._~]", function(c) return ("%%%02X"):format(c:byte()) end))
 end
 
--- What went wrong on the way to @at ("host:port"), for a person who may have mistyped it. Pure.
-function M.explain(err, at)
+-- The same on the way to a worker, of which nobody has typed the address.
+local function of_worker(err, at)
+  if err.code == "unreachable" or err.code == "timeout" then
+    return errors.new(err.code, ("the worker at %s cannot be reached: %s"):format(at, err.message),
+      "is it up? `symphony node ls` shows it")
+  elseif err.code == "protocol" or err.code == "closed" or err.code == "io" then
+    return errors.new("protocol", ("the worker at %s gives no whole answer: %s"):format(at, err.message),
+      "the log of its daemon may say more")
+  end
+  return errors.new(err.code, ("%s: %s"):format(at, err.message), err.hint)
+end
+
+-- What went wrong on the way to @at ("host:port"), for a person who may have mistyped it; @role: "worker", or a manager
+-- is to be there. Pure.
+function M.explain(err, at, role)
+  if role == "worker" and err.code ~= "not_found" then return of_worker(err, at) end
   local code = err.code
   local host = address.parse(at, 1)
   if code == "not_found" then
@@ -41,8 +55,8 @@ function M.explain(err, at)
   return errors.new(code, ("%s: %s"):format(at, err.message), err.hint)
 end
 
--- The error in an answer; nil when it is none. Pure.
-function M.answer_error(status, doc, at)
+-- The error in an answer; nil when it is none. @role: as above. Pure.
+function M.answer_error(status, doc, at, role)
   if status >= 200 and status < 300 then return nil end
   local e = type(doc) == "table" and doc.error
   if type(e) == "table" and type(e.code) == "string" and type(e.message) == "string" then
@@ -52,7 +66,7 @@ function M.answer_error(status, doc, at)
     return err
   end
   return errors.new("protocol", ("%s answered with status %d and nothing that could be read"):format(at, status),
-    "is this the remote port of a symphony manager?")
+    role ~= "worker" and "is this the remote port of a symphony manager?" or nil)
 end
 
 -- @opts: at = "host:port", tls, role, method, path (encoded), body (a table: JSON, or text), headers, timeout_ms.
@@ -69,9 +83,9 @@ function M.call(opts)
   local response, err = async.await(http.request, { host = host, port = port, tls = opts.tls, role = opts.role,
     method = opts.method, path = opts.path, headers = headers, body = body, timeout_ms = opts.timeout_ms or 10000,
     max_body = 4 * 1024 * 1024 })
-  if not response then return nil, M.explain(err, opts.at) end
+  if not response then return nil, M.explain(err, opts.at, opts.role) end
   local doc = response.body and response.body ~= "" and json.decode(response.body) or nil
-  err = M.answer_error(response.status, doc, opts.at)
+  err = M.answer_error(response.status, doc, opts.at, opts.role)
   if err then return nil, err, response end
   if doc == nil then
     return nil, errors.new("protocol", ("the answer of %s cannot be read"):format(opts.at))

@@ -44,9 +44,7 @@ function M.call(id, kind, name, body, opts)
   end
   if answer then return answer end
   if answer == false then err = errors.new("protocol", "it gave no answer") end
-  local wrapped = errors.wrap(err, n.name)
-  if not response then wrapped.hint = "is this worker up? `symphony node ls` shows it" end
-  return nil, wrapped
+  return nil, errors.wrap(err, n.name)
 end
 
 return M
