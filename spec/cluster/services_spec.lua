@@ -1054,17 +1054,43 @@ describe("a service that comes later", function()
       return r.running == 1, json.encode(r)
     end)
     assert.same({ "block", "pantry" }, t:nodes(m)[w[1].node_id].services)
-    -- And one that goes takes nothing along: nobody here can tell what it has. What it is given says so.
+    -- One that is taken away gets nothing new, and goes on with what it has until that is to be gone.
+    m:json("pantry", "put", "plums", "7")
+    local function wait_node(what, id, check)
+      cluster.wait_for(what, 30, function()
+        local n = m:json("pantry", "inspect", id)[1].nodes[1]
+        return n and check(n), json.encode(n)
+      end)
+    end
+    wait_node("the other jar", "plums", function(n) return n.state == "running" end)
+    local function path(id) return ("%s/services/pantry/%s"):format(w[1].dir, id) end
     assert(uv.fs_unlink(late .. "/services/pantry.lua"))
     w[1]:json("reload")
     cluster.wait_for("the record", 15, function()
       return #t:nodes(m)[w[1].node_id].services == 1
     end)
-    assert.truthy(uv.fs_stat(w[1].dir .. "/services/pantry/figs"))
-    cluster.wait_for("the state", 30, function()
-      local n = m:json("pantry", "inspect", "figs")[1].nodes[1]
-      return n and n.state == "failed" and n.message:find("has not got the service", 1, true), json.encode(n)
+    wait_node("what it says of it", "figs", function(n)
+      return n.state == "running" and (n.message or ""):find("pantry is not on this worker any more", 1, true)
     end)
+    m:json("pantry", "rm", "figs")
+    cluster.wait_for("its end", 15, function() return not uv.fs_stat(path "figs") end)
+    assert.truthy(uv.fs_stat(path "plums"))
+    -- The next daemon, also one without any --lua-dir, has not even that, and says so; what is left is ended when the
+    -- file is back.
+    assert(w[1]:stop())
+    w[1]:start()
+    wait_node("the state", "plums", function(n)
+      return n.state == "failed" and n.message:find("has not got the service of jar", 1, true)
+    end)
+    assert.truthy(w[1]:log():find("nobody looks after what there is of it", 1, true))
+    m:json("pantry", "rm", "plums")
+    assert.truthy(uv.fs_stat(path "plums"))
+    assert(w[1]:stop())
+    w[1]:start("--lua-dir", late)
+    assert.truthy(uv.fs_stat(path "plums"))
+    proc.write_file(late .. "/services/pantry.lua", JAR)
+    w[1]:json("reload")
+    cluster.wait_for("its end", 30, function() return not uv.fs_stat(path "plums") end)
   end))
 end)
 

@@ -244,7 +244,7 @@ Example:
     end
     ctx.printed = true
     if require("symphony.cluster.identity").role() == "worker" then
-      local service = require("symphony.services.registry").get("process")
+      local service = require("symphony.services.here").get("process")
       local here = require("symphony.services.worker").context(service)
       return read(ctx, new_body(), here.node.name or "here", function(body) return service.calls.logs(here, body) end,
         printer(ctx, nil, here.node.name))

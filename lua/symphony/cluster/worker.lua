@@ -36,9 +36,10 @@ local ending = false            -- the process is about to end, and has said so
 local departing = false         -- `block leave` is under way
 local mute                      -- why gossip could not begin
 
--- What a worker without services of its own does without.
+-- What a worker without services of its own does without; one that has had some has to say what is left of them.
 local function has_services()
   return #(sys.options().lua_dirs or {}) > 0 or #require "symphony.services.built_in" > 0
+    or sys.stat(identity.path("services")) ~= nil
 end
 
 -- The services of this worker, as its record and gossip have them.

@@ -2,8 +2,8 @@
 --- own control socket. Who wants much asks for one piece after the other: a slow reader costs neither side anything.
 local async = require "symphony.async"
 local errors = require "symphony.errors"
+local here = require "symphony.services.here"
 local identity = require "symphony.cluster.identity"
-local registry = require "symphony.services.registry"
 local remote = require "symphony.cluster.remote"
 local state = require "symphony.cluster.state"
 
@@ -12,7 +12,7 @@ local M = {}
 --- Answers @req to the call @name of service @kind. In a task; as a handler of a route. It is broken off when whoever
 --- asks goes away.
 function M.serve(router, req, kind, name)
-  local service = registry.get(kind)
+  local service = here.get(kind)
   local fn = service and (service.calls or {})[name]
   if not fn then
     errors.raise("not_found", ("this node has no service \"%s\" with a call \"%s\""):format(kind, name))

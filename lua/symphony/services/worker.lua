@@ -3,12 +3,14 @@
 local agent = require "symphony.cluster.agent"
 local async = require "symphony.async"
 local errors = require "symphony.errors"
+local here = require "symphony.services.here"
 local identity = require "symphony.cluster.identity"
 local json = require "symphony.json"
 local log = require "sym.log"
 local outbox = require "symphony.services.outbox"
 local registry = require "symphony.services.registry"
 local sys = require "sym.sys"
+local uv = require "luv"
 
 local M = {
   backoff_ms = 500,         -- after the first failure; doubled with each
@@ -80,7 +82,7 @@ local function desired_of(item)
 end
 
 local function actual_of(service, kind)
-  local actual = registry.field(kind, "actual")
+  local actual = here.field(service, kind, "actual")
   local list = actual(M.context(service, kind))
   if type(list) ~= "table" then error(("actual of %s gave no table"):format(kind), 0) end
   return list
@@ -88,13 +90,14 @@ end
 
 -- One step with @item. Its status, or nil when it is gone; nil, err.
 local function step(item, desired)
-  local service = registry.of(item.kind)
+  local service, is_leaving = here.of(item.kind)
   if not service then
     if not desired then return nil end
-    return { state = "failed", message = "this worker has not got the service of " .. item.kind }
+    return { state = "failed", message = ("this worker has not got the service of %s: its file belongs into the " ..
+      "--lua-dir there; then `symphony reload`"):format(item.kind) }
   end
-  local here = actual_of(service, item.kind)[item.id]
-  if not desired and here == nil then return nil end
+  local present = actual_of(service, item.kind)[item.id]
+  if not desired and present == nil then return nil end
   local ctx = M.context(service, item.kind, item.id)
   function ctx.report(status)
     if desired then note(item, desired, status) end
@@ -106,7 +109,8 @@ local function step(item, desired)
     if not answer then return nil, err end
     return answer.data
   end
-  local status, err = async.with_timeout(RECONCILE_MS, registry.field(item.kind, "reconcile"), ctx, desired, here)
+  local fn = here.field(service, item.kind, "reconcile")
+  local status, err = async.with_timeout(RECONCILE_MS, fn, ctx, desired, present)
   if status == nil and err ~= nil then return nil, errors.from(err) end
   if not desired then
     if actual_of(service, item.kind)[item.id] ~= nil then
@@ -114,7 +118,12 @@ local function step(item, desired)
     end
     return nil
   end
-  return type(status) == "table" and status or { state = "running" }
+  status = type(status) == "table" and status or { state = "running" }
+  if is_leaving then
+    status.message = status.message or ("the service %s is not on this worker any more: this goes on until it is " ..
+      "elsewhere, or removed"):format(service.kind)
+  end
+  return status
 end
 
 local function try_again(item)
@@ -197,19 +206,53 @@ local function wake_key(key)
   if kind then M.wake(kind, id) end
 end
 
+-- Is anything of the resources of @service assigned to this node?
+local function is_assigned(service)
+  for key in pairs(agent.view().assigned) do
+    local kind = key:match("^([^/]+)/")
+    if service.resources[kind] then return true end
+  end
+  return false
+end
+
+-- Looks at what there is of @service. True: there is something, or that cannot be told.
+local function look_at(service)
+  local some = false
+  for kind in pairs(service.resources) do
+    local is_work = here.field(service, kind, "placed") ~= false -- else what is here is of another kind
+    if is_work and here.of(kind) == service and here.field(service, kind, "actual") then
+      local ok, list = xpcall(actual_of, errors.handler, service, kind)
+      if not ok then
+        log.error(("services: what there is of %s: %s"):format(kind, list.traceback or list.message))
+      end
+      some = some or not ok or next(list) ~= nil
+      for id in pairs(ok and list or {}) do M.wake(kind, id) end
+    end
+  end
+  return some
+end
+
 --- Looks at everything that is assigned, and at everything that is here.
 function M.look_at_all()
   if not serving or not known then return end
   for key in pairs(agent.view().assigned) do wake_key(key) end
-  for _, row in ipairs(registry.list()) do
-    for kind in pairs(row.module.resources) do
-      if registry.field(kind, "actual") then
-        local ok, list = xpcall(actual_of, errors.handler, row.module, kind)
-        if not ok then
-          log.error(("services: what there is of %s: %s"):format(kind, list.traceback or list.message))
-        end
-        for id in pairs(ok and list or {}) do M.wake(kind, id) end
-      end
+  for _, service in ipairs(here.list()) do
+    local some = look_at(service)
+    if select(2, here.get(service.kind)) and not some and not is_assigned(service) then here.forget(service.kind) end
+  end
+end
+
+-- Tells of what services have left here that this worker has not got: nobody ends it.
+local function tell_of_unknown()
+  local base = identity.path("services")
+  local scan = uv.fs_scandir(base)
+  while scan do
+    local kind = uv.fs_scandir_next(scan)
+    if not kind then break end
+    local inside = not here.get(kind) and uv.fs_scandir(base .. "/" .. kind)
+    if inside and uv.fs_scandir_next(inside) then
+      log.warn(("services: this worker has not got the service %s: nobody looks after what there is of it here, and " ..
+        "nobody ends it. Put its file back into the --lua-dir, and `symphony reload`"):format(kind))
     end
   end
 end
@@ -236,14 +279,14 @@ end
 -- Calls @name of every service that has it. In a task.
 local function call_all(name, ms)
   local fns = {}
-  for _, row in ipairs(registry.list()) do
-    local fn = row.module[name]
+  for _, service in ipairs(here.list()) do
+    local fn = service[name]
     if fn then
       fns[#fns + 1] = function()
-        local ok, done, err = xpcall(async.with_timeout, errors.handler, ms, fn, M.context(row.module))
+        local ok, done, err = xpcall(async.with_timeout, errors.handler, ms, fn, M.context(service))
         if not ok then done, err = nil, done end
         if done == nil and err then
-          log.error(("services: %s of %s: %s"):format(name, row.module.kind, err.traceback or err.message))
+          log.error(("services: %s of %s: %s"):format(name, service.kind, err.traceback or err.message))
         end
       end
     end
@@ -272,6 +315,8 @@ function M.start()
   end
   if serving then return end
   serving, known, epoch = true, false, nil
+  here.reset()
+  tell_of_unknown()
   outbox.start()
   resync = async.every(RESYNC_MS, M.look_at_all)
 end
@@ -310,6 +355,12 @@ end
 --- The services may be others now.
 function M.reloaded()
   if not serving then return end
+  here.look()
+  for _, kind in ipairs(here.leaving()) do
+    log.warn(("services: %s is not here any more: what there is of it goes on until it is elsewhere, or removed")
+      :format(kind))
+  end
+  tell_of_unknown()
   M.look_at_all()
   async.spawn(function()
     local ok, err = require("symphony.cluster.worker").report()
