@@ -578,11 +578,11 @@ function M.task(body)
 end
 
 --- A cluster of this one manager, made by init; returns init's answer. What its leader would write by and by, about
---- nodes, keys and policies, it leaves to the test to ask for.
+--- nodes and keys, it leaves to the test to ask for.
 function M.make(opts)
   local starts = {}
-  for _, name in ipairs { "cluster.status", "cluster.rotation", "policy.reactions" } do
-    local part = require("symphony." .. name)
+  for _, name in ipairs { "status", "rotation" } do
+    local part = require("symphony.cluster." .. name)
     starts[part], part.start = part.start, function() end
   end
   local answer, more = require("symphony.cluster.init").run(opts or { token_ttl = 3600 })

@@ -56,6 +56,23 @@ describe("the leader's loops", function()
     end)
   end)
 
+  it("look at once when they are started, if that is asked for", function()
+    fake.run(function()
+      local turns = 0
+      local function turn()
+        turns = turns + 1
+        return 60000
+      end
+      local loop, later = lead.loop("jars", 1, turn, { first_ms = 0 }), lead.loop("jars", 60000, turn)
+      loop:start()
+      later:start()
+      async.sleep(0)
+      assert.equal(1, turns)
+      loop:stop()
+      later:stop()
+    end)
+  end)
+
   it("know whether they lead", fake.task(function()
     fake.reset()
     assert.is_nil(lead.status())

@@ -19,7 +19,7 @@ end
 --- A loop that calls @turn(), which returns the milliseconds until the next time (0: as soon as others have had their
 --- turn), or raises: that is written to the log as of @name, the same only once in a row, and it is called again after
 --- @retry_ms. Whether this manager leads it has to ask itself. opts.level: of complaints ("error"); opts.first_ms:
---- until the first look (retry_ms).
+--- until the first look (retry_ms; 0: at once).
 function M.loop(name, retry_ms, turn, opts)
   opts = opts or {}
   return setmetatable({ name = name, retry_ms = retry_ms, first_ms = opts.first_ms or retry_ms, turn = turn,
@@ -33,9 +33,9 @@ local function complain(self, err)
 end
 
 local function run(self)
-  local delay = self.first_ms
+  local delay = self.first_ms > 0 and self.first_ms or nil
   while true do
-    if delay > 0 then self.wakeup:wait(delay) else async.sleep(0) end
+    if delay and delay > 0 then self.wakeup:wait(delay) elseif delay then async.sleep(0) end
     self.wakeup = async.event() -- what was heard until now is what this turn looks at
     local ok, result = xpcall(self.turn, errors.handler)
     if ok then self.said = nil else complain(self, result) end
