@@ -12,6 +12,8 @@ local state = require "symphony.cluster.state"
 local statement = require "symphony.cluster.statement"
 local token = require "symphony.cluster.token"
 
+join.poll_ms = 1
+
 local CLUSTER = "0cluster"
 
 -- The other side: a CA, and an answer for whoever asks.

@@ -418,10 +418,12 @@ describe("the start of a daemon", function()
     local made = fake.make()
     fake.quiet()
     fake.options.remote_port = 30000
+    local soon_ms = lifecycle.soon_ms
+    local _ <close> = setmetatable({}, { __close = function() lifecycle.soon_ms = soon_ms end })
+    lifecycle.soon_ms = 1
     restart()
     assert.equal("127.0.0.1:30000", saved().advertise.remote)
-    async.sleep(2100)
-    assert.equal("127.0.0.1:30000", state.get("/node/" .. made.node_id).remote_address)
+    wait_for(function() return state.get("/node/" .. made.node_id).remote_address == "127.0.0.1:30000" end)
   end))
 
   it("says that its raft address is another one, numbered, raft and the state", fake.task(function()

@@ -8,6 +8,8 @@ local reconcile = require "symphony.cluster.reconcile"
 local router = require "symphony.api.router"
 local state = require "symphony.cluster.state"
 
+require("symphony.api.routes_events").check_ms = 10
+
 local W1, W2 = "0abcdef1vvvvvvvvvvvvvvvvvv", "0abcdef2vvvvvvvvvvvvvvvvvv"
 
 local function add_worker(id, name, more)

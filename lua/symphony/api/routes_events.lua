@@ -8,11 +8,12 @@ local store = require "sym.store"
 local sys = require "sym.sys"
 local values = require "symphony.cluster.values"
 
-local M = {}
+local M = {
+  check_ms = 1000, -- how often it is asked whether the reader may still read
+}
 
 local READERS = { control = true, manager = true, operator = true, reader = true }
 local FOLLOWERS_MAX, FOLLOWERS_OF_ONE = 64, 16 -- at a time, in all and of one certificate
-local CHECK_MS = 1000        -- how often it is asked whether the reader may still read
 local HEARTBEAT_MS = 10000
 
 local followers, of_one = 0, {} -- how many there are; by the name in the certificate
@@ -50,10 +51,10 @@ local function stream(router, req, want)
   local checked = last
   local f <close> = events.follow(want)
   while true do
-    local event, err = f:next(synced and CHECK_MS or 0)
+    local event, err = f:next(synced and M.check_ms or 0)
     if err then error(err, 0) end
     local now = sys.mono_ms()
-    if now - checked >= CHECK_MS then
+    if now - checked >= M.check_ms then
       router.recheck(req, READERS)
       checked = now
     end

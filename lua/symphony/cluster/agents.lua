@@ -16,14 +16,14 @@ local sys = require "sym.sys"
 
 local M = {
   retry_ms = 1000, -- before the state is read again that could not be
+  bundle_ms = 50,  -- in which news of peers are gathered
+  behind_ms = 2000, -- for the state here to be where an agent has seen it
 }
 
 local HEARTBEAT_MS = 10000
 local SLICES = 20              -- of the agents, that get their heartbeats one after the other
-local BUNDLE_MS = 50
 local BACKLOG_MAX = 2 << 20    -- bytes that wait for one agent; beyond, it is cut off, and lists when it is back
 local PAGE = 512               -- peers in a piece of the first listing
-local BEHIND_MS = 2000
 local LOST_KEPT_MS = 15 * 60 * 1000
 
 local streams = {}             -- node id -> stream
@@ -103,7 +103,7 @@ local function tell_peer(text)
   if not bundle then
     bundle = {}
     async.spawn(function()
-      async.sleep(BUNDLE_MS)
+      async.sleep(M.bundle_ms)
       if bundle then send_bundle() end
     end)
   end
@@ -258,7 +258,7 @@ end
 -- epoch is no measure: a recovery may have gone back behind it. True when what it knows is of the epoch that is here.
 -- Raises.
 local function wait_for(epoch, revision)
-  local deadline = sys.mono_ms() + BEHIND_MS
+  local deadline = sys.mono_ms() + M.behind_ms
   while peers do
     local cluster, err = state.cluster()
     if not cluster then error(err, 0) end

@@ -26,7 +26,8 @@ local voters = lazy "symphony.cluster.voters"
 local M = {}
 
 M.DEFAULT_PORT = 27242
-local POLL_MS, POLL_MAX_MS = 500, 2000
+M.poll_ms = 500 -- until one that waits for its approval asks again, at first
+local POLL_MAX_MS = 2000
 local ASK_MS = 10000
 local SETTLE_S = 60     -- for the configuration to hold us
 local PROMOTE_S = 5     -- for a standby that is to vote
@@ -133,7 +134,7 @@ end
 -- Asks until there is a certificate. @ctx: at, key, body, pin (raw, or nil for a request that a person approves),
 -- say(text). Returns the welcome and the pin; nil, err.
 local function ask(ctx)
-  local pin, told, pause = ctx.pin, nil, POLL_MS
+  local pin, told, pause = ctx.pin, nil, M.poll_ms
   if not pin then
     local err
     -- What our key signs is for one CA, and goes to nobody but its managers.

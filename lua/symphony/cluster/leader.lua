@@ -11,9 +11,10 @@ local remote = require "symphony.cluster.remote"
 local state = require "symphony.cluster.state"
 local sys = require "sym.sys"
 
-local M = {}
+local M = {
+  patience_ms = 4000, -- for a leader to be there; a write has to answer within five seconds
+}
 
-local PATIENCE_MS = 4000 -- for a leader to be there; a write has to answer within five seconds
 local RETRY_MS = 50
 local ANSWER_MS = 20000
 local HOPS, FROM, NODE, WHO = "symphony-forwarded", "symphony-from", "symphony-node", "symphony-who" -- and basis.HEADER
@@ -120,7 +121,7 @@ function M.forward(req, _, who)
     headers[name] = req:header(name)
   end
   local response, err = send({ method = req.method, path = path, headers = headers, body = req.body },
-    sys.mono_ms() + PATIENCE_MS)
+    sys.mono_ms() + M.patience_ms)
   if not response then return nil, err end
   return response.status, response.body
 end
@@ -130,7 +131,7 @@ function M.call(method, path, body)
   local headers = { ["content-type"] = "application/json", [HOPS] = "1", [WHO] = json.encode(M.here()),
     [basis.HEADER] = basis.to_header(async.bound()) }
   local response, err = send({ method = method, path = path, body = body and json.encode(body) or nil,
-    headers = headers }, sys.mono_ms() + PATIENCE_MS)
+    headers = headers }, sys.mono_ms() + M.patience_ms)
   if not response then return nil, err end
   local doc = json.decode(response.body or "")
   err = remote.answer_error(response.status, doc, "the leader")

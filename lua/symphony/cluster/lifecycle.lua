@@ -27,10 +27,11 @@ local sys = require "sym.sys"
 local trust = require "symphony.cluster.trust"
 local whereabouts = require "symphony.cluster.whereabouts"
 
-local M = {}
+local M = {
+  soon_ms = 2000, -- before the first upkeep
+}
 
 local UPKEEP_MS = 60 * 1000
-local SOON_MS = 2000
 local UNTOLD_MS, UNTOLD_MAX_MS = 200, 5000 -- while we are not where the state says
 local SPEAK_AGAIN_MS = 10 * 1000
 
@@ -207,7 +208,7 @@ end
 
 local function start_upkeep()
   upkeep = async.spawn(function()
-    local pause, untold = SOON_MS, UNTOLD_MS
+    local pause, untold = M.soon_ms, UNTOLD_MS
     while true do
       async.sleep(whereabouts.told and pause or untold)
       pause, untold = UPKEEP_MS, whereabouts.told and UNTOLD_MS or math.min(2 * untold, UNTOLD_MAX_MS)
