@@ -1,4 +1,5 @@
 -- Processes, time and conditions for the specs, on luv's default loop. Everything that waits is bounded.
+local files = require "spec.support.files"
 local uv = require "luv"
 
 local M = {}
@@ -266,19 +267,7 @@ function M.remove_tree(path)
   M.run({ "rm", "-rf", "--", path }, { timeout = 60 })
 end
 
-function M.read_file(path)
-  local file, err = io.open(path, "rb")
-  if not file then return nil, err end
-  local text = file:read("a")
-  file:close()
-  return text
-end
-
-function M.write_file(path, text)
-  local file = assert(io.open(path, "wb"))
-  assert(file:write(text))
-  assert(file:close())
-end
+M.read_file, M.write_file = files.read, files.write
 
 math.randomseed(uv.hrtime(), uv.os_getpid())
 

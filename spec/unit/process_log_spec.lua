@@ -2,21 +2,9 @@
 package.path = "contrib/?.lua;" .. package.path
 local fake = require "spec.unit.cluster_fake" -- with the luv that all files share
 local async = require "symphony.async"
+local files = require "spec.support.files"
 local log = require "services.process.log"
 local uv = require "luv"
-
-local function put(path, text, mode)
-  local f = assert(io.open(path, mode or "w"))
-  assert(f:write(text))
-  f:close()
-end
-
-local function get(path)
-  local f = io.open(path)
-  local text = f and f:read("a")
-  if f then f:close() end
-  return text
-end
 
 -- fn(l, dir): a log in a folder of its own, in a task.
 local function scenario(fn)
@@ -58,8 +46,8 @@ describe("a program's log", function()
   it("is read whole in pieces that end with lines, over both files", scenario(function(l, dir)
     assert.equal("", (whole(l, 0, l:stop())))
     local older, newer = numbered(1, 20000), numbered(20001, 30000)
-    put(dir .. "/log.1", older)
-    put(dir .. "/log", newer)
+    files.write(dir .. "/log.1", older)
+    files.write(dir .. "/log", newer)
     l = log.new(dir)
     local text, gone, pieces = whole(l, l.first, l:stop())
     assert.is_true(text == older .. newer)
@@ -67,7 +55,7 @@ describe("a program's log", function()
     assert.is_true(pieces > 5)
     for _, part in ipairs { (l:piece(0, l:stop())) } do assert.equal("\n", part:sub(-1)) end
     -- Where there is no end of a line there is none to wait for.
-    put(dir .. "/log", ("x"):rep(300000))
+    files.write(dir .. "/log", ("x"):rep(300000))
     text = whole(l, l.cut, l:stop())
     assert.equal(300000, #text)
   end))
@@ -76,8 +64,8 @@ describe("a program's log", function()
     for _, case in ipairs { { "", "a\nb\n" }, { "", "a\nb" }, { "a\nb\n", "c\n" }, { "a\nb", "c\nd" }, { "", "\n\n\n" },
       { "", "" }, { "a\n", "" }, { numbered(1, 9000), numbered(9001, 20000) }, { "", ("x"):rep(200000) .. "\nend" },
       { ("x"):rep(131072), ("\n"):rep(131072) } } do
-      put(dir .. "/log.1", case[1])
-      put(dir .. "/log", case[2])
+      files.write(dir .. "/log.1", case[1])
+      files.write(dir .. "/log", case[2])
       local l = log.new(dir)
       local all = case[1] .. case[2]
       for _, lines in ipairs { 0, 1, 2, 3, 5000, 10000, 1000000 } do
@@ -90,11 +78,11 @@ describe("a program's log", function()
   end))
 
   it("is short also when much comes while it is cut", scenario(function(l, dir)
-    put(dir .. "/log", numbered(1, 2000))
+    files.write(dir .. "/log", numbered(1, 2000))
     local real = uv.fs_sendfile
     uv.fs_sendfile = function(...)
       uv.fs_sendfile = real
-      put(dir .. "/log", numbered(2001, 4000), "a")
+      files.write(dir .. "/log", numbered(2001, 4000), "a")
       return real(...)
     end
     local ok, err = l:trim(20000)
@@ -106,20 +94,20 @@ describe("a program's log", function()
   end))
 
   it("is cut to what is allowed, and who reads it meanwhile misses only what is gone", scenario(function(l, dir)
-    put(dir .. "/log", numbered(1, 1000))
+    files.write(dir .. "/log", numbered(1, 1000))
     local all = #numbered(1, 1000)
     assert.is_true(l:trim(1 << 20))
     assert.equal(0, l.cut) -- it is short enough
     assert.is_true(l:trim(20000))
-    assert.same({ "", 10000 }, { get(dir .. "/log"), #get(dir .. "/log.1") })
+    assert.same({ "", 10000 }, { files.read(dir .. "/log"), #files.read(dir .. "/log.1") })
     assert.same({ all - 10000, all }, { l.first, l:stop() })
-    put(dir .. "/log", "more\n", "a")
+    files.write(dir .. "/log", "more\n", "a")
     local text, gone = whole(l, 0, l:stop())
     assert.equal(numbered(1, 1000):sub(-10000) .. "more\n", text)
     assert.equal(all - 10000, gone)
     -- Between two pieces of a reader.
     local before = numbered(1, 20000)
-    put(dir .. "/log", before)
+    files.write(dir .. "/log", before)
     local begin = l.cut
     text, gone = whole(l, begin, l:stop(), function(count)
       if count == 2 then l:trim(200000) end
@@ -130,8 +118,8 @@ describe("a program's log", function()
   end))
 
   it("is read on where somebody has taken a file away", scenario(function(_, dir)
-    put(dir .. "/log.1", numbered(1, 1000))
-    put(dir .. "/log", "more\n")
+    files.write(dir .. "/log.1", numbered(1, 1000))
+    files.write(dir .. "/log", "more\n")
     local l = log.new(dir)
     assert(uv.fs_unlink(dir .. "/log.1"))
     local text, gone = whole(l, 0, l:stop())
@@ -141,26 +129,26 @@ describe("a program's log", function()
   end))
 
   it("is emptied also when its end cannot be kept", scenario(function(l, dir)
-    put(dir .. "/log", numbered(1, 1000))
+    files.write(dir .. "/log", numbered(1, 1000))
     assert(uv.fs_mkdir(dir .. "/log.1.new", 448))
     local ok, err = l:trim(20000)
     uv.fs_rmdir(dir .. "/log.1.new")
     assert.is_nil(ok)
     assert.equal("io", err.code)
-    assert.equal("", get(dir .. "/log"))
-    put(dir .. "/log", "more\n", "a")
+    assert.equal("", files.read(dir .. "/log"))
+    files.write(dir .. "/log", "more\n", "a")
     local text, gone = whole(l, 0, l:stop())
     assert.same({ "more\n", #numbered(1, 1000) }, { text, gone })
   end))
 
   it("tells at once who waits for more", scenario(function(l, dir)
-    put(dir .. "/log", "one\n")
+    files.write(dir .. "/log", "one\n")
     assert.is_true(l:wait(0, 10000))
     -- Told by the system, not by its own clock.
     local function wait(at) return async.with_timeout(20000, l.wait, l, at, 60000) end
     async.spawn(function()
       async.sleep(20)
-      put(dir .. "/log", "two\n", "a")
+      files.write(dir .. "/log", "two\n", "a")
     end)
     assert.is_true(wait(4))
     assert.equal(8, l:stop())

@@ -2,6 +2,7 @@
 package.path = "contrib/?.lua;" .. package.path
 local fake = require "spec.unit.cluster_fake"
 local async = require "symphony.async"
+local files = require "spec.support.files"
 local json = require "symphony.json"
 local program = require "services.process.program"
 local sys = require "sym.sys"
@@ -10,13 +11,6 @@ local uv = require "luv"
 sys.pid = sys.pid or uv.os_getpid
 
 local CTX = { node = { name = "n", node_id = "1" } }
-
-local function read(path)
-  local f = io.open(path)
-  local text = f and f:read("a")
-  if f then f:close() end
-  return text
-end
 
 -- fn(dir): with a folder of its own, in a task.
 local function scenario(fn)
@@ -43,17 +37,13 @@ describe("a program", function()
     assert.is_true(p:is_alive())
     local status, pid = p:status(), p.pid
     assert.same({ "running", 0 }, { status.state, status.detail.restarts })
-    local record = json.decode(read(dir .. "/record.json"))
+    local record = json.decode(files.read(dir .. "/record.json"))
     assert.same({ "u1", 3, pid, p.start }, { record.uid, record.generation, record.pid, record.start })
     assert.equal(true, (program.found(dir)))
     -- The next daemon takes it over, by its mark when nobody has written down the pid; not when it had ended.
     assert.equal(pid, program.load("web", dir, function() end).pid)
     record.pid, record.start = nil, nil
-    local function write(doc)
-      local f = io.open(dir .. "/record.json", "w")
-      f:write(json.encode(doc))
-      f:close()
-    end
+    local function write(doc) files.write(dir .. "/record.json", json.encode(doc)) end
     write(record)
     assert.equal(pid, program.load("web", dir, function() end).pid)
     record.ended = true
@@ -70,14 +60,14 @@ describe("a program", function()
     p:become { generation = 1, spec = spec() }
     p:begin(CTX)
     p:stop()
-    local before = read(dir .. "/record.json")
+    local before = files.read(dir .. "/record.json")
     assert(uv.fs_symlink("/dev/full", dir .. "/record.json.new"))
     p:begin(CTX)
     p:stop() -- without the timer of the next try
     assert.is_nil(p.pid)
     assert.truthy(p.error:find("No space left", 1, true), p.error)
     assert.equal("u1", json.decode(before).uid)
-    assert.equal("u1", json.decode(read(dir .. "/record.json")).uid)
+    assert.equal("u1", json.decode(files.read(dir .. "/record.json")).uid)
   end))
 
   it("waits longer after each end, and not without end", scenario(function(dir)
