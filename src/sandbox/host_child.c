@@ -10,7 +10,7 @@ enum { BACKOFF_MS = 50, BACKOFF_MAX_MS = 5000 };
 
 static const struct child_ops ops = {host_on_frame, host_expects, host_on_read, host_on_lost};
 
-static void put_setup(struct host *h)
+static bool put_setup(struct host *h)
 {
     struct wr w = wr_init(child_proc_out(h->child));
     size_t at = frame_begin(&w, FRAME_SETUP, 0);
@@ -19,7 +19,7 @@ static void put_setup(struct host *h)
     wr_u64(&w, h->cfg.instructions);
     wr_u8(&w, h->cfg.full);
     frame_end(&w, at);
-    child_proc_flush(h->child);
+    return !w.bad;
 }
 
 static void try_later(struct host *h)
@@ -45,7 +45,11 @@ void host_start(struct host *h)
     h->stats.started++;
     h->ready = false;
     h->started_ms = uv_now(h->loop);
-    put_setup(h);
+    if (put_setup(h)) {
+        child_proc_flush(h->child);
+    } else {
+        host_replace(h);
+    }
 }
 
 /* The child is let go of; what it had comes again, in order, before what waits. */
@@ -67,6 +71,23 @@ void host_let_go(struct host *h)
     }
     host_drop_reloads(h);
     uv_timer_stop(&h->later);
+}
+
+/* Another takes the place of the child; at once, unless that has been in vain. */
+static void begin_again(struct host *h)
+{
+    host_let_go(h);
+    try_later(h);
+    if (h->deaths == 1) {
+        uv_timer_start(&h->later, host_on_later, 0, 0);
+    }
+}
+
+void host_replace(struct host *h)
+{
+    snprintf(h->why, sizeof h->why, "%s", err_msg());
+    log_warn("the process that runs the policies is started again: %s", h->why);
+    begin_again(h);
 }
 
 /* Whom the page names, if it is a name; else "". */
@@ -112,11 +133,7 @@ void host_lose(struct host *h, int status)
     if (job != NULL && job->again && p != NULL) {
         host_break(h, p, h->why);
     }
-    host_let_go(h);
-    try_later(h);
-    if (h->deaths == 1) {
-        uv_timer_start(&h->later, host_on_later, 0, 0);
-    }
+    begin_again(h);
     if (job != NULL) {
         err_setf(status, name[0] != '\0' ? "policy %s: %s" : "%s%s", name, h->why);
         host_fail(h, job, status, name);

@@ -99,6 +99,8 @@ const struct policy *host_broken_one(struct host *h, const struct job *job);
 
 void host_start(struct host *h);
 void host_let_go(struct host *h);
+/* The child could not be told what it has to know, and nobody is to blame: err_msg() says why. */
+void host_replace(struct host *h);
 /* What it does just now, as far as can be told; NULL: nothing. */
 struct job *host_under_way(struct host *h);
 void host_lose(struct host *h, int status);

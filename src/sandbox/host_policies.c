@@ -119,11 +119,15 @@ static int reload(struct host *h, struct policy *p)
         return SYM_ENOMEM;
     }
     host_put_load(job, p->name, p->source, p->n_source, &bad);
+    h->bytes += job->frame.len;
+    if (bad) {
+        host_job_free(h, job);
+        return err_setf(SYM_ENOMEM, "out of memory");
+    }
     job->again = true;
     p->due_ms = UINT64_MAX;
-    h->bytes += job->frame.len;
     host_put_first(h, job);
-    return bad ? err_setf(SYM_ENOMEM, "out of memory") : 0;
+    return 0;
 }
 
 /* Before all that waits. */

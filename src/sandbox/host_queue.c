@@ -88,6 +88,20 @@ void host_new_head(struct host *h)
     h->head_ns = uv_hrtime();
 }
 
+/* Where nobody asks, the child would go on with other policies than it ought to have. */
+static void could_not_send(struct host *h, struct job *job)
+{
+    if (job->again) {
+        host_drop_reload(h, job);
+        host_replace(h);
+    } else if (job->kind == FRAME_DROP) {
+        host_job_free(h, job);
+        host_replace(h);
+    } else {
+        host_fail(h, job, SYM_ENOMEM, "");
+    }
+}
+
 static void send_job(struct host *h, struct job *job)
 {
     TAILQ_REMOVE(&h->waiting, job, link);
@@ -100,7 +114,7 @@ static void send_job(struct host *h, struct job *job)
         return;
     }
     if (buf_append(child_proc_out(h->child), buf_data(&job->frame), job->frame.len) != 0) {
-        host_fail(h, job, SYM_ENOMEM, "");
+        could_not_send(h, job);
         return;
     }
     if (job->kind == FRAME_DROP) {
