@@ -332,6 +332,39 @@ describe("changes of keys past policies", function()
     assert.equal(200, (say("b", "2")))
   end))
 
+  it("are done once, and in their order, where what was tried first came to nothing", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    -- As if a policy had been set meanwhile: the change of @key is remembered as one that did not hold.
+    local function overtaken(key)
+      local code = [[
+        local parts = { "k", "PUT", "/v1/kv/%s", "", "v" }
+        return assert(require("symphony.cluster.state").submit {
+          decided = true, since = require("sym.store").revision(),
+          id = require("sym.crypto").sha256(table.concat(parts, "\0")):sub(1, 16),
+          compare = { { key = "/policy/none", mod_revision = 1 } },
+          ops = { { put = "/kv/%s", value = "v" } } }).status]]
+      assert.equal("\"conflict\"\n", m:cli("lua", "-e", code:format(key, key)).out)
+    end
+    local function both(key)
+      return pipeline(m, { { "PUT", "/v1/kv/" .. key, "v", "Idempotency-Key: k\r\n" },
+        { "PUT", "/v1/kv/behind", key } })
+    end
+    for round = 1, 2 do
+      for i = 1, 5 do
+        local key = ("o/%d-%d"):format(round, i)
+        overtaken(key)
+        local first = both(key)
+        assert.same({ 200, 200 }, { first[1][1], first[2][1] }, json.encode(first))
+        assert.is_true(first[1][2].revision < first[2][2].revision)
+        local again = both(key)
+        assert.same({ 200, first[1][2].revision, true, 200 },
+          { again[1][1], again[1][2].revision, again[1][2].repeated, again[2][1] }, json.encode(again))
+      end
+      set(t, m, "limits", [[return allow()]])
+      asked_in_c(m, "limits", "warm")
+    end
+  end))
+
   it("know no way around a policy that was just set on another manager", cluster.scenario(function(t)
     local list = t:cluster(3)
     local dir = t:folder("certs")

@@ -231,20 +231,28 @@ static bool has_effect(const struct call *c)
                                            memcmp(kv.value.p, effect.value.p, kv.value.n) != 0;
 }
 
+/* Whether what goes into the log behind @before has to be bound to its effect: of one with an id it may be remembered
+ * that it did not hold. @decided: what is behind it has been decided on. */
+static bool binds(const struct call *before, bool decided)
+{
+    return decided || before->has_id || before->follows;
+}
+
 /* Changes of one connection take effect in the order in which they came. So one may go into the log behind another that
  * is on its way there only if it does not take effect when that comes to nothing, and is tried again: because they are
  * bound to the same policies, which nobody has to ask; or because it is bound, besides what was seen for the decision
  * about it, to what the other does. */
 static bool may_go(const struct call *c, const struct kv_admitted *admitted)
 {
+    bool decided = admitted != NULL;
     struct call *before;
     if (!call_has_before(c, &before)) {
         return true;
     }
-    if (before == NULL || !before->in_log || before->decided != (admitted != NULL)) {
+    if (before == NULL || !before->in_log || before->decided != decided) {
         return false;
     }
-    return admitted == NULL ? before->bound == c->api->policies : has_effect(before);
+    return binds(before, decided) ? has_effect(before) : before->bound == c->api->policies;
 }
 
 /* The set of policies, what the key held, and all that was read. There is room: a client has one compare. */
@@ -264,11 +272,6 @@ static void bind_to_decision(
     for (unsigned i = 0; i < admitted->n; i++) {
         t->cmps[t->n_cmps++] = admitted->cmps[i];
     }
-    struct call *before;
-    c->follows = call_has_before(c, &before) && before != NULL;
-    if (c->follows) {
-        t->cmps[t->n_cmps++] = effect_of(before);
-    }
 }
 
 /* @admitted: what the policies have agreed to holds as long as this does; NULL: nobody was asked. */
@@ -279,6 +282,7 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     bool is_put = c->kind == PUT_KEY;
     struct basis basis;
     struct txn t; /* 11 KiB: only what is used is set */
+    struct call *before;
     int rv = call_identify(c);
     if (rv != 0) {
         return rv;
@@ -322,6 +326,10 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     if (admitted != NULL) {
         bind_to_decision(c, admitted, &t, set);
     }
+    c->follows = call_has_before(c, &before) && binds(before, c->decided);
+    if (c->follows) {
+        t.cmps[t.n_cmps++] = effect_of(before);
+    }
     c->rests_on = t.n_cmps;
     if (req->tls) {
         rest_on(&t, req->peer, &basis);
@@ -331,8 +339,9 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     if (rv != 0) {
         return rv;
     }
-    if (c->follows && call_has_before(c, &c->before)) {
-        c->before->behind = c;
+    if (c->follows) {
+        c->before = before;
+        before->behind = c;
     }
     c->pending = c->in_log = true;
     rnode_submit(a->d->raft, buf_data(&a->scratch), a->scratch.len, WRITE_MS, on_changed, c);
