@@ -333,7 +333,7 @@ describe("keys over HTTP", function()
       local changed = call("PUT", "/v1/kv/c?mod_revision=" .. made, "2").json.revision
       assert.equal(made + 1, changed)
       refused(call("DELETE", "/v1/kv/c?mod_revision=" .. made), 409, "conflict")
-      for _, bad in ipairs { "", "x", "-1", "1.5", "18446744073709551616" } do
+      for _, bad in ipairs { "", "x", "-1", "1.5", ("9"):rep(19), "18446744073709551616" } do
         refused(call("PUT", "/v1/kv/c?mod_revision=" .. bad, "3"), 400, "invalid")
       end
       assert.equal("2", call("GET", "/v1/kv/c").json.value)
@@ -366,6 +366,15 @@ describe("keys over HTTP", function()
     for _, bad in ipairs { "Idempotency-Key:\r\n", ("Idempotency-Key: %s\r\n"):format(("k"):rep(257)),
       "Idempotency-Key: a\r\nIdempotency-Since: soon\r\n", "Idempotency-Key: a\r\nIdempotency-Since: -1\r\n" } do
       refused(list[1]:http("PUT", "/v1/kv/never", "x", { headers = bad }), 400, "invalid")
+    end
+    -- A revision has at most 18 digits, here and there.
+    for _, call in ipairs { { "PUT", "/v1/kv/long", "x" }, { "POST", "/v1/txn", [[{"ops": [{"delete": "long"}]}]] } } do
+      local function say(digits)
+        local headers = ("Idempotency-Key: long\r\nIdempotency-Since: %s\r\n"):format(("9"):rep(digits))
+        return list[1]:http(call[1], call[2], call[3], { headers = headers })
+      end
+      assert.equal(200, say(18).status, call[1])
+      refused(say(19), 400, "invalid")
     end
     refused(list[1]:http("GET", "/v1/kv/never"), 404, "not_found")
   end))

@@ -117,6 +117,7 @@ void api_refuse(struct http_req *req);
 
 /* 1: given, 0: absent, SYM_EINVAL. */
 int api_number_param(struct http_req *req, const char *name, uint64_t *out);
+/* At most 18 digits and nothing else. */
 bool api_parse_u64(const char *text, uint64_t *out);
 /* Reads @name into @to behind "/kv/"; an absent one is empty. 1, 0 or an error as above. */
 int api_key_param(struct http_req *req, const char *name, uint8_t *to, size_t *len);

@@ -11,6 +11,7 @@ enum {
     READ_MS = 1500,
     LIST_DEFAULT = 1000,
     LIST_MAX = 10000,
+    DIGITS_MAX = 18,     /* of a number; so has lua/symphony/api/routes_txn.lua */
     LIST_BYTES = 2 << 20 /* an answer ends early, with "more", past this: many may be due in one turn */
 };
 
@@ -181,7 +182,7 @@ static void on_read(void *arg, int status)
 bool api_parse_u64(const char *text, uint64_t *out)
 {
     uint64_t v = 0;
-    if (*text == '\0' || strlen(text) > 19) {
+    if (*text == '\0' || strlen(text) > DIGITS_MAX) {
         return false;
     }
     for (; *text != '\0'; text++) {
