@@ -332,6 +332,29 @@ describe("changes of keys past policies", function()
     assert.equal(200, (say("b", "2")))
   end))
 
+  it("are refused as too large whoever would be asked about them", cluster.scenario(function(t)
+    local m = t:cluster(1)[1]
+    local function refused(answer, message)
+      local err = json.decode(answer.body).error
+      assert.same({ 413, "too_big", message, nil }, { answer.status, err.code, err.message, err.policy })
+    end
+    for _, body in ipairs { "return allow()", "return refuse('no')" } do
+      set(t, m, "limits", body)
+      if body:find("allow", 1, true) then asked_in_c(m, "limits", "warm") end
+      for _, char in ipairs { "x", "\1", "\xff" } do
+        local long = m:http("PUT", "/v1/kv/a", char:rep((1 << 20) + 1))
+        refused(long, "a value of 1048577 bytes; at most 1 MiB fits")
+      end
+      -- As they are shown to a policy these are more than 4 MiB; one is asked about in C, and the others in Lua.
+      local most = "the input of a hook has at most 4194304 bytes"
+      refused(m:http("PUT", "/v1/kv/a", ("\1"):rep(1 << 20)), most)
+      refused(m:http("PUT", "/v1/kv/a", ("\xff"):rep(1 << 20)), most)
+      refused(m:http("POST", "/v1/txn", ([[{"ops": [{"put": "a", "value_base64": "%s"}]}]]):format(
+        ("AQEB"):rep((1 << 20) // 3))), most)
+    end
+    assert.equal(404, m:http("GET", "/v1/kv/a").status)
+  end))
+
   it("are done once, and in their order, where what was tried first came to nothing", cluster.scenario(function(t)
     local m = t:cluster(1)[1]
     -- As if a policy had been set meanwhile: the change of @key is remembered as one that did not hold.

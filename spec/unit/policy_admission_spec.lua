@@ -282,6 +282,25 @@ describe("changes of keys", function()
     sys.mono_ms = real
   end))
 
+  it("are refused as too large when nobody can be asked about so much, which is no failure", cluster(function()
+    store.set("p", policy [[return allow()]], "me")
+    engine.list()
+    local failed = engine.figures().said.failed
+    sandbox.call_error = { code = "too_big", message = "the input of a hook has at most 4194304 bytes" }
+    local _, err = put("a", "1")
+    assert.same({ "too_big", sandbox.call_error.message, nil }, { err.code, err.message, err.policy })
+    assert.same({ 413, "too_big" }, { (ask("PUT", "/v1/kv/a", { body = "1" })),
+      select(2, ask("PUT", "/v1/kv/a", { body = "1" })).error.code })
+    local txn = { compare = {}, ops = { { put = "/kv/a", value = "1" } } }
+    assert.same({ false, "too_big" }, { writes.plan(txn, ME).allow,
+      engine.explain("admit.change", { kind = "kv", key = "a", action = "put", new = "1", who = ME }).code })
+    assert.is_nil(value "a")
+    assert.same({}, engine.failures())
+    assert.equal(failed, engine.figures().said.failed)
+    sandbox.call_error = nil
+    assert.equal("applied", put("a", "1").status)
+  end))
+
   it("are refused while a policy has to be loaded again, which is no failure of it", cluster(function()
     store.set("a", policy [[return nil]], "me")
     store.set("p", policy [[return allow()]], "me")

@@ -158,6 +158,11 @@ bool api_handle(struct api *a, struct http_req *req)
         api_fail(req, SYM_ETOOBIG, NULL);
         return true;
     }
+    if (put && req->body_len > VALUE_MAX) {
+        err_setf(SYM_ETOOBIG, "a value of %zu bytes; at most 1 MiB fits", req->body_len);
+        api_fail(req, SYM_ETOOBIG, NULL);
+        return true;
+    }
     bool for_lua = !get && a->lua_decides && (unsure || !policies_may_be_asked(a, req));
     if (for_lua && http_req_before(req) == NULL) {
         return false;

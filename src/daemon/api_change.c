@@ -295,9 +295,6 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     t.ops[0].key = (struct slice){c->key, c->key_len};
     t.ops[0].value =
         is_put ? (struct slice){req->body, req->body_len} : (struct slice){(const uint8_t *)"", 0};
-    if (is_put && req->body_len > VALUE_MAX) {
-        return err_setf(SYM_ETOOBIG, "a value of %zu bytes; at most 1 MiB fits", req->body_len);
-    }
     uint64_t revision = 0;
     int given = *req->query == '\0' ? 0 : api_number_param(req, "mod_revision", &revision);
     if (given < 0) {

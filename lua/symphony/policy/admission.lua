@@ -71,7 +71,8 @@ function Admission:decides_kv()
 end
 
 --- What becomes of @input at @hook: the input as the policies have amended it, or it raises: "denied", a policy refuses
---- (err.policy names it); "policy_failed", one has failed. Returns the decision too ({approve = true} at admit.join).
+--- (err.policy names it); "policy_failed", one has failed; "too_big", it is more than they can be asked about. Returns
+--- the decision too ({approve = true} at admit.join).
 function Admission:decide(hook, input)
   local now = set.ensure()
   if not self.seen then self:begin() end
@@ -81,8 +82,9 @@ function Admission:decide(hook, input)
   self.asked = self.asked or #out.names > 0
   self.last_reads = out.reads
   if out.failed then
-    local err = ask.failure(out.failed.policy, out.failed.why)
-    err.passing = not out.failed.own or nil -- the policy could not be asked, and may be the next time
+    local err = ask.failed(out.failed)
+    -- Else the policy could not be asked, and may be the next time.
+    err.passing = not (out.failed.own or out.failed.err) or nil
     error(err, 0)
   end
   local decision = out.decision or {}

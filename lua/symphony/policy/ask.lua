@@ -21,6 +21,9 @@ local function failed_over(err, names, dry)
   local policy = err.policy or names[1] or "?"
   local prefix = ("policy %s failed: "):format(policy)
   local why = err.message:sub(1, #prefix) == prefix and err.message:sub(#prefix + 1) or err.message
+  if err.code == "too_big" and not err.policy then -- what is asked about is to blame: nobody has been asked
+    return { trace = json.array {}, reads = {}, failed = { policy = policy, why = why, err = err } }
+  end
   local trace = answer.trace_before(err.result)
   local last = trace[#trace]
   if not (last and last.said == "failed") then
@@ -34,9 +37,9 @@ local function failed_over(err, names, dry)
 end
 
 --- Asks the policies @names what they say to @input at @hook: {decision, amended, trace, reads, approve, failed =
---- {policy, why, own = it is the policy's own fault}}. @opts: must = the names of those that have to be heard, unless
---- somebody refuses; fake = a state to read instead of the real one; dry = nothing depends on it, and it does not
---- count. In a task.
+--- {policy, why, own = it is the policy's own fault, err = what is to be told instead}}. @opts: must = the names of
+--- those that have to be heard, unless somebody refuses; fake = a state to read instead of the real one; dry = nothing
+--- depends on it, and it does not count. In a task.
 function M.names(hook, input, names, opts)
   local must, fake, dry = opts.must, opts.fake, opts.dry
   local text, err = async.await(require("sym.policy").call, hook, json.encode(input),
@@ -113,6 +116,11 @@ function M.refusal(out)
     name and ("`symphony policy show %s` shows it"):format(name) or nil)
   err.policy = name
   return err
+end
+
+--- The error when @failed, as names() has it, is all that there is at an admission.
+function M.failed(failed)
+  return failed.err or M.failure(failed.policy, failed.why)
 end
 
 --- The error that says that the policy @name has failed at an admission.

@@ -102,7 +102,7 @@ function M.explain(hook, input, fake)
   local decision = out.decision or {}
   local row = { hook = hook, policies = out.trace, allow = true }
   if out.failed and hook:find(ADMISSION) then
-    local err = ask.failure(out.failed.policy, out.failed.why)
+    local err = ask.failed(out.failed)
     row.allow, row.refuse, row.code, row.policy = false, err.message, err.code, err.policy
   elseif decision.refuse ~= nil then
     local err = ask.refusal(out)
