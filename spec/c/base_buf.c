@@ -138,6 +138,25 @@ static void too_big(void **state)
     buf_free(&b);
 }
 
+static void trim_keeps_what_is_small(void **state)
+{
+    (void)state;
+    struct buf b = {0};
+    buf_trim(&b, 0);
+    char text[100] = "";
+    assert_int_equal(buf_append(&b, text, sizeof text), 0);
+    buf_consume(&b, 1);
+    uint8_t *base = b.base;
+    assert_int_equal(b.cap, 128);
+    buf_trim(&b, 128);
+    assert_ptr_equal(b.base, base);
+    assert_int_equal(b.off + b.len, 0);
+    assert_int_equal(buf_append(&b, text, sizeof text), 0);
+    buf_trim(&b, 127);
+    assert_null(b.base);
+    assert_int_equal(b.off + b.len + b.cap, 0);
+}
+
 static void without_memory_nothing_changes(void **state)
 {
     (void)state;
@@ -173,6 +192,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(zero_is_empty),
         cmocka_unit_test(append_and_consume),
+        cmocka_unit_test(trim_keeps_what_is_small),
         cmocka_unit_test(random_steps),
         cmocka_unit_test(long_queue_moves_rarely),
         cmocka_unit_test(format),

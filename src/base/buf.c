@@ -105,6 +105,15 @@ uint8_t *buf_take(struct buf *b, size_t *len)
     return data;
 }
 
+void buf_trim(struct buf *b, size_t keep)
+{
+    if (b->cap > keep) {
+        buf_free(b);
+    } else {
+        buf_clear(b);
+    }
+}
+
 void buf_free(struct buf *b)
 {
     free(b->base);

@@ -44,6 +44,9 @@ static inline void buf_clear(struct buf *b)
     b->off = b->len = 0;
 }
 
+/* Empties; an allocation of more than @keep bytes is given back, so that one large use is not paid for ever after. */
+void buf_trim(struct buf *b, size_t keep);
+
 /* Frees; the buffer is then valid and empty. */
 void buf_free(struct buf *b);
 

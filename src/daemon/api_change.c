@@ -173,6 +173,7 @@ static int idempotency(struct api *a, struct http_req *req, const char *key, str
     }
     rv = rv != 0 ? rv : crypto_sha256(buf_data(text), text->len, digest);
     memcpy(id->bytes, digest, rv == 0 ? sizeof id->bytes : 0);
+    buf_trim(text, SCRATCH_KEEP);
     return rv;
 }
 
@@ -334,6 +335,7 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     buf_clear(&a->scratch);
     rv = txn_encode(&t, &a->scratch);
     if (rv != 0) {
+        buf_trim(&a->scratch, SCRATCH_KEEP);
         return rv;
     }
     if (c->follows) {
@@ -342,8 +344,6 @@ int call_change(struct call *c, const struct kv_admitted *admitted)
     }
     c->pending = c->in_log = true;
     rnode_submit(a->d->raft, buf_data(&a->scratch), a->scratch.len, WRITE_MS, on_changed, c);
-    if (a->scratch.cap > SCRATCH_KEEP) {
-        buf_free(&a->scratch);
-    }
+    buf_trim(&a->scratch, SCRATCH_KEEP);
     return 0;
 }

@@ -11,7 +11,7 @@
 
 enum {
     PREFIX_LEN = 4, /* "/kv/": below it live the users' keys */
-    SCRATCH_KEEP = 256 << 10,
+    SCRATCH_KEEP = 64 << 10,
     USER_KEY_MAX = 1024,
     KEY_ROOM = PREFIX_LEN + USER_KEY_MAX + 1
 };
@@ -78,7 +78,7 @@ struct api {
     struct heard heard[BOXES_MAX];
     unsigned n_heard;
     TAILQ_HEAD(, call) asking;
-    struct buf scratch; /* answers are built here and copied out at once */
+    struct buf scratch; /* what is built here is copied out at once, and then trimmed to SCRATCH_KEEP */
     struct allowance looks;
 };
 

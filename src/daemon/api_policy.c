@@ -207,6 +207,7 @@ int call_ask_policies(struct call *c)
             .hook = "admit.change", .input = buf_data(&a->scratch), .n_input = a->scratch.len};
         rv = host_call(host, &call, on_decided, c);
     }
+    buf_trim(&a->scratch, SCRATCH_KEEP);
     if (rv == 0) {
         c->pending = c->asking = c->asked = true;
         TAILQ_INSERT_TAIL(&a->asking, c, link);

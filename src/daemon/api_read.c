@@ -59,16 +59,19 @@ int call_check_known(const struct call *c, bool stale)
                : 0;
 }
 
-static void respond_scratch(struct call *c, bool more)
+/* @rv: of building it; SYM_E* is the answer instead. */
+static void respond_scratch(struct call *c, int rv, bool more)
 {
     struct buf *out = &c->api->scratch;
     char extra[96];
     snprintf(extra, sizeof extra, "X-Revision: %llu\r\n%s",
         (unsigned long long)store_revision(c->api->d->store), more ? "X-More: true\r\n" : "");
-    http_respond(c->req, 200, NULL, extra, buf_data(out), out->len);
-    if (out->cap > SCRATCH_KEEP) {
-        buf_free(out);
+    if (rv < 0) {
+        api_fail(c->req, rv, api_hint(rv));
+    } else {
+        http_respond(c->req, 200, NULL, extra, buf_data(out), out->len);
     }
+    buf_trim(out, SCRATCH_KEEP);
 }
 
 static void answer_key(struct call *c, bool stale)
@@ -86,11 +89,7 @@ static void answer_key(struct call *c, bool stale)
     rv = put_kv(out, &kv);
     rv = rv != 0 || !stale ? rv : put_stale(a, out);
     rv = rv != 0 ? rv : buf_append(out, "}\n", 2);
-    if (rv != 0) {
-        api_fail(c->req, rv, NULL);
-        return;
-    }
-    respond_scratch(c, false);
+    respond_scratch(c, rv, false);
 }
 
 struct list_walk {
@@ -129,11 +128,7 @@ static void answer_list(struct call *c, bool stale)
             a->d->store, (struct slice){c->key, c->key_len}, c->has_after ? &after : NULL, list_one, &walk);
     }
     rv = rv < 0 ? rv : buf_append(out, "]\n", 2);
-    if (rv < 0) {
-        api_fail(c->req, rv, api_hint(rv));
-        return;
-    }
-    respond_scratch(c, walk.more);
+    respond_scratch(c, rv, walk.more);
 }
 
 static void on_read(void *arg, int status)

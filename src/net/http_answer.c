@@ -154,9 +154,7 @@ static int send_scratch(struct exchange *x, const void *data, size_t n, bool joi
         rv = rv != 0 ? rv : conn_write(x, tail, strlen(tail));
         stream_uncork(stream);
     }
-    if (scratch.cap > SCRATCH_KEEP) {
-        buf_free(&scratch);
-    }
+    buf_trim(&scratch, SCRATCH_KEEP);
     return rv == 0 ? 0 : SYM_ECLOSED;
 }
 

@@ -69,11 +69,7 @@ static void exchange_put(struct http_server *s, struct exchange *x)
 static void let_go(struct exchange *x)
 {
     x->conn->kept -= x->kept.len;
-    if (x->kept.cap > KEEP_KEPT) {
-        buf_free(&x->kept);
-    } else {
-        buf_clear(&x->kept);
-    }
+    buf_trim(&x->kept, KEEP_KEPT);
 }
 
 /* The last that the handler hears of it. */

@@ -137,19 +137,13 @@ void http_parser_drop_body(struct http_parser *p)
     if (p->held != NULL) {
         *p->held -= p->body.len;
     }
-    if (p->body.cap > KEEP_BODY) {
-        buf_free(&p->body);
-    }
-    buf_clear(&p->body);
+    buf_trim(&p->body, KEEP_BODY);
 }
 
 void http_parser_end(struct http_parser *p)
 {
     http_parser_drop_body(p);
-    if (p->head.cap > KEEP_HEAD) {
-        buf_free(&p->head);
-    }
-    buf_clear(&p->head);
+    buf_trim(&p->head, KEEP_HEAD);
     if (p->max_headers > KEEP_HEADERS) {
         free(p->headers);
         p->headers = NULL;

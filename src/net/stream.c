@@ -34,15 +34,6 @@ static _Thread_local struct buf wire_scratch;  /* encrypted, on its way into the
 static void flush(struct stream *s, bool try_first);
 static void finish(struct stream *s, uint64_t ms, bool linger);
 
-static void trim(struct buf *scratch)
-{
-    if (scratch->cap > SCRATCH_KEEP) {
-        buf_free(scratch);
-    } else {
-        buf_clear(scratch);
-    }
-}
-
 /* libuv writes with write(2): a peer that is gone must be an error, not a signal. */
 static void ignore_sigpipe(void)
 {
@@ -263,7 +254,7 @@ static void feed(struct stream *s, const void *data, size_t n)
     if (s->state == STREAM_OPEN && plain->len > 0) {
         s->ops->on_data(s, buf_data(plain), plain->len);
     }
-    trim(plain);
+    buf_trim(plain, SCRATCH_KEEP);
     if (rv == 0 || s->state == STREAM_CLOSING || s->state == STREAM_FINISHING) {
         return;
     }
@@ -474,7 +465,7 @@ static int send_tls(struct stream *s, const void *data, size_t n)
     } else {
         rv = send_now(s, buf_data(wire), wire->len);
     }
-    trim(wire);
+    buf_trim(wire, SCRATCH_KEEP);
     return rv;
 }
 
