@@ -1,4 +1,4 @@
-#include "raft/guard.h"
+#include "raft/guard_impl.h"
 
 #include "base/log.h"
 
@@ -6,105 +6,6 @@
 #include <string.h>
 
 unsigned guard_rules_off;
-
-static struct guard *guard_of(struct raft_io *io)
-{
-    return ((struct raft *)io->data)->data;
-}
-
-/* --- bytes of the log --- */
-
-static uint64_t *sum_at(struct guard *g, size_t i)
-{
-    return &g->sums[(g->head_sums + i) & (g->cap_sums - 1)];
-}
-
-/* Sum of the bytes up to and with @index. */
-static uint64_t sum_to(struct guard *g, raft_index index)
-{
-    if (index < g->first || g->n_sums == 0) {
-        return g->base;
-    }
-    size_t i = (size_t)(index - g->first);
-    return *sum_at(g, i < g->n_sums ? i : g->n_sums - 1);
-}
-
-static bool grow_sums(struct guard *g)
-{
-    size_t cap = g->cap_sums == 0 ? 1024 : g->cap_sums * 2;
-    uint64_t *sums = malloc(cap * sizeof *sums);
-    if (sums == NULL) {
-        return false;
-    }
-    for (size_t i = 0; i < g->n_sums; i++) {
-        sums[i] = *sum_at(g, i);
-    }
-    free(g->sums);
-    g->sums = sums;
-    g->cap_sums = cap;
-    g->head_sums = 0;
-    return true;
-}
-
-static void count_append(struct guard *g, raft_index index, const struct raft_entry *entries, size_t n)
-{
-    if (index < g->first) {
-        g->n_sums = 0;
-    } else if (index - g->first < g->n_sums) {
-        g->n_sums = (size_t)(index - g->first);
-    }
-    if (g->n_sums == 0) {
-        g->first = index;
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (g->n_sums == g->cap_sums && !grow_sums(g)) {
-            g->ops->fatal(g->arg, "no memory", RAFT_NOMEM);
-            return;
-        }
-        uint64_t before = g->n_sums == 0 ? g->base : *sum_at(g, g->n_sums - 1);
-        *sum_at(g, g->n_sums++) = before + entries[i].buf.len + sizeof entries[i];
-    }
-}
-
-/* Follows libraft's own trimming of the log. */
-static void count_trim(struct guard *g)
-{
-    const struct raft_trail *trail = &g->raft->trail;
-    if (trail->snapshot.index != g->snapshot_at) {
-        g->snapshot_at = trail->snapshot.index;
-        g->snapshot_sum = sum_to(g, g->snapshot_at);
-    }
-    while (g->n_sums > 0 && g->first <= trail->offset) {
-        g->base = *sum_at(g, 0);
-        g->head_sums = (g->head_sums + 1) & (g->cap_sums - 1);
-        g->n_sums--;
-        g->first++;
-    }
-}
-
-uint64_t guard_log_bytes(struct guard *g)
-{
-    count_trim(g);
-    return g->n_sums == 0 ? 0 : *sum_at(g, g->n_sums - 1) - g->base;
-}
-
-uint64_t guard_fresh_bytes(struct guard *g)
-{
-    count_trim(g);
-    uint64_t end = g->n_sums == 0 ? g->base : *sum_at(g, g->n_sums - 1);
-    return end > g->snapshot_sum ? end - g->snapshot_sum : 0;
-}
-
-unsigned guard_trailing(struct guard *g, raft_index index, unsigned n, uint64_t bytes)
-{
-    count_trim(g);
-    uint64_t end = sum_to(g, index);
-    unsigned keep = 1;
-    while (keep < n && index > keep + g->first && end - sum_to(g, index - keep - 1) <= bytes) {
-        keep++;
-    }
-    return keep;
-}
 
 /* libraft's own look-up is not exported, its data is. Same rules: 0 outside of the log, but the snapshot's
  * last entry. */
@@ -138,7 +39,7 @@ static int load(struct raft_io *io, raft_term *term, raft_id *voted_for, struct 
     int rv = g->inner.load(io, term, voted_for, snapshot, start_index, entries, n_entries);
     if (rv == 0) {
         g->term = *term;
-        count_append(g, *start_index, *entries, *n_entries);
+        guard_count(g, *start_index, *entries, *n_entries);
     }
     return rv;
 }
@@ -180,11 +81,6 @@ static int truncate_log(struct raft_io *io, raft_index index)
     return rv;
 }
 
-static uint64_t clock_of(const struct guard *g)
-{
-    return g->ops->clock != NULL ? g->ops->clock(g->arg) : 0;
-}
-
 struct append {
     struct raft_io_append req;
     struct guard *g;
@@ -198,7 +94,7 @@ static void append_done(struct raft_io_append *req, int status)
     struct guard *g = a->g;
     struct raft_io_append *outer = a->outer;
     if (status == 0 && g->ops->clock != NULL) {
-        histogram_add(&g->stats.appends, clock_of(g) - a->began);
+        histogram_add(&g->stats.appends, guard_clock_of(g) - a->began);
     }
     free(a);
     /* Rule 4: libraft goes on as if the entries were there. */
@@ -218,11 +114,11 @@ static int append(struct raft_io *io, struct raft_io_append *req, const struct r
     if (a == NULL) {
         goto fatal;
     }
-    *a = (struct append){.g = g, .began = clock_of(g), .outer = req};
+    *a = (struct append){.g = g, .began = guard_clock_of(g), .outer = req};
     a->req.data = a;
     req->cb = cb;
     /* libraft has just added them to its index: they are its last. */
-    count_append(g, raft_last_index(g->raft) - n + 1, entries, n);
+    guard_count(g, raft_last_index(g->raft) - n + 1, entries, n);
     for (unsigned i = 0; i < n; i++) {
         g->stats.appended += entries[i].buf.len;
     }
@@ -236,213 +132,6 @@ fatal:
         g->ops->fatal(g->arg, "writing to the log", rv);
     }
     return rv;
-}
-
-/* --- snapshots --- */
-
-struct guard_put {
-    struct guard_job job;
-    struct guard *g;
-    struct raft_io_snapshot_put req;
-    struct raft_io_snapshot_put *outer;
-    struct raft_snapshot snapshot; /* as given, or with the encoded bytes */
-    const struct raft_snapshot *given;
-    struct raft_buffer data;
-    unsigned trailing; /* 0: a received one is installed */
-    uint64_t began;
-    bool working;
-    int rv;
-};
-
-static void put_finish(struct guard_put *put, int status)
-{
-    struct guard *g = put->g;
-    struct raft_io_snapshot_put *outer = put->outer;
-    g->put = NULL;
-    if (status == 0 && put->trailing == 0) {
-        g->stats.installed++;
-    } else if (status == 0 && g->ops->clock != NULL) {
-        histogram_add(&g->stats.snapshots, clock_of(g) - put->began);
-        g->stats.snapshot_bytes = put->data.len;
-    }
-    raft_free(put->data.base);
-    free(put);
-    if (status != 0 && !g->closing && guard_rule(4)) {
-        g->ops->fatal(g->arg, "writing a snapshot", status);
-    }
-    outer->cb(outer, status);
-    g->ops->changed(g->arg);
-}
-
-static void put_done(struct raft_io_snapshot_put *req, int status)
-{
-    put_finish(req->data, status);
-}
-
-static void put_run(struct guard_job *job)
-{
-    struct guard_put *put = (struct guard_put *)job;
-    struct guard *g = put->g;
-    put->rv = put->trailing == 0 ? g->ops->prepare(g->arg, &put->given->bufs[0])
-                                 : g->ops->encode(g->arg, &put->data);
-}
-
-static void closed(struct guard *g)
-{
-    if (g->closing && g->inner_closed && g->put == NULL && g->holds == 0) {
-        g->close(g->raft->io);
-    }
-}
-
-/* A snapshot that could not be encoded (it took too long, say) is left out; the log stays, and there will be
- * another. libraft takes back what it had begun only while it is closing, so for this one call it is. */
-static void put_give_up(struct guard_put *put)
-{
-    struct guard *g = put->g;
-    struct raft_io_snapshot_put *outer = put->outer;
-    log_warn("raft: a snapshot is given up; the next one comes later");
-    g->given_up++;
-    g->put = NULL;
-    raft_free(put->data.base);
-    free(put);
-    g->raft->legacy.closing = true;
-    outer->cb(outer, RAFT_CANCELED);
-    g->raft->legacy.closing = false;
-    g->ops->changed(g->arg);
-}
-
-static void put_worked(struct guard_job *job)
-{
-    struct guard_put *put = (struct guard_put *)job;
-    struct guard *g = put->g;
-    put->working = false;
-    if (g->closing) {
-        put_finish(put, RAFT_CANCELED);
-        closed(g);
-        return;
-    }
-    if (put->rv != 0 && put->trailing == 0) {
-        g->ops->fatal(g->arg, "preparing a received snapshot", put->rv);
-    }
-    if (put->rv != 0) {
-        put_give_up(put);
-        return;
-    }
-    if (put->trailing != 0) {
-        put->snapshot.bufs = &put->data;
-        put->snapshot.n_bufs = 1;
-    }
-    int rv = g->inner.snapshot_put(g->raft->io, put->trailing, &put->req, &put->snapshot, put_done);
-    if (rv != 0) {
-        put_finish(put, rv);
-    }
-}
-
-/* Encoding, checking and preparing take as long as the state is large: not on the loop. */
-static int snapshot_put(struct raft_io *io, unsigned trailing, struct raft_io_snapshot_put *req,
-    const struct raft_snapshot *snapshot, raft_io_snapshot_put_cb cb)
-{
-    struct guard *g = guard_of(io);
-    struct guard_put *put = calloc(1, sizeof *put);
-    if (put == NULL) {
-        g->ops->fatal(g->arg, "writing a snapshot", RAFT_NOMEM);
-        return RAFT_NOMEM;
-    }
-    put->job = (struct guard_job){.run = put_run, .done = put_worked};
-    put->g = g;
-    put->req.data = put;
-    put->outer = req;
-    put->snapshot = *snapshot;
-    put->given = snapshot;
-    put->trailing = trailing;
-    put->working = true;
-    put->began = clock_of(g);
-    req->cb = cb;
-    if (trailing == 0) {
-        g->n_sums = 0; /* libraft has dropped its log */
-    }
-    g->put = put;
-    g->ops->work(g->arg, &put->job);
-    return 0;
-}
-
-bool guard_snapshotting(const struct guard *g)
-{
-    return g->put != NULL;
-}
-
-struct get {
-    struct raft_io_snapshot_get req;
-    struct guard *g;
-    struct raft_io_snapshot_get *outer;
-};
-
-void guard_free_snapshot(struct raft_snapshot *s)
-{
-    for (unsigned i = 0; i < s->n_bufs; i++) {
-        raft_free(s->bufs[i].base);
-    }
-    raft_free(s->bufs);
-    raft_configuration_close(&s->configuration);
-    raft_free(s);
-}
-
-static void get_done(struct raft_io_snapshot_get *req, struct raft_snapshot *snapshot, int status)
-{
-    struct get *get = req->data;
-    struct guard *g = get->g;
-    struct raft_io_snapshot_get *outer = get->outer;
-    free(get);
-    g->sending = false; /* unless it is sent, right below */
-    if (status != 0 && guard_rule(8)) {
-        /* Rule 8: told of a failure, libraft frees a configuration and a buffer that it never set. Not told,
-         * it would only keep its request, which is what @data points to; the follower is tried again after
-         * the timeout. */
-        if (!g->closing) {
-            log_warn("loading a snapshot to send: %s", raft_strerror(status));
-        }
-        raft_free(snapshot);
-        raft_free(outer->data);
-        return;
-    }
-    if (g->closing) {
-        guard_free_snapshot(snapshot);
-        raft_free(outer->data);
-        return;
-    }
-    if (status == 0) {
-        g->loaded_index = snapshot->index;
-        g->loaded_term = snapshot->term;
-    }
-    outer->cb(outer, snapshot, status);
-    g->loaded_index = 0;
-}
-
-static int snapshot_get(struct raft_io *io, struct raft_io_snapshot_get *req, raft_io_snapshot_get_cb cb)
-{
-    struct guard *g = guard_of(io);
-    int rv = RAFT_BUSY;
-    /* A follower without the snapshot refuses the heartbeats that are sent meanwhile, and libraft then
-     * sends it again, at each heartbeat. One at a time, for all followers: the others' turn comes with a
-     * heartbeat, too. */
-    struct get *get = g->sending ? NULL : malloc(sizeof *get);
-    if (get != NULL) {
-        *get = (struct get){.g = g, .outer = req};
-        get->req.data = get;
-        req->cb = cb;
-        rv = g->inner.snapshot_get(io, &get->req, get_done);
-        if (rv == 0) {
-            g->sending = true;
-            return 0;
-        }
-        free(get);
-    }
-    if (!guard_rule(8)) {
-        return rv;
-    }
-    /* As above; an error here would also make libraft leave out what else the event asked for. */
-    raft_free(req->data);
-    return 0;
 }
 
 /* See guard.h. */
@@ -893,12 +582,19 @@ static int start(struct raft_io *io, unsigned msecs, raft_io_tick_cb on_tick, ra
     return g->inner.start(io, msecs, tick, receive);
 }
 
+void guard_closed(struct guard *g)
+{
+    if (g->closing && g->inner_closed && g->put == NULL && g->holds == 0) {
+        g->close(g->raft->io);
+    }
+}
+
 static void inner_closed(struct raft_io *io)
 {
     struct guard *g = guard_of(io);
     g->inner_closed = true;
     /* raft_uv has completed what it had; what is on another thread still needs libraft alive. */
-    closed(g);
+    guard_closed(g);
 }
 
 static void close_io(struct raft_io *io, raft_io_close_cb cb)
@@ -925,8 +621,8 @@ void guard_wrap(struct guard *g, struct raft *raft, const struct guard_ops *ops,
     io->set_vote = set_vote;
     io->append = append;
     io->truncate = truncate_log;
-    io->snapshot_put = snapshot_put;
-    io->snapshot_get = snapshot_get;
+    io->snapshot_put = guard_snapshot_put;
+    io->snapshot_get = guard_snapshot_get;
     io->send = send_message;
 }
 
@@ -938,7 +634,7 @@ void guard_hold(struct guard *g)
 void guard_release(struct guard *g)
 {
     g->holds--;
-    closed(g);
+    guard_closed(g);
 }
 
 void guard_free(struct guard *g)

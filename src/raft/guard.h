@@ -1,5 +1,5 @@
 /* What stands between libraft and its storage and network, so that libraft's known faults are not met: rules
- * 3 to 10 of the notes on raft, each named in guard.c where it is kept.
+ * 3 to 10 of the notes on raft, each named in guard*.c where it is kept.
  *
  * Wraps the methods of a struct raft_io in place, after raft_init and before raft_start or raft_bootstrap,
  * over raft_uv's io and over the test fixture's io alike: the simulation runs this very code. It also keeps
