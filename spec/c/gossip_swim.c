@@ -1,6 +1,8 @@
 /* The gossip protocol core, message by message. What many nodes make of it together is gossip_sim.c's. */
 #include "gossip_support.h"
 
+#include <math.h>
+
 #define ALL_SILENT (~UINT64_C(0))
 
 /* ---- probes ---- */
@@ -553,6 +555,62 @@ static void the_dead(void **state)
     struct swim_id id = id_of(5);
     assert_false(swim_get(w.s, &id, &gone));
     assert_int_equal(count_events(&w, SWIM_FORGOTTEN, 5), 1);
+    world_close(&w);
+}
+
+/* Many at the same time, of which some are confirmed, some refuted, and all wait for a process that did not run: each
+ * of the others dies in its millisecond, and of those of one millisecond the first to be suspected is the first. */
+static void many_end_in_time(void **state)
+{
+    (void)state;
+    enum { FIRST = 10, LAST = 60, STALL = 5000 };
+    struct world w;
+    struct swim_config c = world_config();
+    struct {
+        uint64_t start, due;
+        uint32_t of;
+    } left[LAST + 1] = {{0}};
+    unsigned n = 0, died = 0;
+    world_open(&w, &c, LAST);
+    uint64_t least = (uint64_t)(4 * log10(LAST) * PERIOD), began = w.now;
+    for (uint32_t k = 0; k <= LAST - FIRST; k++) {
+        uint32_t of = FIRST + k * 20 % (LAST - FIRST + 1); /* not in the order of their slots */
+        accuse(&w, of, 10, 2);
+        left[n].of = of, left[n++].start = w.now;
+        live(&w, k % 3 == 0 ? 0 : 7, 0);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        unsigned confirmed = i / 3 % 4;
+        for (uint32_t by = 3; by < 3 + confirmed; by++) {
+            accuse(&w, left[i].of, 10, by);
+        }
+        left[i].due = left[i].start + suspicion_ms(least, 6 * least, confirmed, 3) + STALL;
+    }
+    for (unsigned i = 0; i < n; i += 5) {
+        claim(&w, left[i].of, 11, "meta");
+        left[i].due = UINT64_MAX;
+    }
+    assert_true(w.now < began + least);
+    w.now = swim_next(w.s) + STALL;
+    swim_tick(w.s, w.now);
+    assert_int_equal(swim_stats(w.s)->stalled_ms, STALL);
+    accuse(&w, left[1].of, 10, 3);
+    left[1].due = left[1].start + suspicion_ms(least, 6 * least, 1, 3) + STALL;
+    for (w.n_events = 0; w.now < began + STALL + 6 * least + 1000; w.n_events = 0) {
+        live(&w, 1, 0);
+        for (unsigned i = 0; i < w.n_events; i++) {
+            unsigned next = 0;
+            assert_int_equal(w.events[i].what, SWIM_DIED);
+            for (unsigned k = 1; k < n; k++) {
+                next = left[k].due < left[next].due ? k : next;
+            }
+            assert_int_equal(w.events[i].of, left[next].of);
+            assert_int_equal(w.now, left[next].due);
+            left[next].due = UINT64_MAX;
+            died++;
+        }
+    }
+    assert_int_equal(died, n - (n + 4) / 5);
     world_close(&w);
 }
 
@@ -1176,6 +1234,7 @@ int main(void)
         cmocka_unit_test(accusers_are_bounded),
         cmocka_unit_test(only_a_higher_incarnation_refutes),
         cmocka_unit_test(the_dead),
+        cmocka_unit_test(many_end_in_time),
         cmocka_unit_test(buddies),
         cmocka_unit_test(refutes),
         cmocka_unit_test(cannot_sign),

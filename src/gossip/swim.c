@@ -80,7 +80,6 @@ int swim_open(
     s->chance.state = c.seed;
     s->incarnation = c.incarnation;
     s->seq = (uint32_t)chance_next(&s->chance);
-    TAILQ_INIT(&s->suspicions);
     queue_init(&s->queue);
     /* Not all nodes of a cluster in step. */
     s->probe_at = now + chance_below(&s->chance, c.period_ms);
@@ -89,7 +88,7 @@ int swim_open(
     s->settled = now + SETTLE_MS;
     s->differ_gap = DIFFER_GAP_MS;
     s->gossip_last = now;
-    s->gossip_at = s->suspicion_at = s->relay_at = s->refute_at = NEVER;
+    s->gossip_at = s->relay_at = s->refute_at = NEVER;
     if (buf_reserve(&s->out, SWIM_DATAGRAM_MAX) == NULL) {
         rv = SYM_ENOMEM;
         goto fail;
@@ -112,10 +111,7 @@ void swim_close(struct swim *s)
     if (s == NULL) {
         return;
     }
-    for (struct suspicion *p; (p = TAILQ_FIRST(&s->suspicions)) != NULL;) {
-        TAILQ_REMOVE(&s->suspicions, p, link);
-        free(p);
-    }
+    suspect_free(s);
     table_free(&s->table);
     buf_free(&s->out);
     free(s);
@@ -123,7 +119,7 @@ void swim_close(struct swim *s)
 
 uint64_t swim_next(const struct swim *s)
 {
-    uint64_t at = earlier(earlier(s->gossip_at, s->suspicion_at), earlier(s->relay_at, s->refute_at));
+    uint64_t at = earlier(earlier(s->gossip_at, suspect_next(s)), earlier(s->relay_at, s->refute_at));
     at = earlier(at, earlier(s->reconnect_at, s->sweep_at));
     return earlier(at, probe_next(s));
 }

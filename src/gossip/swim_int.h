@@ -8,8 +8,6 @@
 #include "gossip/swim_table.h"
 #include "gossip/swim_wire.h"
 
-#include <sys/queue.h>
-
 enum {
     RELAYS_MAX = 64,   /* helping at the same time */
     RELAYS_OF_ONE = 2, /* whoever asks has one probe under way */
@@ -24,8 +22,7 @@ enum {
     DOUBLE_GAP_MS = 1000, /* nor does a second holder of our key */
     RETRY_MS = 1000,      /* what could not be signed */
     SWEEP_MS = 10000,
-    SUSPECT_GRAIN_MS = 10, /* so much later a suspicion may end than is due */
-    DIFFER_GAP_MS = 1000,  /* between two full exchanges; doubled by each that did not help */
+    DIFFER_GAP_MS = 1000, /* between two full exchanges; doubled by each that did not help */
     DIFFER_GAP_MAX_MS = 64000,
     SETTLE_MS = 10000, /* what a new node gets by full exchanges is old news to everybody else */
     QUEUE_LONG = 1000, /* pieces of news: some hundred full messages */
@@ -34,12 +31,17 @@ enum {
 #define NEVER UINT64_MAX
 
 struct suspicion {
-    TAILQ_ENTRY(suspicion) link;
-    uint32_t slot;
-    unsigned n;
-    uint64_t since;           /* when it was entered */
-    uint64_t start, deadline; /* without the time in which this process did not run */
+    uint32_t slot, n;
+    uint32_t place; /* in swim.due */
+    uint32_t order; /* of those that end in the same ms the first to be entered is the first to end */
+    uint64_t since; /* when it was entered */
+    uint64_t start; /* the same without the time in which this process did not run */
     struct swim_id accusers[WIRE_ACCUSERS_MAX];
+};
+
+struct due {
+    uint64_t at;
+    struct suspicion *of;
 };
 
 struct probe {
@@ -71,15 +73,14 @@ struct swim {
     struct queue queue;
     unsigned limit; /* of sends of a piece of news, for limit_n members */
     uint32_t limit_n;
-    TAILQ_HEAD(suspicions, suspicion) suspicions;
+    struct due *due; /* all suspicions, a heap: the first to end is the first; NULL without any */
+    uint32_t n_due, due_cap, suspected;
     struct buf out; /* as large as a datagram, for good */
     struct probe probe;
     struct relay relays[RELAYS_MAX];
     unsigned n_relays, health;
     uint32_t seq;
-    uint64_t now;            /* of the call that runs */
-    uint64_t suspicion_at;   /* no suspicion ends before; may be early */
-    uint64_t suspicion_from; /* they are not looked at before */
+    uint64_t now; /* of the call that runs */
     uint64_t probe_at, gossip_at, gossip_last, reconnect_at, sweep_at, relay_at, refute_at;
     uint64_t refute_from, double_from; /* not before */
     uint64_t differ_from, differ_gap;
@@ -149,7 +150,9 @@ void suspect_end(struct swim *s, uint32_t slot);
 uint64_t suspect_least(const struct swim *s);
 uint64_t suspect_for(struct swim *s, uint32_t slot);
 void suspect_tick(struct swim *s);
+uint64_t suspect_next(const struct swim *s);
 void suspect_shift(struct swim *s, uint64_t by);
+void suspect_free(struct swim *s);
 
 /* swim_probe.c */
 void probe_tick(struct swim *s);

@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdlib.h>
 
+enum { DUE_MIN = 4 };
+
 uint64_t suspicion_ms(uint64_t min, uint64_t max, unsigned c, unsigned k)
 {
     if (c >= k || max <= min) {
@@ -26,7 +28,68 @@ uint64_t suspect_for(struct swim *s, uint32_t slot)
     return s->now > start ? s->now - start : 0;
 }
 
-static void set_deadline(struct swim *s, struct suspicion *p)
+/* ---- by when they end: at 10,000 members a partition makes thousands of them, and only those that are due are looked
+ * at ---- */
+
+static bool before(const struct due *a, const struct due *b)
+{
+    return a->at != b->at ? a->at < b->at : (int32_t)(a->of->order - b->of->order) < 0;
+}
+
+static void due_put(struct swim *s, uint32_t place, struct due d)
+{
+    s->due[place] = d;
+    d.of->place = place;
+}
+
+/* @d takes the free @place, or one above or below it. */
+static void settle(struct swim *s, uint32_t place, struct due d)
+{
+    for (uint32_t up; place > 0 && before(&d, &s->due[up = (place - 1) / 2]); place = up) {
+        due_put(s, place, s->due[up]);
+    }
+    for (uint32_t down; (down = 2 * place + 1) < s->n_due; place = down) {
+        down += down + 1 < s->n_due && before(&s->due[down + 1], &s->due[down]);
+        if (!before(&s->due[down], &d)) {
+            break;
+        }
+        due_put(s, place, s->due[down]);
+    }
+    due_put(s, place, d);
+}
+
+static bool room_for_one(struct swim *s)
+{
+    if (s->n_due < s->due_cap) {
+        return true;
+    }
+    uint32_t cap = s->due_cap == 0 ? DUE_MIN : 2 * s->due_cap;
+    struct due *due = realloc(s->due, cap * sizeof *due);
+    if (due == NULL) {
+        return false;
+    }
+    s->due = due;
+    s->due_cap = cap;
+    return true;
+}
+
+/* The last one takes its place. */
+static void take_out(struct swim *s, uint32_t place)
+{
+    struct due last = s->due[--s->n_due];
+    if (place < s->n_due) {
+        settle(s, place, last);
+    } else if (s->n_due == 0) {
+        suspect_free(s);
+    }
+}
+
+uint64_t suspect_next(const struct swim *s)
+{
+    return s->n_due == 0 ? NEVER : s->due[0].at;
+}
+
+static uint64_t deadline(const struct swim *s, const struct suspicion *p)
 {
     uint32_t n = s->table.n_live + 1;
     uint64_t min = suspect_least(s);
@@ -37,24 +100,28 @@ static void set_deadline(struct swim *s, struct suspicion *p)
     uint64_t due = p->start + suspicion_ms(min, min * s->c.suspicion_beta, p->n - 1, k);
     /* What has lasted longer than that already ends now: a time in the past would look as if this process had not
      * run since. */
-    p->deadline = due > s->now ? due : s->now;
-    s->suspicion_at =
-        earlier(s->suspicion_at, p->deadline > s->suspicion_from ? p->deadline : s->suspicion_from);
+    return due > s->now ? due : s->now;
 }
+
+/* ---- what becomes of one ---- */
 
 void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser)
 {
     struct member *m = slot_of(s, slot);
-    struct suspicion *p = malloc(sizeof *p);
+    struct suspicion *p = room_for_one(s) ? malloc(sizeof *p) : NULL;
     if (p == NULL) {
         s->stats.no_memory++;
         return;
     }
-    *p = (struct suspicion){.slot = slot, .n = 1, .since = s->now, .start = s->now, .accusers = {*accuser}};
-    TAILQ_INSERT_TAIL(&s->suspicions, p, link);
+    *p = (struct suspicion){.slot = slot,
+        .n = 1,
+        .order = s->suspected++,
+        .since = s->now,
+        .start = s->now,
+        .accusers = {*accuser}};
     m->suspicion = p;
     m->state = SWIM_SUSPECT;
-    set_deadline(s, p);
+    settle(s, s->n_due++, (struct due){deadline(s, p), p});
     news(s, slot, true);
     tell(s, SWIM_SUSPECTED, slot);
 }
@@ -71,7 +138,7 @@ void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuse
         }
     }
     p->accusers[p->n++] = *accuser;
-    set_deadline(s, p);
+    settle(s, p->place, (struct due){deadline(s, p), p});
     news(s, slot, true);
 }
 
@@ -79,7 +146,7 @@ void suspect_end(struct swim *s, uint32_t slot)
 {
     struct member *m = slot_of(s, slot);
     if (m->state == SWIM_SUSPECT) {
-        TAILQ_REMOVE(&s->suspicions, m->suspicion, link);
+        take_out(s, m->suspicion->place);
         free(m->suspicion);
         m->state = SWIM_ALIVE;
         m->since = s->now;
@@ -88,34 +155,25 @@ void suspect_end(struct swim *s, uint32_t slot)
 
 void suspect_tick(struct swim *s)
 {
-    if (s->now < s->suspicion_at) {
-        return;
-    }
-    struct suspicion *p = TAILQ_FIRST(&s->suspicions), *next;
-    s->suspicion_at = NEVER;
-    for (; p != NULL; p = next) {
-        next = TAILQ_NEXT(p, link);
-        if (p->deadline <= s->now) {
-            die(s, p->slot);
-        } else {
-            s->suspicion_at = earlier(s->suspicion_at, p->deadline);
-        }
-    }
-    /* All of them are looked at: after a partition there may be thousands, which do not end in the same millisecond. */
-    s->suspicion_from = s->now + SUSPECT_GRAIN_MS;
-    if (s->suspicion_at < s->suspicion_from) {
-        s->suspicion_at = s->suspicion_from;
+    while (suspect_next(s) <= s->now) {
+        die(s, s->due[0].of->slot);
     }
 }
 
 void suspect_shift(struct swim *s, uint64_t by)
 {
-    struct suspicion *p;
-    TAILQ_FOREACH (p, &s->suspicions, link) {
-        p->start += by;
-        p->deadline += by;
+    for (uint32_t i = 0; i < s->n_due; i++) {
+        s->due[i].at += by;
+        s->due[i].of->start += by;
     }
-    if (s->suspicion_at != NEVER) {
-        s->suspicion_at += by;
+}
+
+void suspect_free(struct swim *s)
+{
+    for (uint32_t i = 0; i < s->n_due; i++) {
+        free(s->due[i].of);
     }
+    free(s->due);
+    s->due = NULL;
+    s->n_due = s->due_cap = 0;
 }
