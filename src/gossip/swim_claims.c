@@ -311,6 +311,10 @@ void accuse(
     for (unsigned i = 0; i < n && slot != NO_SLOT; i++) {
         struct swim_id accuser;
         memcpy(accuser.b, accusers + (size_t)i * SWIM_ID_LEN, SWIM_ID_LEN);
+        /* Mostly not, and then it need not be looked for: all are told of it again and again. */
+        if (slot_of(s, slot)->state == SWIM_SUSPECT && !suspect_counts(s, slot, &accuser)) {
+            continue;
+        }
         uint32_t by = table_find(&s->table, &accuser);
         /* Of ourselves we know by ourselves. */
         if (by == NO_SLOT || by == slot || by == SELF || slot_of(s, by)->state >= SWIM_DEAD) {

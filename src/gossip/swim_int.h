@@ -144,6 +144,8 @@ void health_add(struct swim *s, int by);
 
 /* swim_suspect.c */
 void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser);
+/* Would one more accuser of a suspect change anything? */
+bool suspect_counts(const struct swim *s, uint32_t slot, const struct swim_id *accuser);
 void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuser);
 void suspect_end(struct swim *s, uint32_t slot);
 /* The shortest that a suspicion lasts, and how long that of a suspect has; ms. */

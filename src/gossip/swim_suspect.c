@@ -126,16 +126,25 @@ void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser)
     tell(s, SWIM_SUSPECTED, slot);
 }
 
-void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuser)
+bool suspect_counts(const struct swim *s, uint32_t slot, const struct swim_id *accuser)
 {
-    struct suspicion *p = slot_of(s, slot)->suspicion;
+    const struct suspicion *p = s->table.m[slot].suspicion;
     if (p->n > s->c.confirmations || p->n == WIRE_ACCUSERS_MAX) {
-        return;
+        return false;
     }
     for (unsigned i = 0; i < p->n; i++) {
         if (swim_id_eq(&p->accusers[i], accuser)) {
-            return;
+            return false;
         }
+    }
+    return true;
+}
+
+void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuser)
+{
+    struct suspicion *p = slot_of(s, slot)->suspicion;
+    if (!suspect_counts(s, slot, accuser)) {
+        return;
     }
     p->accusers[p->n++] = *accuser;
     settle(s, p->place, (struct due){deadline(s, p), p});
