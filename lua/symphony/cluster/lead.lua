@@ -33,13 +33,13 @@ local function complain(self, err)
 end
 
 local function run(self)
-  local delay = self.first_ms > 0 and self.first_ms or nil
+  if self.first_ms > 0 then self.wakeup:wait(self.first_ms) end
   while true do
-    if delay and delay > 0 then self.wakeup:wait(delay) elseif delay then async.sleep(0) end
     self.wakeup = async.event() -- what was heard until now is what this turn looks at
     local ok, result = xpcall(self.turn, errors.handler)
     if ok then self.said = nil else complain(self, result) end
-    delay = ok and result or self.retry_ms
+    local delay = ok and result or self.retry_ms
+    if delay > 0 then self.wakeup:wait(delay) else async.sleep(0) end
   end
 end
 
