@@ -83,6 +83,50 @@ describe("reactions", function()
     assert.same({ "3", nil }, { value "n", value "q" })
   end))
 
+  it("come in the order in which things happened, also to who leads next", cluster(function()
+    store.set("p", [[return { hooks = { ["node.down"] = function() return { event("down") } end,
+      ["leader.change"] = function(input) return { event("leads") } end } }]], "me")
+    turn()
+    reactions.stop()
+    happens "node.down"
+    fake.status.term = fake.status.term + 1
+    turn()
+    local list = {}
+    for i, event in ipairs(told "policy.event") do list[i] = event.message end
+    assert.same({ "leads", "down", "leads" }, list)
+  end))
+
+  it("are there to all that happened while nobody led", cluster(function()
+    occurrence.BURST = 1000
+    reactions.stop()
+    store.set("p", policy("node.down", [[return { kv_put("p/" .. input.reason, "x") }]]), "me")
+    turn()
+    reactions.stop()
+    for i = 1, 150 do happens("node.down", { reason = tostring(i) }) end
+    turn()
+    occurrence.BURST = 20
+    assert.equal(150, #state.list_raw "/kv/p/")
+  end))
+
+  it("are those of a policy that has just been set, too", cluster(function()
+    store.set("q", policy("node.down", [[return { kv_put("q", "1") }]]), "me")
+    local record = state.text "/policy/q"
+    store.rm("q", "me")
+    store.set("p", policy("admit.join", "return nil"), "me")
+    local slipped
+    fake.before_submit = function(txn)
+      if slipped or txn.ops[1].put ~= "/cluster/reactions" then return end
+      slipped = true -- between the beginning of the look and what has happened
+      fake.apply { ops = { state.put("/policy/q", record) } }
+      fake.apply { ops = { state.put("/event/000000000900", { kind = "node.down", node_id = ID, at = fake.now }) } }
+    end
+    turn()
+    fake.before_submit = nil
+    assert.is_true(slipped)
+    turn()
+    assert.equal("1", value "q")
+  end))
+
   it("wait on a follower", cluster(function()
     store.set("p", policy("node.down", [[return { kv_put("n", "1") }]]), "me")
     turn()
@@ -489,6 +533,26 @@ describe("reactions, of which something fails in the middle,", function()
     assert.same({ "q 1", "q 2", "q 3", "p 1", "p 2", "p 3", "p 4", "q 4" }, messages())
     local mark = require("symphony.policy.todo").mark()
     assert.is_nil(mark.own)
+  end))
+
+  it("as another one leads: who is late with its own mark takes nothing from what waits there", injected(function()
+    store.set("p", policy("node.down", [[return nil]]), "me")
+    turns(1)
+    local todo, slipped = require "symphony.policy.todo", nil
+    happens "node.down"
+    fake.before_submit = function(txn)
+      local _, kv = todo.mark()
+      if slipped or txn.compare[1].key ~= kv.key then return end
+      -- It leads no more; with the next one, p could not be asked about this, nor about what has come behind it.
+      local mark = { revision = kv.mod_revision + 100, event = 9, own = { p = { revision = 1, event = 1 } } }
+      slipped = fake.apply { ops = { state.put(kv.key, mark) } }
+      fake.status.term, fake.status.state = fake.status.term + 1, "follower"
+    end
+    turns(1)
+    fake.before_submit = nil
+    assert.truthy(slipped)
+    assert.same({ revision = 1, event = 1 }, todo.mark().own.p)
+    fake.status.state = "leader"
   end))
 
   it("of a policy that fails come when those of the others are done", injected(function()

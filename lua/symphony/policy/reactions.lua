@@ -29,7 +29,6 @@ local M = {}
 local EVENTS = "/event/"
 M.AGAIN_MS = 500 -- before a policy that could not be asked is asked again
 local TURN_MS, IDLE_MS = 200, 500 -- between looks
-local MISSED_MAX = 100 -- events that a new leader goes back for
 local LINE_MAX = 1000 -- of what waits for one policy
 local BACKLOG_MAX = 1 << 20 -- bytes
 local LATE_S, carry_out = occurrence.LATE_S, occurrence.carry_out
@@ -150,9 +149,11 @@ local function take_event(mark, event, policy)
   return true
 end
 
--- Notes that all have reacted to @event and those before it, but for the policies that are keys of @waiting.
-local function close(event, waiting)
+-- Notes that all have reacted to @event and those before it, but for the policies that are keys of @waiting. What
+-- waits is known to who leads alone: one that leads no more would take it from those that wait there.
+local function close(l, event, waiting)
   todo.note(nil, nil, {}, function(mark)
+    if (leading.status() or {}).term ~= l.term then return false end
     local own = {}
     for name in pairs(waiting) do
       local at = position(mark, name)
@@ -166,10 +167,10 @@ end
 
 -- Puts @event into the lines of the policies that have not reacted to it.
 local function add_event(l, event)
-  local hook = HOOKS[event.kind]
+  local hook, list = HOOKS[event.kind], engine.list() -- with all that was set before it
   if event.policy or not engine.has(hook) then return end
   local mark, input = todo.mark() or {}, input_of(event)
-  for _, entry in ipairs(engine.list()) do
+  for _, entry in ipairs(list) do
     local name = entry.name
     if occurrence.concerns(entry, hook, input, event.revision) and not is_behind(position(mark, name), event) then
       add(l, { policy = name, hook = hook, input = input, upto = event.revision, event = event,
@@ -187,7 +188,7 @@ local function item(change)
   return event, #change.value
 end
 
--- Events that came when nobody led, or that some have yet to react to: the last of them.
+-- Events that came when nobody led, or that some have yet to react to, in their order.
 local function missed()
   local mark = todo.mark()
   if not mark then return {} end
@@ -201,7 +202,7 @@ local function missed()
     if a.revision ~= b.revision then return a.revision < b.revision end
     return a.id < b.id
   end)
-  return table.move(out, math.max(1, #out - MISSED_MAX + 1), #out, 1, {})
+  return out
 end
 
 local function follow_events(l)
@@ -252,7 +253,7 @@ local function settle(l)
   for name, line in pairs(l.lines) do
     for _, o in ipairs(line) do waiting[name] = waiting[name] or o.event ~= nil or nil end
   end
-  close(l.last, waiting)
+  close(l, l.last, waiting)
   l.open = nil
 end
 
@@ -372,8 +373,8 @@ function M.turn()
     if l.failed then error(l.failed, 0) end
     return IDLE_MS
   end
-  on_lead(l)
   try(l, on_events, l)
+  on_lead(l) -- behind what came before
   on_lines(l)
   try(l, settle, l)
   on_time(l, math.floor(sys.now()))

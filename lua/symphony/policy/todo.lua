@@ -4,8 +4,9 @@
 ---
 --- /reaction/<12 digits>/<2 digits>: {policy, hook, command, at (unix seconds)}, in the order in which it was noted.
 --- /cluster/reactions, the mark: {revision, event = the last event of a node that was seen to; own = {[policy] =
---- {revision, event}}: of those that are behind or before that; term = the last one whose leader was told, told = to
---- whom; times = {["policy/hook"] = when it was last due and led to something}; last = the number given out last}.
+--- {revision, event}}: the same of those that have not come so far, or farther; term = the last one whose leader was
+--- told, told = to whom; times = {["policy/hook"] = when it was last due and led to something}; last = the number given
+--- out last}.
 local errors = require "symphony.errors"
 local events = require "symphony.cluster.events"
 local json = require "symphony.json"
