@@ -206,11 +206,11 @@ local function wake_key(key)
   if kind then M.wake(kind, id) end
 end
 
--- Is anything of the resources of @service assigned to this node?
+-- Is anything assigned to this node that is the work of @service?
 local function is_assigned(service)
   for key in pairs(agent.view().assigned) do
     local kind = key:match("^([^/]+)/")
-    if service.resources[kind] then return true end
+    if kind and here.of(kind) == service then return true end
   end
   return false
 end
@@ -356,12 +356,12 @@ end
 function M.reloaded()
   if not serving then return end
   here.look()
-  for _, kind in ipairs(here.leaving()) do
+  M.look_at_all()
+  for _, kind in ipairs(here.leaving()) do -- those of which there is something
     log.warn(("services: %s is not here any more: what there is of it goes on until it is elsewhere, or removed")
       :format(kind))
   end
   tell_of_unknown()
-  M.look_at_all()
   async.spawn(function()
     local ok, err = require("symphony.cluster.worker").report()
     if not ok and err.code ~= "closed" then log.warn("cannot report to the managers: " .. err.message) end
