@@ -535,6 +535,76 @@ describe("reactions, of which something fails in the middle,", function()
     assert.is_nil(mark.own)
   end))
 
+  -- p cannot be asked until the test says otherwise; what q asks for is done.
+  local function p_is_busy()
+    store.set("p", policy("node.down", [[return { event("p " .. input.reason) }]]), "me")
+    store.set("q", policy("node.down", [[return { event("q " .. input.reason) }]]), "me")
+    turns(1)
+    local module = package.loaded["sym.policy"]
+    local call = module.call
+    module.call = function(hook, text, opts, cb)
+      if opts.only[1] == "p" then return cb { code = "busy", message = "no", policy = "p" } end
+      call(hook, text, opts, cb)
+    end
+    local function over() module.call = call end
+    return over, setmetatable({}, { __close = over })
+  end
+
+  it("as what came is not to be had from its history any more: nothing is lost, and nobody asked twice",
+    injected(function()
+      local over, _ <close> = p_is_busy()
+      happens("node.down", { reason = "1" })
+      happens("node.down", { reason = "2" })
+      turns(1)
+      fake.compact()
+      happens("node.down", { reason = "3" })
+      turns(1)
+      over()
+      local asked = 0
+      sandbox.before_call = function() asked = asked + 1 end
+      turns(2)
+      sandbox.before_call = nil
+      assert.same({ "p 1", "p 2", "p 3", "q 1", "q 2", "q 3" }, carried_out())
+      assert.equal(3, asked)
+      assert.is_nil(require("symphony.policy.todo").mark().own)
+    end))
+
+  it("as a policy could not be asked for two minutes: it goes on behind that, also with the next leader",
+    injected(function()
+      local over, _ <close> = p_is_busy()
+      local sys = require "sym.sys"
+      local mono_ms = sys.mono_ms
+      local _ <close> = setmetatable({}, { __close = function() sys.mono_ms = mono_ms end })
+      happens("node.down", { reason = "1" })
+      turns(1)
+      sys.mono_ms = function() return mono_ms() + 121 * 1000 end
+      turns(1)
+      over()
+      happens("node.down", { reason = "2" })
+      turns(1)
+      new_leader()
+      turns(1)
+      assert.same({ "p 2", "q 1", "q 2" }, carried_out())
+    end))
+
+  it("as a policy is taken away, or set anew: nothing is kept of what waited for it", injected(function()
+    for _, fn in ipairs { function() store.rm("p", "me") end,
+      function() store.set("p", policy("node.down", [[return { event("newer") }]]), "me") end } do
+      local over, _ <close> = p_is_busy()
+      happens("node.down", { reason = "1" })
+      turns(1)
+      happens("node.down", { reason = "2" })
+      turns(1)
+      fn()
+      over()
+      turns(2)
+      new_leader()
+      turns(1)
+      assert.is_nil(table.concat(carried_out(), " "):find("[pn]"))
+      assert.is_nil(require("symphony.policy.todo").mark().own)
+    end
+  end))
+
   it("as another one leads: who is late with its own mark takes nothing from what waits there", injected(function()
     store.set("p", policy("node.down", [[return nil]]), "me")
     turns(1)
