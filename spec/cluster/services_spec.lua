@@ -470,9 +470,14 @@ while :; do sleep 0.1; done
 
   it("keeps the end of what it writes, and lets it be followed", scenario(function(t)
     local m, w = make(t, 1)
+    -- What comes while the log is cut is kept as well: at the last cut that is little.
     local path = program(t, "writes", [[
 i=0
-while [ $i -lt 3000 ]; do i=$((i + 1)); echo "line $i of many, to fill the log"; done
+while [ $i -lt 3000 ]; do
+  i=$((i + 1))
+  echo "line $i of many, to fill the log"
+  [ $i -lt 2700 ] || sleep 0.001
+done
 echo "whole"
 while :; do [ -e "$1" ] && { cat "$1"; rm "$1"; }; sleep 0.05; done
 ]])
