@@ -152,7 +152,7 @@ size_t json_unescape(const struct json_reader *r, uint8_t *out)
         return r->n;
     }
     for (;;) {
-        uint32_t meaning;
+        uint32_t meaning = 0;
         const uint8_t *slash = memchr(p, '\\', (size_t)(end - p));
         size_t run = (size_t)((slash != NULL ? slash : end) - p);
         memcpy(out + n, p, run);
