@@ -114,6 +114,13 @@ static void what_does_not_end_is_stopped(void **state)
         "own.gsub(('x'):rep(1000000), '', ('y'):rep(1000000))",
         "local s = ('a'):rep(50000) own.match(s .. s .. s, '(.*)%1%1%1b')",
         "own.find(('ab'):rep(100000), 'ab.-x')",
+        /* Each of these does little, but often. */
+        "local s = ('a'):rep(3700) for _ = 1, 1e5 do own.find(s, '[b]') end",
+        "local s = ('a'):rep(3700) .. 'b' for _ = 1, 1e5 do own.match(s, 'b') end",
+        "local s = ('a'):rep(3700) .. 'b' for _ = 1, 1e5 do pcall(own.find, s, 'b(') end",
+        "local s = ('a'):rep(3700) .. 'b' for _ = 1, 1e5 do pcall(own.find, s, 'b%') end",
+        "local s = ('a'):rep(3700) for _ = 1, 1e5 do own.gsub(s, 'b', '') end",
+        "local s = ('a'):rep(3700) .. 'b' for _ = 1, 1e5 do for _ in own.gmatch(s, 'b') do end end",
     };
     for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
         if (run(codes[i], 5000000) != SYM_EINVAL ||

@@ -103,23 +103,25 @@ static int find_or_match(lua_State *L, pattern_charge *charge, bool find)
     bool anchored = *pattern == '^';
     const byte *p = (const byte *)pattern + (anchored ? 1 : 0);
     struct match m = begin(L, charge, text, n, pattern, n_pattern);
-    for (const byte *s = m.text + from; s <= m.text_end; s++) {
+    const byte *s = m.text + from, *end = NULL;
+    for (; s <= m.text_end; s++) {
         s = anchored ? s : pattern_next(&m, s, p);
-        const byte *end = pattern_match_at(&m, s, p);
-        if (end != NULL && find) {
-            lua_pushinteger(L, s - m.text + 1);
-            lua_pushinteger(L, end - m.text);
-            return push_captures(&m, NULL, NULL) + 2;
-        }
-        if (end != NULL) {
-            return push_captures(&m, s, end);
-        }
-        if (anchored) {
+        end = pattern_match_at(&m, s, p);
+        if (end != NULL || anchored) {
             break;
         }
     }
-    lua_pushnil(L);
-    return 1;
+    charge(L, m.steps);
+    if (end == NULL) {
+        lua_pushnil(L);
+        return 1;
+    }
+    if (!find) {
+        return push_captures(&m, s, end);
+    }
+    lua_pushinteger(L, s - m.text + 1);
+    lua_pushinteger(L, end - m.text);
+    return push_captures(&m, NULL, NULL) + 2;
 }
 
 int pattern_find(lua_State *L, pattern_charge *charge)
@@ -155,6 +157,7 @@ static int next_match(lua_State *L)
         s = pattern_next(&m, s, (const byte *)pattern);
         const byte *end = pattern_match_at(&m, s, (const byte *)pattern);
         if (end != NULL && end - m.text != last) {
+            charge(L, m.steps);
             lua_pushinteger(L, end - m.text);
             lua_pushvalue(L, -1);
             lua_replace(L, lua_upvalueindex(3));
@@ -162,6 +165,7 @@ static int next_match(lua_State *L)
             return push_captures(&m, s, end);
         }
     }
+    charge(L, m.steps);
     lua_pushinteger(L, (lua_Integer)n + 1);
     lua_replace(L, lua_upvalueindex(3));
     return 0;
@@ -269,6 +273,7 @@ int pattern_gsub(lua_State *L, pattern_charge *charge)
             break;
         }
     }
+    charge(L, m.steps);
     luaL_addlstring(&b, (const char *)s, (size_t)(m.text_end - s));
     luaL_pushresult(&b);
     lua_pushinteger(L, done);

@@ -6,7 +6,7 @@
 #include <lua.h>
 #include <stdint.h>
 
-/* Told of work every few hundred steps; raises to end it. */
+/* Told of work every few hundred steps, and of the rest at the end; raises to end it. */
 typedef void pattern_charge(lua_State *L, uint64_t steps);
 
 /* The functions, with their arguments on the stack as of a lua_CFunction. What gmatch returns calls @charge, too. */

@@ -355,7 +355,9 @@ const byte *pattern_next(struct match *m, const byte *s, const byte *p)
             break;
         }
     }
-    m->steps += (uint64_t)(s - from) / 16;
+    if (s - from >= 16) {
+        m->charge(m->L, (uint64_t)(s - from) / 16); /* at once: what comes next may raise */
+    }
     return s;
 }
 
