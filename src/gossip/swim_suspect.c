@@ -43,7 +43,7 @@ static void due_put(struct swim *s, uint32_t place, struct due d)
 }
 
 /* @d takes the free @place, or one above or below it. */
-static void settle(struct swim *s, uint32_t place, struct due d)
+static void due_settle(struct swim *s, uint32_t place, struct due d)
 {
     for (uint32_t up; place > 0 && before(&d, &s->due[up = (place - 1) / 2]); place = up) {
         due_put(s, place, s->due[up]);
@@ -78,7 +78,7 @@ static void take_out(struct swim *s, uint32_t place)
 {
     struct due last = s->due[--s->n_due];
     if (place < s->n_due) {
-        settle(s, place, last);
+        due_settle(s, place, last);
     } else if (s->n_due == 0) {
         suspect_free(s);
     }
@@ -121,7 +121,7 @@ void suspect_new(struct swim *s, uint32_t slot, const struct swim_id *accuser)
         .accusers = {*accuser}};
     m->suspicion = p;
     m->state = SWIM_SUSPECT;
-    settle(s, s->n_due++, (struct due){deadline(s, p), p});
+    due_settle(s, s->n_due++, (struct due){deadline(s, p), p});
     news(s, slot, true);
     tell(s, SWIM_SUSPECTED, slot);
 }
@@ -147,7 +147,7 @@ void suspect_confirm(struct swim *s, uint32_t slot, const struct swim_id *accuse
         return;
     }
     p->accusers[p->n++] = *accuser;
-    settle(s, p->place, (struct due){deadline(s, p), p});
+    due_settle(s, p->place, (struct due){deadline(s, p), p});
     news(s, slot, true);
 }
 
