@@ -58,7 +58,7 @@ describe("the installed symphony", function()
     end)
 
     it("has a unit for " .. role .. " that waits longer for the end than the daemon does", function()
-      local patience = assert(proc.read_file("src/daemon/daemon.c")):match("PATIENCE_MS = (%d+)")
+      local patience = assert(proc.read_file("src/daemon/daemon_stop.c")):match("PATIENCE_MS = (%d+)")
       assert.is_true(tonumber(unit_of(role):match("\nTimeoutStopSec=(%d+)\n")) * 1000 > tonumber(patience))
     end)
   end

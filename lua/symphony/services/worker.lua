@@ -242,15 +242,22 @@ function M.look_at_all()
   end
 end
 
+-- To the end: libuv keeps the last name for good when nobody asks behind it.
+local function names_in(path)
+  local scan, names = uv.fs_scandir(path), {}
+  while scan do
+    local name = uv.fs_scandir_next(scan)
+    if not name then break end
+    names[#names + 1] = name
+  end
+  return names
+end
+
 -- Tells of what services have left here that this worker has not got: nobody ends it.
 local function tell_of_unknown()
   local base = identity.path("services")
-  local scan = uv.fs_scandir(base)
-  while scan do
-    local kind = uv.fs_scandir_next(scan)
-    if not kind then break end
-    local inside = not here.get(kind) and uv.fs_scandir(base .. "/" .. kind)
-    if inside and uv.fs_scandir_next(inside) then
+  for _, kind in ipairs(names_in(base)) do
+    if not here.get(kind) and #names_in(base .. "/" .. kind) > 0 then
       log.warn(("services: this worker has not got the service %s: nobody looks after what there is of it here, and " ..
         "nobody ends it. Put its file back into the --lua-dir, and `symphony reload`"):format(kind))
     end
