@@ -5,14 +5,13 @@
 #include "base/log.h"
 #include "sandbox/child.h"
 #include "sandbox/host.h"
+#include "sandbox_host_support.h"
 #include "store_support.h"
 
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
 
-static uv_loop_t loop;
-static struct host *host;
 static struct store *the_store; /* NULL: there is none */
 
 static struct store *store_of(void *arg)
@@ -38,40 +37,6 @@ static int set_up(void **state)
     }
     configure((struct host_config){0});
     return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    host_close(host);
-    host = NULL;
-    uv_run(&loop, UV_RUN_DEFAULT);
-    return uv_loop_close(&loop);
-}
-
-/* What one call was answered with. */
-struct got {
-    bool there;
-    int status;
-    char policy[80], message[600], json[4000];
-};
-
-static void keep(void *arg, const struct host_answer *answer)
-{
-    struct got *got = arg;
-    assert_false(got->there);
-    got->there = true;
-    got->status = answer->status;
-    snprintf(got->policy, sizeof got->policy, "%s", answer->policy);
-    snprintf(got->message, sizeof got->message, "%s", answer->status != 0 ? err_msg() : "");
-    snprintf(got->json, sizeof got->json, "%s", answer->json);
-}
-
-static void wait_for(const struct got *got)
-{
-    while (!got->there) {
-        assert_true(uv_run(&loop, UV_RUN_ONCE) != 0);
-    }
 }
 
 static struct got load(const char *name, const char *source)
@@ -463,20 +428,20 @@ static void it_ends_with_the_host(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(load_call_drop, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(tests_of_a_policy, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(reads_of_the_state, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(what_is_wrong_at_once, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_hangs, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_hangs_when_it_is_loaded, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_dies, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_does_not_load_again, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(an_accident_while_it_loads, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_is_set_anew_meanwhile, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_is_dropped_while_it_loads, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(one_that_is_dropped_while_much_is_done, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(no_one_waits_for_long, set_up, tear_down),
-        cmocka_unit_test_setup_teardown(it_ends_with_the_host, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(load_call_drop, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(tests_of_a_policy, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(reads_of_the_state, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(what_is_wrong_at_once, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_hangs, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_hangs_when_it_is_loaded, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_dies, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_does_not_load_again, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(an_accident_while_it_loads, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_is_set_anew_meanwhile, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_is_dropped_while_it_loads, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(one_that_is_dropped_while_much_is_done, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(no_one_waits_for_long, set_up, host_tear_down),
+        cmocka_unit_test_setup_teardown(it_ends_with_the_host, set_up, host_tear_down),
     };
     return child_asked(argc, argv) ? child_main() : cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,12 +11,11 @@
 #include "sandbox/host_policies.c"
 #include "sandbox/host_queue.c"
 
+#include "sandbox_host_support.h"
+
 #include <stdio.h>
 
 enum { POLICIES = 8 };
-
-static uv_loop_t loop;
-static struct host *host;
 
 static struct store *no_store(void *arg)
 {
@@ -43,35 +42,8 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    (void)state;
     fault_end();
-    host_close(host);
-    host = NULL;
-    uv_run(&loop, UV_RUN_DEFAULT);
-    return uv_loop_close(&loop);
-}
-
-struct got {
-    bool there;
-    int status;
-    char why[600], json[8000];
-};
-
-static void keep(void *arg, const struct host_answer *answer)
-{
-    struct got *got = arg;
-    assert_false(got->there);
-    got->there = true;
-    got->status = answer->status;
-    snprintf(got->why, sizeof got->why, "%s", answer->status != 0 ? err_msg() : "");
-    snprintf(got->json, sizeof got->json, "%s", answer->json);
-}
-
-static void wait_for(const struct got *got)
-{
-    while (!got->there) {
-        assert_true(uv_run(&loop, UV_RUN_ONCE) != 0);
-    }
+    return host_tear_down(state);
 }
 
 static void load(const char *name, const char *source)
@@ -97,7 +69,7 @@ static unsigned heard(void)
     OK(begin(&got));
     wait_for(&got);
     if (got.status != 0) {
-        fail_msg("%s: %s", err_name(got.status), got.why);
+        fail_msg("%s: %s", err_name(got.status), got.message);
     }
     for (const char *at = got.json; (at = strstr(at, "\"said\":")) != NULL; at++) {
         n++;
