@@ -61,13 +61,13 @@ static int prefix_holds(struct db_tx *tx, const struct txn_cmp *c)
     return !broken && (c->kind == CMP_PREFIX_REVISION || count == c->number);
 }
 
-static int look_up(struct db_tx *tx, const struct txn_cmp *c)
+static int look_up(struct ks_writer *w, const struct txn_cmp *c)
 {
     struct kv kv;
     if (is_prefix(c)) {
-        return prefix_holds(tx, c);
+        return prefix_holds(w->tx, c);
     }
-    int rv = ks_get(tx, c->key, &kv);
+    int rv = ks_find(w, c->key, &kv);
     if (rv != 0) {
         return rv < 0 ? rv : c->kind == CMP_ABSENT;
     }
@@ -88,7 +88,7 @@ static int holds(struct apply *a, const struct txn_cmp *c)
     if (memo_holds(&a->st->memo, c)) {
         return 1;
     }
-    int rv = look_up(a->writer.tx, c);
+    int rv = look_up(&a->writer, c);
     if (rv == 1) {
         memo_keep(&a->st->memo, c);
     }

@@ -486,6 +486,11 @@ int db_cur_seek(struct db_cur *cur, struct slice *key, struct slice *data)
     return get(cur, val(*key), key->n == 0 ? MDB_FIRST : MDB_SET_RANGE, key, data);
 }
 
+int db_cur_find(struct db_cur *cur, struct slice key, struct slice *data)
+{
+    return get(cur, val(key), MDB_SET, &key, data);
+}
+
 int db_cur_insert(
     struct db_cur *cur, struct slice key, size_t size, bool append, uint8_t **data, struct slice *old)
 {

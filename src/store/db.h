@@ -63,6 +63,8 @@ enum db_move { DB_FIRST, DB_LAST, DB_NEXT };
 int db_cur_move(struct db_cur *cur, enum db_move move, struct slice *key, struct slice *data);
 /* The first record at or above @*key, which becomes its key. */
 int db_cur_seek(struct db_cur *cur, struct slice *key, struct slice *data);
+/* The record of @key itself: 0, or 1 when there is none. What the cursor does next near it costs less. */
+int db_cur_find(struct db_cur *cur, struct slice key, struct slice *data);
 /* As db_put for a key that is not there: 0. If it is there: 1, @old is its data and the cursor stands on it.
  */
 int db_cur_insert(

@@ -146,6 +146,23 @@ static int cursor(struct ks_writer *w, enum db_table table, struct db_cur **cur)
     return rv;
 }
 
+int ks_find(struct ks_writer *w, struct slice key, struct kv *out)
+{
+    struct chunk path[KS_LEVELS];
+    struct db_cur *cur;
+    struct slice data;
+    int depth;
+    int rv = descend(w->tx, key, path, &depth);
+    if (rv == 0) {
+        rv = cursor(w, path[depth].table, &cur);
+    }
+    if (rv == 0) {
+        rv = db_cur_find(cur, path[depth].name, &data);
+    }
+    out->key = key;
+    return rv == 0 ? read_leaf(data, out) : rv;
+}
+
 /* A number that no node has. Every node has a record in DB_TAILS but @parent, which may be just being made.
  */
 static int new_node(struct ks_writer *w, uint64_t parent, uint64_t *node)
