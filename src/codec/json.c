@@ -5,13 +5,28 @@
 
 #include <string.h>
 
+typedef uint8_t lanes __attribute__((vector_size(16)));
+
+static bool no_lane(lanes found)
+{
+    uint64_t halves[2];
+    memcpy(halves, &found, sizeof halves);
+    return (halves[0] | halves[1]) == 0;
+}
+
+static bool are_ascii(const uint8_t *p)
+{
+    lanes x;
+    memcpy(&x, p, sizeof x);
+    return no_lane(x & 0x80);
+}
+
 bool utf8_valid(const uint8_t *p, size_t n)
 {
     const uint8_t *end = n == 0 ? p : p + n;
-    uint64_t eight;
     while (p < end) {
-        if (end - p >= 8 && (memcpy(&eight, p, 8), (eight & 0x8080808080808080) == 0)) {
-            p += 8;
+        if ((size_t)(end - p) >= sizeof(lanes) && are_ascii(p)) {
+            p += sizeof(lanes);
             continue;
         }
         if (*p < 0x80) {
@@ -43,24 +58,19 @@ static bool is_plain(uint8_t c)
     return c >= 0x20 && c != '"' && c != '\\' && c != 0x7f;
 }
 
-/* Eight of them at once: the top bit of some byte is left in the first term if one is below 0x20, and in each of the
- * others if one is what that looks for. */
+/* Sixteen of them at once, each compared in a lane of its own. */
 static bool are_plain(const uint8_t *p)
 {
-    static const uint64_t ones = 0x0101010101010101, tops = 0x8080808080808080;
-    uint64_t x;
+    lanes x;
     memcpy(&x, p, sizeof x);
-    uint64_t quote = x ^ ('"' * ones), slash = x ^ ('\\' * ones), del = x ^ (0x7f * ones);
-    uint64_t found = ((x - 0x20 * ones) & ~x) | ((quote - ones) & ~quote) | ((slash - ones) & ~slash) |
-                     ((del - ones) & ~del);
-    return (found & tops) == 0;
+    return no_lane((lanes)(x < 0x20) | (lanes)(x == '"') | (lanes)(x == '\\') | (lanes)(x == 0x7f));
 }
 
 size_t json_plain(const uint8_t *p, size_t n)
 {
     size_t i = 0;
-    while (n - i >= 8 && are_plain(p + i)) {
-        i += 8;
+    while (n - i >= sizeof(lanes) && are_plain(p + i)) {
+        i += sizeof(lanes);
     }
     while (i < n && is_plain(p[i])) {
         i++;
