@@ -114,6 +114,21 @@ static void format(void **state)
     free(text);
 }
 
+static void decimal(void **state)
+{
+    (void)state;
+    static const uint64_t numbers[] = {0, 9, 10, 100, 12345, UINT32_MAX, UINT64_MAX};
+    static const char want[] = "0 9 10 100 12345 4294967295 18446744073709551615 ";
+    struct buf b = {0};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        assert_int_equal(buf_decimal(&b, numbers[i]), 0);
+        assert_int_equal(buf_text(&b, " "), 0);
+    }
+    assert_int_equal(b.len, strlen(want));
+    assert_memory_equal(buf_data(&b), want, b.len);
+    buf_free(&b);
+}
+
 static void take_of_an_empty_one(void **state)
 {
     (void)state;
@@ -196,6 +211,7 @@ int main(void)
         cmocka_unit_test(random_steps),
         cmocka_unit_test(long_queue_moves_rarely),
         cmocka_unit_test(format),
+        cmocka_unit_test(decimal),
         cmocka_unit_test(take_of_an_empty_one),
         cmocka_unit_test(too_big),
         cmocka_unit_test(without_memory_nothing_changes),

@@ -31,7 +31,7 @@ static void keep(void *arg, const struct host_answer *answer)
     got->status = answer->status;
     snprintf(got->policy, sizeof got->policy, "%s", answer->policy);
     snprintf(got->message, sizeof got->message, "%s", answer->status != 0 ? err_msg() : "");
-    snprintf(got->json, sizeof got->json, "%s", answer->json);
+    snprintf(got->json, sizeof got->json, "%.*s", (int)answer->n, answer->json);
 }
 
 static void wait_for(const struct got *got)

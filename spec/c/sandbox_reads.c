@@ -42,7 +42,8 @@ static void keep(void *arg, const struct host_answer *answer)
 {
     (void)arg;
     answered = true;
-    snprintf(said, sizeof said, "%s", answer->status != 0 ? err_msg() : answer->json);
+    snprintf(said, sizeof said, "%.*s", answer->status != 0 ? (int)strlen(err_msg()) : (int)answer->n,
+        answer->status != 0 ? err_msg() : answer->json);
 }
 
 static void wait_for_it(void)

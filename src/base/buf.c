@@ -79,6 +79,17 @@ int buf_appendf(struct buf *b, const char *fmt, ...)
     return 0;
 }
 
+int buf_decimal(struct buf *b, uint64_t number)
+{
+    char digits[20];
+    size_t at = sizeof digits;
+    do {
+        digits[--at] = (char)('0' + number % 10);
+        number /= 10;
+    } while (number > 0);
+    return buf_append(b, digits + at, sizeof digits - at);
+}
+
 void buf_consume(struct buf *b, size_t n)
 {
     if (n >= b->len) {

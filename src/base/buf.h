@@ -5,6 +5,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 struct buf {
     uint8_t *base; /* allocation */
@@ -30,6 +31,12 @@ static inline void buf_commit(struct buf *b, size_t n)
 /* 0 or SYM_ENOMEM. */
 int buf_append(struct buf *b, const void *data, size_t n);
 int buf_appendf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The same without a format, for what is written with every request. */
+int buf_decimal(struct buf *b, uint64_t number);
+static inline int buf_text(struct buf *b, const char *text)
+{
+    return buf_append(b, text, strlen(text));
+}
 
 /* Drops @n bytes, at most len, from the front. */
 void buf_consume(struct buf *b, size_t n);

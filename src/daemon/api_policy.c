@@ -180,7 +180,8 @@ int call_ask_policies(struct call *c)
     c->set_revision = a->set_revision;
     c->set_count = a->set_count;
     char key[USER_KEY_MAX + 1];
-    snprintf(key, sizeof key, "%.*s", (int)(c->key_len - PREFIX_LEN), (const char *)c->key + PREFIX_LEN);
+    memcpy(key, c->key + PREFIX_LEN, c->key_len - PREFIX_LEN);
+    key[c->key_len - PREFIX_LEN] = '\0';
     const char *const values[RULES_FIELDS] = {
         [RULES_KIND] = "kv", [RULES_KEY] = key, [RULES_ACTION] = c->kind == PUT_KEY ? "put" : "delete"};
     c->unheard = host_concerned(host, "admit.change", values);

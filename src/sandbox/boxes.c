@@ -8,10 +8,24 @@
 #include <string.h>
 #include <time.h>
 
+enum { SCRATCH_KEEP = 64 << 10 };
+
 void boxes_init(struct boxes *set, const struct box_limits *limits)
 {
     memset(set, 0, sizeof *set);
     set->limits = *limits;
+}
+
+static void trim(struct boxes_scratch *in, size_t keep)
+{
+    buf_trim(&in->result.decision, keep);
+    buf_trim(&in->result.amended, keep);
+    buf_trim(&in->subject.room, keep);
+    buf_trim(&in->trace, keep);
+    buf_trim(&in->decision, keep);
+    buf_trim(&in->commands, keep);
+    buf_trim(&in->input, keep);
+    reads_clear(&in->reads);
 }
 
 void boxes_clear(struct boxes *set)
@@ -20,6 +34,7 @@ void boxes_clear(struct boxes *set)
         box_free(set->all[i]);
     }
     set->n = 0;
+    trim(&set->scratch, 0);
 }
 
 static unsigned find(const struct boxes *set, const char *name)
@@ -88,10 +103,7 @@ static const char *const said_names[] = {
 
 struct asking {
     const struct boxes_call *call;
-    struct box_result result;
-    struct box_subject subject;
-    struct reads reads;
-    struct buf trace, decision, commands, input;
+    struct boxes_scratch *in;
     enum said decided;
     bool amended, ended;
     unsigned asked;
@@ -122,41 +134,46 @@ static uint64_t now_us(void)
 static int write_trace(
     struct asking *a, const struct box *box, enum said said, const char *error, uint64_t us)
 {
-    struct buf *out = &a->trace;
-    const struct buf *decision = &a->result.decision;
-    int rv = buf_appendf(out, "%s{\"policy\":\"%s\",\"said\":\"%s\",\"us\":%llu,\"instructions\":%llu",
-        out->len > 0 ? "," : "", box_name(box), said_names[said], (unsigned long long)us,
-        (unsigned long long)a->result.instructions);
+    struct buf *out = &a->in->trace;
+    const struct buf *decision = &a->in->result.decision;
+    int rv = buf_text(out, out->len > 0 ? ",{\"policy\":\"" : "{\"policy\":\"");
+    rv = rv != 0 ? rv : buf_text(out, box_name(box));
+    rv = rv != 0 ? rv : buf_text(out, "\",\"said\":\"");
+    rv = rv != 0 ? rv : buf_text(out, said_names[said]);
+    rv = rv != 0 ? rv : buf_text(out, "\",\"us\":");
+    rv = rv != 0 ? rv : buf_decimal(out, us);
+    rv = rv != 0 ? rv : buf_text(out, ",\"instructions\":");
+    rv = rv != 0 ? rv : buf_decimal(out, a->in->result.instructions);
     if (decision->len > 0) {
-        rv = rv != 0 ? rv : buf_append(out, ",\"decision\":", 12);
+        rv = rv != 0 ? rv : buf_text(out, ",\"decision\":");
         rv = rv != 0 ? rv : buf_append(out, buf_data(decision), decision->len);
     }
     if (error != NULL) {
-        rv = rv != 0 ? rv : buf_append(out, ",\"error\":", 9);
+        rv = rv != 0 ? rv : buf_text(out, ",\"error\":");
         rv = rv != 0 ? rv : json_lossy(out, error, strlen(error));
     }
-    return rv != 0 ? rv : buf_append(out, "}", 1);
+    return rv != 0 ? rv : buf_text(out, "}");
 }
 
 /* The decision of all so far is this one's. */
 static int decide(struct asking *a, const struct box *box, enum said said)
 {
-    const struct buf *decision = &a->result.decision;
+    const struct buf *decision = &a->in->result.decision;
     if (said <= a->decided) {
         return 0;
     }
     a->decided = said;
-    buf_clear(&a->decision);
-    int rv = buf_append(&a->decision, buf_data(decision), decision->len - 1);
-    rv = rv != 0 ? rv : buf_append(&a->decision, ",\"policy\":\"", 11);
-    rv = rv != 0 ? rv : buf_append(&a->decision, box_name(box), strlen(box_name(box)));
-    return rv != 0 ? rv : buf_append(&a->decision, "\"}", 2);
+    buf_clear(&a->in->decision);
+    int rv = buf_append(&a->in->decision, buf_data(decision), decision->len - 1);
+    rv = rv != 0 ? rv : buf_text(&a->in->decision, ",\"policy\":\"");
+    rv = rv != 0 ? rv : buf_text(&a->in->decision, box_name(box));
+    return rv != 0 ? rv : buf_text(&a->in->decision, "\"}");
 }
 
 /* Each of the commands, with the name of who wants it. */
 static int gather(struct asking *a, const struct box *box)
 {
-    const struct buf *decision = &a->result.decision;
+    const struct buf *decision = &a->in->result.decision;
     struct json_reader r;
     int rv = 0;
     json_begin(&r, buf_data(decision), decision->len);
@@ -168,34 +185,34 @@ static int gather(struct asking *a, const struct box *box)
         if (!json_skip(&r, t)) {
             break;
         }
-        rv =
-            buf_appendf(&a->commands, "%s{\"policy\":\"%s\",", a->commands.len > 0 ? "," : "", box_name(box));
-        rv = rv != 0 ? rv : buf_append(&a->commands, from, (size_t)(r.p - from));
+        rv = buf_appendf(
+            &a->in->commands, "%s{\"policy\":\"%s\",", a->in->commands.len > 0 ? "," : "", box_name(box));
+        rv = rv != 0 ? rv : buf_append(&a->in->commands, from, (size_t)(r.p - from));
     }
     return rv;
 }
 
 static int amend(struct asking *a)
 {
-    struct buf amended = a->result.amended;
-    a->result.amended = a->input;
-    a->input = amended;
+    struct buf amended = a->in->result.amended;
+    a->in->result.amended = a->in->input;
+    a->in->input = amended;
     a->amended = true;
-    return box_subject(buf_data(&a->input), a->input.len, &a->subject);
+    return box_subject(buf_data(&a->in->input), a->in->input.len, &a->in->subject);
 }
 
 static int ask(struct asking *a, struct box *box)
 {
     const struct boxes_call *call = a->call;
-    const void *input = a->amended ? (const void *)buf_data(&a->input) : call->input;
-    size_t n_input = a->amended ? a->input.len : call->n_input;
+    const void *input = a->amended ? (const void *)buf_data(&a->in->input) : call->input;
+    size_t n_input = a->amended ? a->in->input.len : call->n_input;
     uint64_t began = now_us();
     if (call->running != NULL) {
         call->running(call->running_arg, box_name(box));
     }
     a->asked++;
-    int rv = box_call(box, call->hook, input, n_input, &a->reads, &a->result);
-    enum said said = rv != 0 ? FAILED : what_it_says(&a->result.decision);
+    int rv = box_call(box, call->hook, input, n_input, &a->in->reads, &a->in->result);
+    enum said said = rv != 0 ? FAILED : what_it_says(&a->in->result.decision);
     int wrote = write_trace(a, box, said, rv != 0 ? err_msg() : NULL, now_us() - began);
     if (wrote != 0 || rv != 0) {
         if (wrote == 0 && strncmp(call->hook, "admit.", 6) == 0) {
@@ -220,39 +237,43 @@ static int ask(struct asking *a, struct box *box)
 
 static int write_result(struct asking *a, struct buf *out)
 {
-    if (a->commands.len > 0) {
-        buf_clear(&a->decision);
-        if (buf_append(&a->decision, "{\"commands\":[", 13) != 0 ||
-            buf_append(&a->decision, buf_data(&a->commands), a->commands.len) != 0 ||
-            buf_append(&a->decision, "]}", 2) != 0) {
+    struct boxes_scratch *in = a->in;
+    if (in->commands.len > 0) {
+        buf_clear(&in->decision);
+        if (buf_text(&in->decision, "{\"commands\":[") != 0 ||
+            buf_append(&in->decision, buf_data(&in->commands), in->commands.len) != 0 ||
+            buf_text(&in->decision, "]}") != 0) {
             return SYM_ENOMEM;
         }
     }
-    int rv = buf_append(out, "{\"decision\":", 12);
-    rv = rv != 0               ? rv
-         : a->decision.len > 0 ? buf_append(out, buf_data(&a->decision), a->decision.len)
-                               : buf_append(out, "null", 4);
-    rv = rv != 0 ? rv : buf_append(out, ",\"amended\":", 11);
+    int rv = buf_text(out, "{\"decision\":");
+    rv = rv != 0                ? rv
+         : in->decision.len > 0 ? buf_append(out, buf_data(&in->decision), in->decision.len)
+                                : buf_text(out, "null");
+    rv = rv != 0 ? rv : buf_text(out, ",\"amended\":");
     rv = rv != 0      ? rv
-         : a->amended ? buf_append(out, buf_data(&a->input), a->input.len)
-                      : buf_append(out, "null", 4);
-    rv = rv != 0 ? rv : buf_append(out, ",\"trace\":[", 10);
-    rv = rv != 0 ? rv : buf_append(out, buf_data(&a->trace), a->trace.len);
-    rv = rv != 0 ? rv : buf_append(out, "],\"reads\":", 10);
-    rv = rv != 0 ? rv : reads_write(&a->reads, out);
-    return rv != 0 ? rv : buf_append(out, "}", 1);
+         : a->amended ? buf_append(out, buf_data(&in->input), in->input.len)
+                      : buf_text(out, "null");
+    rv = rv != 0 ? rv : buf_text(out, ",\"trace\":[");
+    rv = rv != 0 ? rv : buf_append(out, buf_data(&in->trace), in->trace.len);
+    rv = rv != 0 ? rv : buf_text(out, "],\"reads\":");
+    rv = rv != 0 ? rv : reads_write(&in->reads, out);
+    return rv != 0 ? rv : buf_text(out, "}");
 }
 
 int boxes_call(
     struct boxes *set, const struct boxes_call *call, struct buf *out, char failed[BOX_NAME_MAX + 1])
 {
-    struct asking a = {.call = call, .failed = failed, .reads = {.fn = call->read, .arg = call->read_arg}};
+    struct asking a = {.call = call, .failed = failed, .in = &set->scratch};
+    struct boxes_scratch *in = a.in;
     char why[BOX_ERROR_MAX + 100];
     failed[0] = '\0';
-    int rv = box_subject(call->input, call->n_input, &a.subject);
+    in->reads.fn = call->read;
+    in->reads.arg = call->read_arg;
+    int rv = box_subject(call->input, call->n_input, &in->subject);
     for (unsigned i = 0; i < set->n && rv == 0 && !a.ended; i++) {
         struct box *box = set->all[i];
-        if (rules_name(call->only, box_name(box)) && box_matches(box, call->hook, &a.subject)) {
+        if (rules_name(call->only, box_name(box)) && box_matches(box, call->hook, &in->subject)) {
             rv = ask(&a, box);
         }
     }
@@ -263,14 +284,7 @@ int boxes_call(
         int wrote = write_result(&a, out);
         rv = wrote != 0 ? wrote : err_setf(rv, "%s", why);
     }
-    box_subject_free(&a.subject);
-    reads_clear(&a.reads);
-    buf_free(&a.result.decision);
-    buf_free(&a.result.amended);
-    buf_free(&a.trace);
-    buf_free(&a.decision);
-    buf_free(&a.commands);
-    buf_free(&a.input);
+    trim(in, SCRATCH_KEEP);
     return rv;
 }
 

@@ -6,15 +6,24 @@
 
 enum { BOXES_MAX = 64 };
 
+/* What one call is worked on in: kept from one to the next, as far as it is not large. */
+struct boxes_scratch {
+    struct box_result result;
+    struct box_subject subject;
+    struct reads reads;
+    struct buf trace, decision, commands, input;
+};
+
 struct boxes {
     struct box_limits limits;
     struct box_pool pool;
     struct box *all[BOXES_MAX];
     unsigned n;
+    struct boxes_scratch scratch;
 };
 
 void boxes_init(struct boxes *set, const struct box_limits *limits);
-void boxes_clear(struct boxes *set);
+void boxes_clear(struct boxes *set); /* frees all there is in it */
 /* Loads, in the place of one with the same name, which stays when this fails (SYM_EINVAL, SYM_ETOOBIG). */
 int boxes_load(struct boxes *set, const char *name, const char *source, size_t n, const struct box **out);
 void boxes_drop(struct boxes *set, const char *name);

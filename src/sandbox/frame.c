@@ -54,6 +54,7 @@ const char *frame_get_text(struct rd *r, size_t max)
 
 void frame_put_call(struct wr *w, uint32_t id, const struct frame_call *call)
 {
+    buf_reserve(w->out, call->n_input + call->n_state + FRAME_HOOK_MAX); /* once, where there is memory */
     size_t at = frame_begin(w, FRAME_CALL, id);
     frame_put_text(w, call->hook);
     wr_u8(w, call->only != NULL);

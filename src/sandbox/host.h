@@ -42,10 +42,10 @@ void host_configure(struct host *h, const struct host_config *cfg);
 struct host_answer {
     int status; /* SYM_EPOLICY, SYM_EPOLICYTIME, SYM_EPOLICYDIED, SYM_EINVAL, SYM_EBUSY...; with err_msg() */
     const char *policy; /* that is to blame; "" */
-    const char
-        *json; /* NUL-terminated; "" when there is none. A call that failed has the trace up to there */
+    const char *json;   /* "" when there is none. A call that failed has the trace up to there */
     size_t n;
 };
+/* What is in @answer is there until this returns; json is any bytes of the child's, without a NUL behind them. */
 typedef void (*host_cb)(void *arg, const struct host_answer *answer);
 
 /* All of these: 0, or SYM_EINVAL, SYM_ETOOBIG, SYM_EBUSY, SYM_ENOMEM, and then @cb does not fire. */

@@ -19,7 +19,11 @@ struct job *host_job_new(struct host *h, enum frame_kind kind, host_cb cb, void 
         return NULL;
     }
     h->last_id = h->last_id == UINT32_MAX ? 1 : h->last_id + 1;
-    *job = (struct job){.kind = kind, .id = h->last_id, .cb = cb, .arg = arg, .queued_ms = uv_now(h->loop)};
+    job->kind = kind;
+    job->id = h->last_id;
+    job->cb = cb;
+    job->arg = arg;
+    job->queued_ms = uv_now(h->loop);
     return job;
 }
 

@@ -4,9 +4,6 @@
 #include "base/err.h"
 #include "base/log.h"
 
-#include <stdlib.h>
-#include <string.h>
-
 static void on_ready(struct host *h, const struct frame *f)
 {
     struct frame_answer answer;
@@ -59,7 +56,6 @@ void host_on_frame(void *arg, const struct frame *f)
         host_lose(h, SYM_EPOLICYDIED);
         return;
     }
-    char *json = got.n > 0 ? strndup((const char *)got.data, got.n) : NULL;
     uint64_t us = (uv_hrtime() - h->head_ns) / 1000;
     TAILQ_REMOVE(&h->sent, job, link);
     h->n_sent--;
@@ -76,15 +72,12 @@ void host_on_frame(void *arg, const struct frame *f)
     }
     struct host_answer answer = {.status = got.status,
         .policy = got.policy,
-        .json = json != NULL ? json : "",
-        .n = json != NULL ? strlen(json) : 0};
-    if (got.n > 0 && json == NULL) {
-        answer.status = err_setf(SYM_ENOMEM, "out of memory");
-    } else if (got.status != 0) {
+        .json = got.n > 0 ? (const char *)got.data : "",
+        .n = got.n};
+    if (got.status != 0) {
         err_setf(got.status, "%s", got.message);
     }
     host_finish(h, job, &answer);
-    free(json);
 }
 
 bool host_expects(void *arg)

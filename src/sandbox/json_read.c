@@ -2,6 +2,7 @@
 
 #include "codec/json.h"
 
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -165,17 +166,22 @@ size_t json_unescape(const struct json_reader *r, uint8_t *out)
     }
 }
 
-bool json_is(const struct json_reader *r, const char *s)
-{
-    return !r->escaped && r->n == strlen(s) && memcmp(r->text, s, r->n) == 0;
-}
-
 static const uint8_t *digits(const uint8_t *p, const uint8_t *end)
 {
     while (p < end && *p >= '0' && *p <= '9') {
         p++;
     }
     return p;
+}
+
+static int64_t whole_number(const char *text)
+{
+    bool below = *text == '-';
+    int64_t v = 0;
+    for (text += below ? 1 : 0; *text != '\0'; text++) {
+        v = 10 * v + (*text - '0');
+    }
+    return below ? -v : v;
 }
 
 static enum json_token read_number(struct json_reader *r)
@@ -212,15 +218,15 @@ static enum json_token read_number(struct json_reader *r)
     memcpy(text, r->p, n);
     text[n] = '\0';
     r->p = p;
-    r->number = strtod(text, NULL);
-    if (r->number > 1.7976931348623157e308 || r->number < -1.7976931348623157e308) {
-        return bad(r);
-    }
-    /* Eighteen digits always fit. */
-    whole = whole && n <= 18;
-    r->integer = whole ? strtoll(text, NULL, 10) : 0;
     value_read(r);
-    return whole ? JSON_INTEGER : JSON_NUMBER;
+    if (whole && n <= 18) { /* so many digits always fit */
+        r->integer = whole_number(text);
+        r->number = (double)r->integer;
+        return JSON_INTEGER;
+    }
+    r->integer = 0;
+    r->number = strtod(text, NULL);
+    return r->number > DBL_MAX || r->number < -DBL_MAX ? bad(r) : JSON_NUMBER;
 }
 
 static enum json_token open_one(struct json_reader *r, bool object)

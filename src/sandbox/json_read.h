@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { JSON_DEPTH_MAX = 32 };
 
@@ -42,7 +43,11 @@ enum json_token json_next(struct json_reader *r);
 size_t json_unescape(const struct json_reader *r, uint8_t *out);
 /* Behind the value whose first token @t has just been read. False when it is not JSON. */
 bool json_skip(struct json_reader *r, enum json_token t);
-/* True if the key or string means exactly @s (which needs no escapes). */
-bool json_is(const struct json_reader *r, const char *s);
+/* True if the key or string means exactly @s (which needs no escapes). Here, so that the length of a literal is known
+ * where it is compared: there are some dozens of these to a call of a policy. */
+static inline bool json_is(const struct json_reader *r, const char *s)
+{
+    return r->n == strlen(s) && !r->escaped && memcmp(r->text, s, r->n) == 0;
+}
 
 #endif

@@ -12,7 +12,7 @@ static int put_text(struct buf *out, const char *before, struct slice text)
     if (!utf8_valid(text.p, text.n)) {
         return 1;
     }
-    int rv = buf_append(out, before, strlen(before));
+    int rv = buf_text(out, before);
     return rv != 0 ? rv : json_string(out, text.p, text.n);
 }
 
@@ -31,14 +31,13 @@ int kv_admit_input(const struct kv_change *change, struct buf *out)
     rv = rv != 0 || !change->put ? rv : put_text(out, ",\"new\":", change->value);
     if (change->old != NULL) {
         rv = rv != 0 ? rv : put_text(out, ",\"old\":", change->old->value);
-        rv = rv != 0
-                 ? rv
-                 : buf_appendf(out, ",\"old_revision\":%llu", (unsigned long long)change->old->mod_revision);
+        rv = rv != 0 ? rv : buf_text(out, ",\"old_revision\":");
+        rv = rv != 0 ? rv : buf_decimal(out, change->old->mod_revision);
     }
     rv = rv != 0 ? rv : put_word(out, ",\"who\":{\"kind\":", change->who_kind);
     rv = rv != 0 ? rv : put_word(out, ",\"name\":", change->who_name);
     rv = rv != 0 ? rv : put_word(out, ",\"role\":", change->who_role);
-    return rv != 0 ? rv : buf_append(out, "}}", 2);
+    return rv != 0 ? rv : buf_text(out, "}}");
 }
 
 /* --- what they say --- */

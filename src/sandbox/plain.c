@@ -73,7 +73,8 @@ void plain_push(lua_State *L, const void *json, size_t n)
         switch (t) {
         case JSON_OBJECT:
         case JSON_ARRAY:
-            lua_newtable(L);
+            /* That of a hook has some eight fields, who asks three: they do not grow from nothing. */
+            lua_createtable(L, 0, t == JSON_OBJECT && depth < 2 ? 8 >> depth : 0);
             objects[depth] = t == JSON_OBJECT;
             counts[depth++] = 0;
             complete = false;
@@ -258,25 +259,54 @@ static void write_array(struct writer *w, int idx, int depth)
     check(w, buf_append(w->out, "]", 1));
 }
 
+static void write_member(struct writer *w, int key, int depth)
+{
+    size_t len;
+    if (lua_type(w->L, key) != LUA_TSTRING) {
+        luaL_error(w->L, "a key that is not text");
+    }
+    const char *text = lua_tolstring(w->L, key, &len);
+    plain_write_text(w->L, text, len, w->out);
+    check(w, buf_append(w->out, ":", 1));
+    write_value(w, key + 1, depth);
+}
+
+/* Is there no second key? Then there is nothing to sort: most decisions are such. The one is left with its value. */
+static bool push_only(lua_State *L, int idx)
+{
+    lua_pushnil(L);
+    if (lua_next(L, idx) == 0) {
+        return false;
+    }
+    lua_pushvalue(L, -2);
+    if (lua_next(L, idx) == 0) {
+        return true;
+    }
+    lua_pop(L, 4);
+    return false;
+}
+
 static void write_object(struct writer *w, int idx, int depth)
 {
     lua_State *L = w->L;
+    if (push_only(L, idx)) {
+        check(w, buf_text(w->out, "{"));
+        write_member(w, lua_gettop(L) - 1, depth);
+        check(w, buf_text(w->out, "}"));
+        lua_pop(L, 2);
+        return;
+    }
     plain_push_keys(L, idx);
     int keys = lua_gettop(L);
     lua_Integer n = (lua_Integer)lua_rawlen(L, keys);
     check(w, buf_append(w->out, "{", 1));
     for (lua_Integer i = 1; i <= n; i++) {
-        if (lua_rawgeti(L, keys, i) != LUA_TSTRING) {
-            luaL_error(L, "a key that is not text");
-        }
-        size_t len;
-        const char *key = lua_tolstring(L, -1, &len);
         check(w, i > 1 ? buf_append(w->out, ",", 1) : 0);
-        plain_write_text(L, key, len, w->out);
-        check(w, buf_append(w->out, ":", 1));
+        lua_rawgeti(L, keys, i);
+        lua_pushvalue(L, -1);
         lua_rawget(L, idx);
-        write_value(w, lua_gettop(L), depth);
-        lua_pop(L, 1);
+        write_member(w, lua_gettop(L) - 1, depth);
+        lua_pop(L, 2);
     }
     lua_pop(L, 1);
     check(w, buf_append(w->out, "}", 1));
@@ -301,7 +331,7 @@ static void write_value(struct writer *w, int idx, int depth)
         write_number(w, idx);
         break;
     case LUA_TBOOLEAN:
-        check(w, buf_appendf(w->out, "%s", lua_toboolean(L, idx) ? "true" : "false"));
+        check(w, buf_text(w->out, lua_toboolean(L, idx) ? "true" : "false"));
         break;
     case LUA_TTABLE:
         if (depth == 0) {

@@ -75,13 +75,16 @@ int reads_write(const struct reads *r, struct buf *out)
     int rv = buf_append(out, "[", 1);
     for (unsigned i = 0; i < r->n && rv == 0; i++) {
         const struct read_record *rec = &r->records[i];
-        rv = buf_appendf(out, "%s{\"%s\":", i > 0 ? "," : "", rec->prefix ? "prefix" : "key");
+        rv = buf_text(out, i > 0 ? "," : "");
+        rv = rv != 0 ? rv : buf_text(out, rec->prefix ? "{\"prefix\":" : "{\"key\":");
         rv = rv != 0 ? rv : json_string(out, (const uint8_t *)rec->key, rec->n);
-        rv = rv != 0 ? rv : buf_appendf(out, ",\"revision\":%llu", (unsigned long long)rec->revision);
+        rv = rv != 0 ? rv : buf_text(out, ",\"revision\":");
+        rv = rv != 0 ? rv : buf_decimal(out, rec->revision);
         if (rec->prefix) {
-            rv = rv != 0 ? rv : buf_appendf(out, ",\"count\":%llu", (unsigned long long)rec->count);
+            rv = rv != 0 ? rv : buf_text(out, ",\"count\":");
+            rv = rv != 0 ? rv : buf_decimal(out, rec->count);
         }
-        rv = rv != 0 ? rv : buf_append(out, "}", 1);
+        rv = rv != 0 ? rv : buf_text(out, "}");
     }
     return rv != 0 ? rv : buf_append(out, "]", 1);
 }
