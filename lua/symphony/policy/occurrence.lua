@@ -14,7 +14,6 @@ local M = {}
 
 M.BURST, M.EVERY_S = 20, 6 -- commands of a policy: ten a minute
 M.LATE_S = 120             -- what could not be done for so long is left out
-local ASK_MAX = 20         -- times that a policy is asked which cannot be asked
 
 -- What may go well the next time: as nothing can be done now, whoever asks for it; or not this alone. All else is the
 -- command's own fault.
@@ -119,7 +118,7 @@ end
 --- Something that happens, for one policy: {policy = its name, hook, input, upto = what was set behind this revision
 --- has no word in it, take(mark) as todo.note() has it}; since (monotonic ms) and other fields are added.
 function M.occurrence(fields)
-  fields.tries, fields.since = 0, sys.mono_ms()
+  fields.since = sys.mono_ms()
   return fields
 end
 
@@ -133,14 +132,7 @@ end
 local function ask(o)
   for _, entry in ipairs(engine.list()) do
     if entry.name == o.policy and M.concerns(entry, o.hook, o.input, o.upto) then
-      local ok, list = pcall(engine.react, entry, o.hook, o.input)
-      if not ok then
-        if not errors.is(list) or list.code == "canceled" then error(list, 0) end
-        o.tries = o.tries + 1
-        if o.tries < ASK_MAX then error(list, 0) end
-        log.warn(("policy: %s at %s: %s"):format(entry.name, o.hook, list.message))
-      end
-      return within_limits(entry.name, ok and list or {})
+      return within_limits(entry.name, engine.react(entry, o.hook, o.input) or {})
     end
   end
   return {}
