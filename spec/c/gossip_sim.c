@@ -6,11 +6,12 @@
  *                     [--no-lifeguard] [--reliable] [--verbose]
  *     test_gossip_sim --large [--first SEED] [--jobs N]
  *
- * Scenarios: steady, crash, slow, partition, restart, flap, leave. Without options all of them in sizes that take half
- * a minute; --large: ten thousand nodes that are steady and crash. Checked: every crash is found by every healthy node within a bound; with at most 5 % of loss no healthy
- * node is declared dead; after a partition, a restart of all and flapping all views are the same again; traffic of a
- * node does not grow with their number; and nobody's claim is deferred. Printed: detection times, false positives and
- * traffic, beside what the papers say of the same settings (see papers()).
+ * Scenarios: steady, crash, slow, partition (halves), alone (one node is cut off), restart, flap, leave. Without options
+ * all of them in sizes that take half a minute; --large: ten thousand nodes that are steady and crash. Checked: every
+ * crash is found by every healthy node within a bound; with at most 5 % of loss no healthy node is declared dead;
+ * after a partition, a restart of all and flapping all views are the same again; traffic of a node does not grow with
+ * their number; and nobody's claim is deferred. Printed: detection times, false positives and traffic, beside what the
+ * papers say of the same settings (see papers()).
  *
  * All runs of one size and seed begin with copies of one cluster in which everybody knows all, each in a process of its
  * own, N of them at a time. Ten thousand nodes take 4.3 GB, and as much again for each run that goes on just then; a
@@ -635,8 +636,9 @@ static int by_value(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* How many members @by does not see as they are: alive if they are up, else gone or never known. */
-static uint32_t wrong_of(const struct sim *sim, uint32_t by, uint32_t *one)
+/* How many members @by does not see as they are: alive if they are up, and that with their last claim where it is to be
+ * @exact; else gone or never known. */
+static uint32_t wrong_of(const struct sim *sim, bool exact, uint32_t by, uint32_t *one)
 {
     struct swim_member view;
     uint32_t cursor = 0, right = 0, up = 0, wrong = 0;
@@ -646,10 +648,10 @@ static uint32_t wrong_of(const struct sim *sim, uint32_t by, uint32_t *one)
     while (swim_each(sim->nodes[by].swim, &cursor, &view)) {
         uint32_t of = index_of(&view.id);
         bool gone = view.state == SWIM_DEAD || view.state == SWIM_LEFT;
+        bool there = view.state == SWIM_ALIVE && (!exact || view.incarnation == sim->truth[of]);
         if (of == by) {
             right++;
-        } else if (!sim->nodes[of].up ? !gone
-                                      : view.state != SWIM_ALIVE || view.incarnation != sim->truth[of]) {
+        } else if (sim->nodes[of].up ? !there : !gone) {
             wrong++;
             *one = of;
         } else {
@@ -674,8 +676,8 @@ static void look_at_truth(struct sim *sim)
     }
 }
 
-/* Runs until all views are right, and returns how long that took. */
-static uint64_t converge(struct sim *sim, uint64_t bound, const char *what)
+/* Runs until all views are right, @exact or not, and returns how long that took. */
+static uint64_t converge(struct sim *sim, bool exact, uint64_t bound, const char *what)
 {
     uint64_t began = sim->now, all = (uint64_t)sim->n * sim->n;
     /* With much loss somebody is always suspected just now. */
@@ -683,7 +685,7 @@ static uint64_t converge(struct sim *sim, uint64_t bound, const char *what)
     uint32_t i = 0, of = 0;
     look_at_truth(sim);
     while (i < sim->n) {
-        uint32_t missing = wrong_of(sim, i, &of);
+        uint32_t missing = wrong_of(sim, exact, i, &of);
         wrong += missing;
         if (wrong <= excused) {
             i++;
@@ -697,7 +699,7 @@ static uint64_t converge(struct sim *sim, uint64_t bound, const char *what)
         look_at_truth(sim);
         /* Once it was right it mostly stays so: only the last look is at all. */
         wrong = 0;
-        i = excused > 0 || wrong_of(sim, i, &of) == 0 ? 0 : i;
+        i = excused > 0 || wrong_of(sim, exact, i, &of) == 0 ? 0 : i;
     }
     return sim->now - began;
 }
@@ -878,24 +880,53 @@ static void slow(uint32_t n, double loss, uint64_t seed)
     report("\n");
 }
 
-static void partition(uint32_t n, double loss, uint64_t seed)
+/* Until all see each other again, and then until they have the last claim of everybody. */
+static void heal(struct sim *sim, uint64_t apart, const char *what)
 {
-    struct sim *sim = sim_new(n, loss, seed);
-    for (uint32_t i = 0; i < n; i++) {
-        sim->nodes[i].side = i % 2;
-    }
+    uint32_t n = sim->n;
     double messages, bytes;
-    uint64_t apart = n > LARGE ? 30000 : 60000, began = sim->now;
-    traffic_reset(sim);
-    run(sim, apart);
+    sim->false_dead = sim->false_suspected = 0;
     for (uint32_t i = 0; i < n; i++) {
         sim->nodes[i].side = 0;
     }
-    uint64_t took = converge(sim, 60000 + n * 60, "partition");
-    traffic(sim, sim->now - began, &messages, &bytes);
-    report("%6u %4.0f%%  partition  into halves for %.0f s; all views right %.1f s after it healed, with "
-           "%" PRIu64 " full exchanges; %.1f messages/s, %.0f bytes/s\n",
-        n, 100 * loss, (double)apart / 1000, (double)took / 1000, sim->exchanges, messages, bytes);
+    traffic_reset(sim);
+    uint64_t alive = converge(sim, false, 60000 + n * 60, what);
+    uint64_t took = alive + converge(sim, true, 60000 + n * 60, what);
+    traffic(sim, took > 0 ? took : 1, &messages, &bytes);
+    report("%6u %4.0f%%  %-9s  for %.0f s; all alive %.1f s after it healed, all views right after %.1f s, "
+           "with %" PRIu64 " full exchanges; false: %" PRIu64 " suspicions, %" PRIu64
+           " deaths; %.1f messages/s, %.0f bytes/s, %.0f KB a node\n",
+        n, 100 * sim->loss, what, (double)apart / 1000, (double)alive / 1000, (double)took / 1000,
+        sim->exchanges, sim->false_suspected, sim->false_dead, messages, bytes, bytes * (double)took / 1e6);
+}
+
+/* Into halves. */
+static void partition(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    uint64_t apart = n > LARGE ? 30000 : 60000;
+    for (uint32_t i = 0; i < n; i++) {
+        sim->nodes[i].side = i % 2;
+    }
+    run(sim, apart);
+    heal(sim, apart, "partition");
+    sim_free(sim);
+}
+
+/* One node is cut off until all others are dead for it. */
+static void alone(uint32_t n, double loss, uint64_t seed)
+{
+    struct sim *sim = sim_new(n, loss, seed);
+    uint64_t began = sim->now;
+    struct node *node = &sim->nodes[n / 2];
+    node->side = 1;
+    while (swim_count(node->swim) > 1) {
+        run(sim, 1000);
+        if (sim->now - began > 60000 + n * 9000) {
+            fail(sim, "alone: %zu are still alive for it", swim_count(node->swim));
+        }
+    }
+    heal(sim, sim->now - began, "alone");
     sim_free(sim);
 }
 
@@ -926,7 +957,7 @@ static void restart(uint32_t n, double loss, uint64_t seed)
         want_exchange(node, below(sim, 3));
     }
     free(order);
-    uint64_t took = converge(sim, 30000 + n * 30, "restart");
+    uint64_t took = converge(sim, true, 30000 + n * 30, "restart");
     no_false_deaths(sim, "restart");
     traffic(sim, sim->now - began, &messages, &bytes);
     report("%6u %4.0f%%  restart    of all but three within 5 s; all views right %.1f s after the last, with "
@@ -951,7 +982,7 @@ static void flap(uint32_t n, double loss, uint64_t seed)
         run(sim, 500 + below(sim, 5000));
     }
     traffic(sim, sim->now - began, &messages, &bytes);
-    uint64_t took = converge(sim, 30000, "flap");
+    uint64_t took = converge(sim, true, 30000, "flap");
     no_false_deaths(sim, "flap");
     report("%6u %4.0f%%  flap       one node, 10 times; %.1f messages/s, %.0f bytes/s; all views right %.1f "
            "s after the "
@@ -978,7 +1009,7 @@ static void leave(uint32_t n, double loss, uint64_t seed)
     }
     uint64_t told = sim->now - began;
     stop(node);
-    converge(sim, 10000, "leave");
+    converge(sim, true, 10000, "leave");
     uint32_t left = 0;
     for (uint32_t i = 0; i < n; i++) {
         struct swim_member m;
@@ -994,7 +1025,8 @@ static void leave(uint32_t n, double loss, uint64_t seed)
 
 /* ---- runs ---- */
 
-static const char *const scenarios[] = {"steady", "crash", "slow", "partition", "restart", "flap", "leave"};
+static const char *const scenarios[] = {
+    "steady", "crash", "slow", "partition", "alone", "restart", "flap", "leave"};
 
 static void one(const char *name, uint32_t n, double loss, uint64_t seed)
 {
@@ -1006,6 +1038,8 @@ static void one(const char *name, uint32_t n, double loss, uint64_t seed)
         slow(n, loss, seed);
     } else if (strcmp(name, "partition") == 0) {
         partition(n, loss, seed);
+    } else if (strcmp(name, "alone") == 0) {
+        alone(n, loss, seed);
     } else if (strcmp(name, "restart") == 0) {
         restart(n, loss, seed);
     } else if (strcmp(name, "flap") == 0) {
