@@ -1095,8 +1095,8 @@ static void exchanges(void **state)
         pieces++;
     } while (cursor != 0);
     assert_true(pieces > 10);
-    assert_int_equal(state_of(&b, 5), SWIM_SUSPECT);
-    assert_int_equal(state_of(&b, 7), SWIM_SUSPECT); /* its word against that of the other */
+    assert_int_equal(state_of(&b, 5), SWIM_ALIVE); /* their word against that of the other: see hearsay */
+    assert_int_equal(state_of(&b, 7), SWIM_ALIVE);
     struct swim_member x;
     struct swim_id id = id_of(11);
     assert_false(swim_get(b.s, &id, &x)); /* left: nothing new */
@@ -1133,6 +1133,243 @@ static void exchanges(void **state)
     buf_free(&piece);
     world_close(&a);
     world_close(&b);
+}
+
+/* ---- hearsay ---- */
+
+static void say_piece(struct said *m)
+{
+    *m = (struct said){0};
+    m->w = wr_init(&m->b);
+    wire_put_piece(&m->w);
+}
+
+static void merge(struct world *w, uint32_t from, struct said *m)
+{
+    struct swim_id id = id_of(from);
+    OK(swim_merge(w->s, w->now, &id, buf_data(&m->b), m->b.len));
+    buf_free(&m->b);
+}
+
+/* A full exchange with 2, for whom @first to @last are dead. */
+static void hear_dead(struct world *w, uint32_t first, uint32_t last, uint64_t incarnation)
+{
+    struct said m;
+    say_piece(&m);
+    for (uint32_t i = first; i <= last; i++) {
+        say_claim(&m, i, incarnation, false, "meta", false);
+        say_dead(&m, i, incarnation);
+    }
+    merge(w, 2, &m);
+}
+
+/* Is it a ping that has an accusation and wants an answer to it? */
+static bool asks(const struct sent *m)
+{
+    struct wire_record r;
+    return m->head.type == WIRE_PING && m->head.want && holds(m, WIRE_DEAD, m->to, &r);
+}
+
+static unsigned asked(const struct world *w, uint32_t of)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < w->n_sent; i++) {
+        n += w->sent[i].to == of && asks(&w->sent[i]);
+    }
+    return n;
+}
+
+/* Whom a full exchange calls dead, or suspected, is not suspected but asked, and its own word is the end of that. */
+static void hearsay_is_asked(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 10);
+    live(&w, 5000, 0);
+    w.n_sent = 0;
+    hear_dead(&w, 5, 5, 10);
+    struct said m;
+    say_piece(&m);
+    say_suspect(&m, 6, 10, 7);
+    say_dead(&m, 8, 9); /* of an earlier life */
+    say_dead(&m, 77, 10);
+    merge(&w, 2, &m);
+    tick_until(&w, w.now);
+    struct sent *ping = find_sent(&w, 0, WIRE_PING, 5);
+    assert_non_null(ping);
+    assert_int_equal(asked(&w, 5), 1);
+    assert_int_equal(asked(&w, 6), 1);
+    assert_int_equal(asked(&w, 8), 0);
+    say(&m, WIRE_ACK, ping->head.seq, 11);
+    say_claim(&m, 5, 11, false, "meta", false);
+    deliver(&w, 5, &m);
+    claim(&w, 6, 11, "meta"); /* from another, and before its answer */
+    live(&w, 30 * PERIOD, 0);
+    assert_int_equal(asked(&w, 5), 1);
+    assert_int_equal(asked(&w, 6), 1);
+    assert_int_equal(count_events(&w, SWIM_SUSPECTED, 5), 0);
+    assert_int_equal(count_events(&w, SWIM_SUSPECTED, 6), 0);
+    /* In a datagram it is a suspicion, and that of a suspect one in an exchange confirms it. */
+    dead(&w, 5, 11, 2);
+    assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+    live(&w, 600, 0);
+    hear_dead(&w, 5, 5, 11);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    world_close(&w);
+}
+
+/* Silence is what it is to a probe: after four pings a period apart, of which the time in which this process did not
+ * run is no part. */
+static void hearsay_of_the_silent(void **state)
+{
+    (void)state;
+    for (unsigned stall = 0; stall < 2; stall++) {
+        struct world w;
+        struct swim_config c = world_config();
+        world_open(&w, &c, 40);
+        live(&w, 5000, 0);
+        uint64_t began = w.now, by = stall == 1 ? 20000 : 0, at[8];
+        hear_dead(&w, 5, 5, 10);
+        w.n_sent = 0;
+        unsigned n = 0;
+        live(&w, 3 * PERIOD + 100, UINT64_C(1) << 5);
+        hear_dead(&w, 5, 5, 10); /* again, which makes no turns more */
+        if (stall == 1) {
+            w.now += by;
+            swim_tick(w.s, w.now);
+        }
+        while (state_of(&w, 5) == SWIM_ALIVE) {
+            live(&w, 10, UINT64_C(1) << 5);
+            assert_true(w.now - began < by + 5000);
+        }
+        for (unsigned i = 0; i < w.n_sent; i++) {
+            if (w.sent[i].to == 5 && asks(&w.sent[i])) {
+                at[n++] = w.sent[i].at - began;
+            }
+        }
+        assert_int_equal(n, 4);
+        for (unsigned i = 0; i < 4; i++) {
+            assert_int_equal(at[i], i * PERIOD);
+        }
+        assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
+        assert_in_range(w.now - began, by + 4 * PERIOD, by + 5 * PERIOD);
+        /* By nobody but us, and it ends as any other. */
+        live(&w, 6 * (uint64_t)(4 * log10(40) * PERIOD) + 100, UINT64_C(1) << 5);
+        assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+        world_close(&w);
+    }
+}
+
+/* However many one exchange names, and however often: as many at a time as gossip has receivers, all of them in turn,
+ * and for a process that leaves none. */
+static void hearsay_is_paced(void **state)
+{
+    (void)state;
+    enum { LAST = 60 };
+    struct world w;
+    struct swim_config c = world_config();
+    unsigned order_kept = 0;
+    world_open(&w, &c, LAST);
+    live(&w, 10000, 0);
+    w.n_sent = 0;
+    uint64_t began = w.now;
+    for (unsigned ms = 0; ms < 3000; ms += 50) {
+        if (ms % 500 == 0) {
+            hear_dead(&w, 3, LAST, 10);
+        }
+        live(&w, 50, 0); /* answers, but makes no claim */
+    }
+    unsigned n = 0;
+    for (unsigned i = 0, before = 0; i < w.n_sent; i++) {
+        if (asks(&w.sent[i])) {
+            order_kept += w.sent[i].to > before;
+            before = w.sent[i].to;
+            n++;
+            assert_true(n <= 3 * ((w.sent[i].at - began) / 100 + 1));
+        }
+    }
+    assert_in_range(n, 75, 93);
+    assert_in_range(order_kept, n / 4, n * 3 / 4);
+    for (uint32_t i = 3; i <= LAST; i++) {
+        assert_in_range(asked(&w, i), 1, 2);
+    }
+    OK(swim_leave(w.s, w.now));
+    w.n_sent = 0;
+    live(&w, 3000, 0);
+    for (uint32_t i = 3; i <= LAST; i++) {
+        assert_int_equal(asked(&w, i), 0);
+    }
+    world_close(&w);
+    world_open(&w, &c, 10);
+    OK(swim_leave(w.s, w.now));
+    hear_dead(&w, 5, 5, 10);
+    live(&w, 3000, 0);
+    assert_int_equal(asked(&w, 5), 0);
+    world_close(&w);
+}
+
+/* Who is ill himself gives others longer. */
+static void hearsay_when_ill(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    uint64_t at = 0;
+    unsigned n = 0;
+    c.health_max = 4;
+    world_open(&w, &c, 6);
+    live(&w, 20 * PERIOD, ALL_SILENT);
+    assert_int_equal(swim_health(w.s), 4);
+    claim(&w, 5, 11, "meta");
+    hear_dead(&w, 5, 5, 11);
+    w.n_sent = 0;
+    live(&w, 30 * PERIOD, ALL_SILENT);
+    for (unsigned i = 0; i < w.n_sent; i++) {
+        if (w.sent[i].to == 5 && w.sent[i].head.type == WIRE_PING && w.sent[i].head.want) {
+            assert_true(n == 0 || w.sent[i].at - at == 5 * PERIOD);
+            at = w.sent[i].at;
+            n++;
+        }
+    }
+    assert_int_equal(n, 4);
+    world_close(&w);
+}
+
+/* Of one that is dead for us: that another holds it alive does not wake it, but it is asked. */
+static void hearsay_of_life(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    c.reconnect_ms = 3600000;
+    world_open(&w, &c, 10);
+    accuse(&w, 5, 10, 6);
+    accuse(&w, 7, 10, 6);
+    accuse(&w, 8, 10, 6);
+    live(&w, 600, 0);
+    dead(&w, 5, 10, 6);
+    dead(&w, 7, 10, 6);
+    dead(&w, 8, 10, 6);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    live(&w, 5000, 0);
+    w.n_sent = 0;
+    struct said m;
+    say_piece(&m);
+    say_claim(&m, 5, 10, false, "meta", false);
+    say_claim(&m, 7, 10, false, "meta", false);
+    say_suspect(&m, 7, 10, 3);
+    say_claim(&m, 8, 9, false, "meta", false);
+    merge(&w, 2, &m);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    live(&w, 3000, 0);
+    assert_int_equal(asked(&w, 5), 4);
+    assert_int_equal(asked(&w, 7), 0);
+    assert_int_equal(asked(&w, 8), 0);
+    assert_int_equal(state_of(&w, 5), SWIM_DEAD);
+    claim(&w, 5, 11, "meta");
+    assert_int_equal(state_of(&w, 5), SWIM_ALIVE);
+    world_close(&w);
 }
 
 static void digests(void **state)
@@ -1250,6 +1487,11 @@ int main(void)
         cmocka_unit_test(news_end),
         cmocka_unit_test(large_news),
         cmocka_unit_test(exchanges),
+        cmocka_unit_test(hearsay_is_asked),
+        cmocka_unit_test(hearsay_of_the_silent),
+        cmocka_unit_test(hearsay_is_paced),
+        cmocka_unit_test(hearsay_when_ill),
+        cmocka_unit_test(hearsay_of_life),
         cmocka_unit_test(digests),
         cmocka_unit_test(refused_settings),
         cmocka_unit_test(full),

@@ -88,7 +88,7 @@ int swim_open(
     s->settled = now + SETTLE_MS;
     s->differ_gap = DIFFER_GAP_MS;
     s->gossip_last = now;
-    s->gossip_at = s->relay_at = s->refute_at = NEVER;
+    s->gossip_at = s->relay_at = s->refute_at = s->ask_at = NEVER;
     if (buf_reserve(&s->out, SWIM_DATAGRAM_MAX) == NULL) {
         rv = SYM_ENOMEM;
         goto fail;
@@ -120,7 +120,7 @@ void swim_close(struct swim *s)
 uint64_t swim_next(const struct swim *s)
 {
     uint64_t at = earlier(earlier(s->gossip_at, suspect_next(s)), earlier(s->relay_at, s->refute_at));
-    at = earlier(at, earlier(s->reconnect_at, s->sweep_at));
+    at = earlier(at, earlier(earlier(s->reconnect_at, s->sweep_at), s->ask_at));
     return earlier(at, probe_next(s));
 }
 
@@ -133,6 +133,7 @@ static void stalled(struct swim *s, uint64_t by)
         return;
     }
     suspect_shift(s, by);
+    s->ask_at = s->ask_at == NEVER ? NEVER : s->now + s->c.period_ms;
     probe_void(s);
     health_add(s, 1);
 }
@@ -164,6 +165,7 @@ void swim_tick(struct swim *s, uint64_t now)
     suspect_tick(s);
     relay_tick(s);
     probe_tick(s);
+    ask_tick(s);
     refute(s);
     if (now >= s->gossip_at) {
         gossip(s);
@@ -283,7 +285,7 @@ int swim_leave(struct swim *s, uint64_t now)
         slot_of(s, SELF)->state = SWIM_LEFT;
         slot_of(s, SELF)->since = now;
         s->probe.active = false;
-        s->refute_at = s->reconnect_at = NEVER;
+        s->refute_at = s->reconnect_at = s->ask_at = NEVER;
     }
     return rv;
 }

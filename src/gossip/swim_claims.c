@@ -223,6 +223,7 @@ static void replace(struct swim *s, uint32_t slot, struct claim *c)
     /* The next incarnation refutes something, also where that has not been heard of yet; a new life is far off. */
     bool refutes = was == SWIM_SUSPECT || c->incarnation == m->claim->incarnation + 1;
     table_replace(&s->table, slot, c);
+    m->asks = 0;
     if (c->left) {
         if (was != SWIM_LEFT) {
             enter(s, slot, SWIM_LEFT);

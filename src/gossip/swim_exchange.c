@@ -59,6 +59,18 @@ void compare(struct swim *s, uint32_t slot, uint64_t digest)
     }
 }
 
+/* One that is @held alive or dead here, and of which the opposite is @said of the same life, or a later one: asked. */
+static bool hearsay(struct swim *s, const struct wire_record *said, enum swim_state held)
+{
+    uint32_t slot = table_find(&s->table, &said->id);
+    if (slot == NO_SLOT || slot == SELF || slot_of(s, slot)->state != held ||
+        said->incarnation < slot_of(s, slot)->claim->incarnation) {
+        return false;
+    }
+    ask(s, slot);
+    return true;
+}
+
 static int merge(struct swim *s, const struct swim_id *from, struct rd r)
 {
     struct wire_record record;
@@ -66,13 +78,21 @@ static int merge(struct swim *s, const struct swim_id *from, struct rd r)
         if (record.kind == WIRE_CLAIM) {
             struct rd ahead = r;
             struct wire_record next;
+            bool accused =
+                wire_get(&ahead, &next) && next.kind != WIRE_CLAIM && swim_id_eq(&next.id, &record.id);
             /* Who is new here and dead there would only be suspected and die again. */
-            if (wire_get(&ahead, &next) && next.kind == WIRE_DEAD && swim_id_eq(&next.id, &record.id) &&
-                table_find(&s->table, &record.id) == NO_SLOT) {
+            if (accused && next.kind == WIRE_DEAD && table_find(&s->table, &record.id) == NO_SLOT) {
                 r = ahead;
-            } else if (!take_claim(s, &record.claim)) {
+                continue;
+            }
+            if (!take_claim(s, &record.claim)) {
                 return err_setf(SYM_EAUTH, "a claim with a wrong signature");
             }
+            if (!accused) {
+                hearsay(s, &record, SWIM_DEAD);
+            }
+        } else if (hearsay(s, &record, SWIM_ALIVE)) {
+            continue;
         } else if (record.kind == WIRE_SUSPECT) {
             accuse(s, &record.id, record.incarnation, record.accusers, record.n_accusers);
         } else {

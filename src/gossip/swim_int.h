@@ -71,7 +71,9 @@ struct swim {
     struct chance chance;
     struct table table;
     struct queue queue;
-    unsigned limit; /* of sends of a piece of news, for limit_n members */
+    uint32_t ask_pos; /* in table.seq: the next that may have to be asked */
+    bool ask_more;    /* somebody has a turn left in the next round */
+    unsigned limit;   /* of sends of a piece of news, for limit_n members */
     uint32_t limit_n;
     struct due *due; /* all suspicions, a heap: the first to end is the first; NULL without any */
     uint32_t n_due, due_cap, suspected;
@@ -81,7 +83,7 @@ struct swim {
     unsigned n_relays, health;
     uint32_t seq;
     uint64_t now; /* of the call that runs */
-    uint64_t probe_at, gossip_at, gossip_last, reconnect_at, sweep_at, relay_at, refute_at;
+    uint64_t probe_at, gossip_at, gossip_last, reconnect_at, sweep_at, relay_at, refute_at, ask_at;
     uint64_t refute_from, double_from; /* not before */
     uint64_t differ_from, differ_gap;
     uint64_t incarnation; /* the lowest that the next claim may have */
@@ -112,11 +114,17 @@ void tell(const struct swim *s, enum swim_event what, uint32_t slot);
 /* A member's digest, when it has no news to send. */
 void compare(struct swim *s, uint32_t slot, uint64_t digest);
 
+/* swim_ask.c */
+/* Has a member answer for itself: soon, and as often as a probe would try. */
+void ask(struct swim *s, uint32_t slot);
+void ask_tick(struct swim *s);
+
 /* swim_send.c */
 /* What a message carries beside news. */
 struct load {
-    bool own;  /* our claim */
-    bool back; /* what we hold of the receiver: it is behind its own past */
+    bool own;    /* our claim */
+    bool back;   /* what we hold of the receiver: it is behind its own past */
+    bool accuse; /* that it is said to be dead: it is to answer for itself */
 };
 /* To a member, or with @slot NO_SLOT to a node without a claim here (@to NULL: whoever it is). */
 void send_message(struct swim *s, const struct wire_head *h, uint32_t slot, const struct swim_id *to,
@@ -158,6 +166,8 @@ void suspect_free(struct swim *s);
 
 /* swim_probe.c */
 void probe_tick(struct swim *s);
+/* A member was silent to all that a probe, or ask(), has tried. */
+void unanswered(struct swim *s, uint32_t slot);
 void probe_void(struct swim *s);
 void probe_ack(struct swim *s, const struct swim_id *from, uint32_t seq);
 void probe_nack(struct swim *s, const struct swim_id *from, uint32_t seq);

@@ -97,19 +97,23 @@ static int missing(const struct swim *s)
     return s->probe.n_helpers == 0 ? 1 : n;
 }
 
+void unanswered(struct swim *s, uint32_t slot)
+{
+    if (slot_of(s, slot)->state == SWIM_ALIVE) {
+        suspect_new(s, slot, &s->c.id);
+    } else if (slot_of(s, slot)->state == SWIM_SUSPECT) {
+        suspect_confirm(s, slot, &s->c.id);
+    }
+}
+
 static void failed(struct swim *s)
 {
     uint32_t slot = table_find(&s->table, &s->probe.target);
     s->probe.active = false;
     s->stats.probes_failed++;
     health_add(s, missing(s));
-    if (slot == NO_SLOT) {
-        return;
-    }
-    if (slot_of(s, slot)->state == SWIM_ALIVE) {
-        suspect_new(s, slot, &s->c.id);
-    } else if (slot_of(s, slot)->state == SWIM_SUSPECT) {
-        suspect_confirm(s, slot, &s->c.id);
+    if (slot != NO_SLOT) {
+        unanswered(s, slot);
     }
 }
 

@@ -34,7 +34,7 @@ void queue_news(struct queue *q, struct table *t, uint32_t slot, unsigned sent)
 {
     struct member *m = &t->m[slot];
     queue_drop(q, t, slot);
-    m->sent = (uint8_t)sent;
+    m->sent = sent & NOT_QUEUED;
     m->q_prev = NO_SLOT;
     m->q_next = q->by_sent[sent].head;
     if (m->q_next == NO_SLOT) {
@@ -54,7 +54,7 @@ void queue_sent(struct queue *q, struct table *t, uint32_t slot, unsigned limit)
     if (sent >= limit || sent >= QUEUE_SENDS_MAX) {
         return;
     }
-    m->sent = (uint8_t)sent;
+    m->sent = sent & NOT_QUEUED;
     m->q_next = NO_SLOT;
     m->q_prev = q->by_sent[sent].tail;
     if (m->q_prev == NO_SLOT) {

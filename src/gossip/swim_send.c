@@ -79,6 +79,8 @@ void send_message(struct swim *s, const struct wire_head *h, uint32_t slot, cons
     if (slot != NO_SLOT && (slot_of(s, slot)->state == SWIM_DEAD ||
                                (slot_of(s, slot)->state == SWIM_SUSPECT && !s->c.without_lifeguard))) {
         put_record(&w, slot_of(s, slot));
+    } else if (load.accuse) {
+        wire_put_dead(&w, to, slot_of(s, slot)->claim->incarnation);
     }
     if (load.own) {
         put_claim(&w, slot_of(s, SELF));

@@ -5,7 +5,7 @@
 
 #include "gossip/swim_claim.h"
 
-enum { NO_SLOT = UINT32_MAX, SELF = 0, NOT_QUEUED = 0xff };
+enum { NO_SLOT = UINT32_MAX, SELF = 0, NOT_QUEUED = 0x7f };
 
 /* Chance, from a seed: splitmix64 (Steele, Lea, Flood 2014). */
 struct chance {
@@ -27,9 +27,10 @@ struct member {
     uint32_t spent;  /* ms, cut off: until then its claims are paid for, see CLAIM_GAP_MS */
     uint32_t q_next; /* of the news, see swim_queue.h */
     uint32_t q_prev;
-    uint32_t pos : 22;  /* in table.seq; of a free slot: the next free one, or SELF */
+    uint32_t pos : 20;  /* in table.seq; of a free slot: the next free one, or SELF */
     uint32_t state : 2; /* enum swim_state */
-    uint32_t sent : 8;  /* how often its news have been sent; NOT_QUEUED */
+    uint32_t sent : 7;  /* how often its news have been sent; NOT_QUEUED */
+    uint32_t asks : 3;  /* turns that are left, see swim_ask.c; 0: it is not asked */
 };
 
 struct table {
