@@ -587,6 +587,29 @@ describe("reactions, of which something fails in the middle,", function()
       assert.same({ "p 2", "q 1", "q 2" }, carried_out())
     end))
 
+  it("as it was time for a policy, which could not be asked for two minutes: it is asked when it is time again",
+    injected(function()
+      local sys = require "sym.sys"
+      local mono_ms = sys.mono_ms
+      local _ <close> = setmetatable({}, { __close = function() sys.mono_ms = mono_ms end })
+      store.set("t", policy("every.1h", [[return { event("t") }]]), "me")
+      fake.now = 1700000010
+      turns(1)
+      local hour = 1700000010 // 3600 * 3600 + 3600
+      sandbox.call_error = { code = "busy", message = "too much waits" }
+      fake.now = hour + 1
+      turns(3)
+      sys.mono_ms = function() return mono_ms() + 121 * 1000 end
+      fake.now = hour + 122
+      turns(1)
+      sandbox.call_error = nil
+      turns(3)
+      assert.same({}, carried_out())
+      fake.now = hour + 3601
+      turns(1)
+      assert.same({ "t" }, carried_out())
+    end))
+
   it("as a policy is taken away, or set anew: nothing is kept of what waited for it", injected(function()
     for _, fn in ipairs { function() store.rm("p", "me") end,
       function() store.set("p", policy("node.down", [[return { event("newer") }]]), "me") end } do

@@ -65,9 +65,13 @@ local function add(l, o)
   if #line > LINE_MAX then leave_out(table.remove(line, 1), "too much waits") end
 end
 
--- True: @o is seen to; false: it has to be again.
+-- True: @o is seen to, or too late for that; false: it has to be again.
 local function see_to(l, o)
   local now = sys.mono_ms()
+  if now - o.since > LATE_S * 1000 then
+    leave_out(o, "it could not be asked for too long")
+    return true
+  end
   if o.again and o.again > now then return false end
   local ok = try(l, occurrence.see_to, o)
   if not ok then o.again = now + M.AGAIN_MS end
@@ -78,11 +82,7 @@ end
 local function step(l, name)
   local line = l.lines[name]
   local o = line[1]
-  if sys.mono_ms() - o.since > LATE_S * 1000 then
-    leave_out(o, "it could not be asked for too long")
-  elseif not see_to(l, o) then
-    return false
-  end
+  if not see_to(l, o) then return false end
   table.remove(line, 1)
   l.open = l.open or o.event ~= nil
   if #line > 0 then return not engine.failures()[name] end
