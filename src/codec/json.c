@@ -3,36 +3,48 @@
 #include "base/err.h"
 #include "codec/text.h"
 
+#include <endian.h>
 #include <string.h>
 
+/* Sixteen bytes that are looked at at once, each in a lane of its own. */
 typedef uint8_t lanes __attribute__((vector_size(16)));
 
-static bool no_lane(lanes found)
+/* As many of the @n bytes as there are lanes; in those that are left over stands a letter. */
+static size_t load(lanes *x, const uint8_t *p, size_t n)
+{
+    if (n >= sizeof *x) {
+        memcpy(x, p, sizeof *x);
+        return sizeof *x;
+    }
+    memset(x, 'a', sizeof *x);
+    memcpy(x, p, n);
+    return n;
+}
+
+/* The first lane that has a bit set, or the number of lanes. */
+static size_t first(lanes found)
 {
     uint64_t halves[2];
     memcpy(halves, &found, sizeof halves);
-    return (halves[0] | halves[1]) == 0;
-}
-
-static bool are_ascii(const uint8_t *p)
-{
-    lanes x;
-    memcpy(&x, p, sizeof x);
-    return no_lane(x & 0x80);
+    for (size_t i = 0; i < 2; i++) {
+        if (halves[i] != 0) {
+            return 8 * i + (size_t)__builtin_ctzll(le64toh(halves[i])) / 8;
+        }
+    }
+    return sizeof found;
 }
 
 bool utf8_valid(const uint8_t *p, size_t n)
 {
     const uint8_t *end = n == 0 ? p : p + n;
     while (p < end) {
-        if ((size_t)(end - p) >= sizeof(lanes) && are_ascii(p)) {
-            p += sizeof(lanes);
+        lanes x;
+        size_t some = load(&x, p, (size_t)(end - p)), ascii = first(x & 0x80);
+        if (ascii >= some) {
+            p += some;
             continue;
         }
-        if (*p < 0x80) {
-            p++;
-            continue;
-        }
+        p += ascii;
         unsigned more = *p >= 0xf0 ? 3 : *p >= 0xe0 ? 2 : 1;
         uint32_t least = more == 3 ? 0x10000 : more == 2 ? 0x800 : 0x80;
         uint32_t c = *p & (0x3fU >> more);
@@ -53,29 +65,17 @@ bool utf8_valid(const uint8_t *p, size_t n)
     return true;
 }
 
-static bool is_plain(uint8_t c)
-{
-    return c >= 0x20 && c != '"' && c != '\\' && c != 0x7f;
-}
-
-/* Sixteen of them at once, each compared in a lane of its own. */
-static bool are_plain(const uint8_t *p)
-{
-    lanes x;
-    memcpy(&x, p, sizeof x);
-    return no_lane((lanes)(x < 0x20) | (lanes)(x == '"') | (lanes)(x == '\\') | (lanes)(x == 0x7f));
-}
-
 size_t json_plain(const uint8_t *p, size_t n)
 {
-    size_t i = 0;
-    while (n - i >= sizeof(lanes) && are_plain(p + i)) {
-        i += sizeof(lanes);
+    for (size_t i = 0, some; i < n; i += some) {
+        lanes x;
+        some = load(&x, p + i, n - i);
+        size_t plain = first((lanes)(x < 0x20) | (lanes)(x == '"') | (lanes)(x == '\\') | (lanes)(x == 0x7f));
+        if (plain < some) {
+            return i + plain;
+        }
     }
-    while (i < n && is_plain(p[i])) {
-        i++;
-    }
-    return i;
+    return n;
 }
 
 int json_string(struct buf *out, const uint8_t *data, size_t n)

@@ -23,7 +23,7 @@ struct ks_writer {
     struct db_cur *keys, *tails; /* opened when first needed; closed by the transaction's end */
     bool append;                 /* keys come in ascending order, into an empty table */
 };
-/* As ks_get. A put of the same key right behind it finds the way for nothing. */
+/* As ks_get. A put of the same key right behind it mostly need not go down the tree again. */
 int ks_find(struct ks_writer *w, struct slice key, struct kv *out);
 /* Puts: 0 when the key was there, 1 when it is new. @create is its create_revision. */
 int ks_put(struct ks_writer *w, struct slice key, struct slice value, uint64_t revision, uint64_t *create);
