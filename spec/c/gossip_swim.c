@@ -1253,7 +1253,8 @@ static void hearsay_of_the_silent(void **state)
             assert_int_equal(at[i], i * PERIOD);
         }
         assert_int_equal(state_of(&w, 5), SWIM_SUSPECT);
-        assert_in_range(w.now - began, by + 4 * PERIOD, by + 5 * PERIOD);
+        /* Of a stall only what came after something was due is known. */
+        assert_in_range(w.now - began, by + (stall == 1 ? 3 : 4) * PERIOD, by + 5 * PERIOD);
         /* By nobody but us, and it ends as any other. */
         live(&w, 6 * (uint64_t)(4 * log10(40) * PERIOD) + 100, UINT64_C(1) << 5);
         assert_int_equal(state_of(&w, 5), SWIM_DEAD);
@@ -1269,7 +1270,6 @@ static void hearsay_is_paced(void **state)
     enum { LAST = 60 };
     struct world w;
     struct swim_config c = world_config();
-    unsigned order_kept = 0;
     world_open(&w, &c, LAST);
     live(&w, 10000, 0);
     w.n_sent = 0;
@@ -1281,16 +1281,13 @@ static void hearsay_is_paced(void **state)
         live(&w, 50, 0); /* answers, but makes no claim */
     }
     unsigned n = 0;
-    for (unsigned i = 0, before = 0; i < w.n_sent; i++) {
+    for (unsigned i = 0; i < w.n_sent; i++) {
         if (asks(&w.sent[i])) {
-            order_kept += w.sent[i].to > before;
-            before = w.sent[i].to;
             n++;
             assert_true(n <= 3 * ((w.sent[i].at - began) / 100 + 1));
         }
     }
     assert_in_range(n, 75, 93);
-    assert_in_range(order_kept, n / 4, n * 3 / 4);
     for (uint32_t i = 3; i <= LAST; i++) {
         assert_in_range(asked(&w, i), 1, 2);
     }
@@ -1310,6 +1307,62 @@ static void hearsay_is_paced(void **state)
 }
 
 /* Who is ill himself gives others longer. */
+/* Of many that are named each has all its turns, whatever the order of the probes comes to be meanwhile: a mark that
+ * stayed would take the next word against its member for one that is looked into. Half of them are
+ * silent, and the others answer, but make no claim. */
+static void hearsay_has_an_end(void **state)
+{
+    (void)state;
+    enum { LAST = 60 };
+    for (uint32_t seed = 1; seed <= 200; seed++) {
+        struct world w;
+        struct swim_config c = world_config();
+        c.seed = seed;
+        world_open(&w, &c, LAST);
+        live(&w, 3000, 0);
+        uint32_t last = 10 + seed % 50;
+        hear_dead(&w, 3, last, 10);
+        live(&w, 40000, UINT64_C(0x5555555555555555) << seed % 2);
+        for (uint32_t i = 3; i <= last; i++) {
+            if (state_of(&w, i) == SWIM_ALIVE) {
+                fail_msg("seed %u: %u", (unsigned)seed, (unsigned)i);
+            }
+        }
+        world_close(&w);
+    }
+}
+
+/* What has been heard is not told to those that are dead here: it would count as told. */
+static void hearsay_takes_no_news(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    struct said m;
+    world_open(&w, &c, 40);
+    live(&w, 3000, 0);
+    live(&w, 60000, ((UINT64_C(1) << 20) - 1) << 10); /* 10 to 29 die */
+    assert_int_equal(state_of(&w, 20), SWIM_DEAD);
+    say_piece(&m);
+    for (uint32_t i = 10; i < 30; i++) {
+        say_claim(&m, i, 10, false, "meta", false);
+    }
+    merge(&w, 2, &m);
+    claim(&w, 5, 11, "news");
+    w.n_sent = 0;
+    live(&w, 2000, ((UINT64_C(1) << 20) - 1) << 10);
+    unsigned told = 0;
+    for (unsigned i = 0; i < w.n_sent; i++) {
+        struct wire_record r;
+        if (asks(&w.sent[i])) {
+            assert_false(holds(&w.sent[i], WIRE_CLAIM, 5, &r));
+            told++;
+        }
+    }
+    assert_in_range(told, 20, 80);
+    world_close(&w);
+}
+
 static void hearsay_when_ill(void **state)
 {
     (void)state;
@@ -1490,6 +1543,8 @@ int main(void)
         cmocka_unit_test(hearsay_is_asked),
         cmocka_unit_test(hearsay_of_the_silent),
         cmocka_unit_test(hearsay_is_paced),
+        cmocka_unit_test(hearsay_has_an_end),
+        cmocka_unit_test(hearsay_takes_no_news),
         cmocka_unit_test(hearsay_when_ill),
         cmocka_unit_test(hearsay_of_life),
         cmocka_unit_test(digests),

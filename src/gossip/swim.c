@@ -133,7 +133,7 @@ static void stalled(struct swim *s, uint64_t by)
         return;
     }
     suspect_shift(s, by);
-    s->ask_at = s->ask_at == NEVER ? NEVER : s->now + s->c.period_ms;
+    s->ask_at += s->ask_at == NEVER ? 0 : by;
     probe_void(s);
     health_add(s, 1);
 }

@@ -30,8 +30,8 @@
  * - What an exchange says against a member that is alive here is hearsay: maybe minutes old, from the other side of a
  *   partition, and about half of the members at once. So many suspicions would end before the words against them have
  *   come to all. It is a reason to ask: the member is pinged, with the accusation, until its new claim is here; at most
- *   `fanout` members every gossip_ms, as many as get messages of news. Who is silent to four pings, a period or more
- *   apart, is suspected as after a probe. Who is dead here and alive there is asked in the same way: after a partition
+ *   `fanout` members every gossip_ms, as many as get messages of news. Who makes none after four pings, a period or
+ *   more apart, is suspected, by us and by nobody else yet. Who is dead here and alive there is asked in the same way: after a partition
  *   everybody has to make a new claim, and so hears of it soon.
  *
  * Who is believed
@@ -48,7 +48,7 @@
  *   we hold a claim of, it is gossip's opinion and no more (the status of a node takes more than this), and the member
  *   takes it back with one signature. Only known members count as accusers, and whoever is said to be dead, but has not
  *   been suspected here for at least half of the shortest suspicion, is only suspected. Of what a full exchange says
- *   nobody becomes suspect who answers; a false one costs a ping and a claim of everybody whom it names.
+ *   nobody becomes suspect who makes a new claim; a false one costs a ping and that of everybody whom it names.
  *
  * What a driver does: one timer at swim_next(); datagrams in and out through seal.h; a full exchange, both ways, with a
  * manager when it starts, and with the member that SWIM_RETURNED or SWIM_DIFFERS names; swim_recheck (and seal_forget)
@@ -232,9 +232,9 @@ void swim_recheck(struct swim *s, uint64_t now);
  * be in it or not. 0 or SYM_EINVAL, SYM_ENOMEM: @out is unchanged. */
 int swim_export(const struct swim *s, uint32_t *cursor, size_t max, struct buf *out);
 /* Takes in a piece that @from exported, as if it had said all of that in datagrams; but those that are new here and
- * dead or gone there are left out, and those that are alive here and suspected or dead there are asked first. 0 or
- * SYM_EPROTO for bytes that are no piece (nothing is changed), SYM_EAUTH for one with a wrong signature (what stood
- * before it is taken in). */
+ * dead or gone there are left out, and those that are alive here and suspected or dead there, or dead here and alive
+ * there, are asked first. 0 or SYM_EPROTO for bytes that are no piece (nothing is changed), SYM_EAUTH for one with a
+ * wrong signature (what stood before it is taken in). */
 int swim_merge(struct swim *s, uint64_t now, const struct swim_id *from, const void *data, size_t n);
 
 /* False if there is no such member. One's own id is one. */

@@ -71,9 +71,9 @@ struct swim {
     struct chance chance;
     struct table table;
     struct queue queue;
-    uint32_t ask_pos; /* in table.seq: the next that may have to be asked */
-    bool ask_more;    /* somebody has a turn left in the next round */
-    unsigned limit;   /* of sends of a piece of news, for limit_n members */
+    uint32_t ask_next; /* the slot that may have to be asked next, */
+    uint32_t ask_left; /* and how many slots this round has yet to look at */
+    unsigned limit;    /* of sends of a piece of news, for limit_n members */
     uint32_t limit_n;
     struct due *due; /* all suspicions, a heap: the first to end is the first; NULL without any */
     uint32_t n_due, due_cap, suspected;

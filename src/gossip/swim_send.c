@@ -88,7 +88,9 @@ void send_message(struct swim *s, const struct wire_head *h, uint32_t slot, cons
     if (load.back && slot != NO_SLOT) {
         put_claim(&w, slot_of(s, slot));
     }
-    if (s->queue.n > 0) {
+    /* One that is dead here is asked on hearsay: what it is told would mostly be told to nobody. */
+    bool lost = load.accuse && slot_of(s, slot)->state == SWIM_DEAD;
+    if (s->queue.n > 0 && !lost) {
         put_news(s, &w, slot, load.own);
     }
     s->stats.sent++;
