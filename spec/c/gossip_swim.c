@@ -1332,6 +1332,24 @@ static void hearsay_has_an_end(void **state)
     }
 }
 
+/* Also by a process that is late for everything. */
+static void hearsay_when_late(void **state)
+{
+    (void)state;
+    struct world w;
+    struct swim_config c = world_config();
+    world_open(&w, &c, 6);
+    live(&w, 3000, 0);
+    w.n_sent = 0;
+    hear_dead(&w, 5, 5, 10);
+    for (unsigned i = 0; i < 40; i++) {
+        w.now = swim_next(w.s) + 121;
+        swim_tick(w.s, w.now);
+    }
+    assert_in_range(asked(&w, 5), 1, 4);
+    world_close(&w);
+}
+
 /* What has been heard is not told to those that are dead here: it would count as told. */
 static void hearsay_takes_no_news(void **state)
 {
@@ -1544,6 +1562,7 @@ int main(void)
         cmocka_unit_test(hearsay_of_the_silent),
         cmocka_unit_test(hearsay_is_paced),
         cmocka_unit_test(hearsay_has_an_end),
+        cmocka_unit_test(hearsay_when_late),
         cmocka_unit_test(hearsay_takes_no_news),
         cmocka_unit_test(hearsay_when_ill),
         cmocka_unit_test(hearsay_of_life),

@@ -31,8 +31,8 @@
  *   partition, and about half of the members at once. So many suspicions would end before the words against them have
  *   come to all. It is a reason to ask: the member is pinged, with the accusation, until its new claim is here; at most
  *   `fanout` members every gossip_ms, as many as get messages of news. Who makes none after four pings, a period or
- *   more apart, is suspected, by us and by nobody else yet. Who is dead here and alive there is asked in the same way: after a partition
- *   everybody has to make a new claim, and so hears of it soon.
+ *   more apart, is suspected, by us and by nobody else yet. Who is dead here and alive there is asked in the same way:
+ *   after a partition everybody has to make a new claim, and so hears of it soon.
  *
  * Who is believed
  *
