@@ -402,7 +402,8 @@ static void the_queue(void **state)
     }
     assert_int_equal(rv, SYM_EBUSY);
     while (answered < taken) {
-        assert_true(uv_run(&loop, UV_RUN_ONCE) != 0);
+        /* With the last of them nothing may be left on the loop. */
+        assert_true(uv_run(&loop, UV_RUN_ONCE) != 0 || answered == taken);
     }
     assert_int_equal(failed, taken);
     answered = 0;
